@@ -1,0 +1,1 @@
+"""The steps between the query and Iterable; main.py puts them together."""

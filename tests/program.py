@@ -1,0 +1,98 @@
+"""`python main.py` as tests run it: a process of its own, with a folder of its own for what it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.sandbox import SANDBOX_KEY
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Finished:
+    """A run that is over."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+    results: dict[str, Any]
+
+    def files(self, pattern: str) -> list[Path]:
+        return sorted(self.folder.glob(pattern))
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "iterable_integration.log").read_text()
+
+    def counts(self, kind: str) -> dict[str, int]:
+        return {name: number for name, number in self.results["counts"][kind].items() if number}
+
+
+class Program:
+    """`python main.py` with a folder of its own for what it writes."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.folder.mkdir(exist_ok=True)
+        self.env_file = folder.parent / "empty.env"  # so that a developer's own .env is not read
+        self.env_file.touch(0o600)
+        self.settings = {
+            "OUTPUT_DIR": str(folder),
+            "ITERABLE_API_KEY": SANDBOX_KEY,
+            "ITERABLE_BASE_URL": url,
+            "INITIAL_BACKOFF": "0.01",
+            "USER_SETTLE_SECONDS": "0",
+        }
+
+    def start(
+        self,
+        *arguments: str,
+        script: Path = ROOT / "main.py",
+        preexec_fn: Callable[[], None] | None = None,
+        **settings: str | None,
+    ) -> subprocess.Popen[str]:
+        chosen = {**self.settings, **settings}
+        environment = {name: value for name, value in chosen.items() if value is not None}
+        return subprocess.Popen(
+            [sys.executable, str(script), "--env-file", str(self.env_file), *arguments],
+            env={"PATH": os.environ["PATH"], **environment},
+            cwd=self.folder.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=preexec_fn,
+        )
+
+    def run(self, *arguments: str, script: Path = ROOT / "main.py", **settings: str | None) -> Finished:
+        return self.wait_for(self.start(*arguments, script=script, preexec_fn=None, **settings))
+
+    def wait_for(self, process: subprocess.Popen[str]) -> Finished:
+        out, err = process.communicate(timeout=60)
+        written = sorted(self.folder.glob("integration_results_*.json"))
+        results = json.loads(written[-1].read_text()) if written else {}
+        return Finished(process.returncode, out, err, self.folder, results)
+
+
+def make_table(path: Path, columns: str, rows: list[tuple[Any, ...]]) -> None:
+    """A database with one table, `rows`, for queries of our own."""
+    with sqlite3.connect(path) as database:
+        database.execute(f"CREATE TABLE rows ({columns})")
+        places = ",".join("?" * len(columns.split(",")))
+        database.executemany(f"INSERT INTO rows VALUES ({places})", rows)
+    database.close()
+
+
+def use_query(program: Program, sql: str) -> None:
+    path = program.folder.parent / "query.sql"
+    path.write_text(sql)
+    program.settings["QUERY_FILE"] = str(path)

@@ -1,0 +1,778 @@
+"""Whole deliveries to the stand-in: order, concurrency, when a run stops, and what is known of each record then."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timezone
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iterable_client import Failure, IterableClient
+from pipeline.delivery import (
+    GRACE_S,
+    MAX_BYTES_A_BATCH,
+    Breaker,
+    Delivery,
+    Mode,
+    Stop,
+    StopKind,
+    bulk_mode,
+    make_batches,
+    pause_until,
+    single_mode,
+)
+from pipeline.ledger import LEDGER_NAME, Kind, Ledger, Outcome, Record, Verdict, open_ledger
+from pipeline.payloads import Rules
+from pipeline.plan import MAX_RECORD_BYTES, Planner
+from pipeline.sandbox import SANDBOX_KEY, Fault, StandIn
+from pipeline.sending import BulkSender, Report, Sender, SingleSender
+
+ROOT = Path(__file__).parent.parent
+ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
+UPDATE, BULK_UPDATE = "/api/users/update", "/api/users/bulkUpdate"
+TRACK, TRACK_BULK = "/api/events/track", "/api/events/trackBulk"
+BAD_KEY = Fault(status=401, body=b'{"msg":"Invalid API key","code":"BadApiKey","params":null}')
+
+Rows = Sequence[tuple[str, str | None]]  # (e-mail, event id or None)
+
+
+def small_bulk(workers: int = 4, records_a_batch: int = 10) -> Mode:
+    """Bulk requests of few records, so that a test needs no thousands."""
+    endpoints = ("users/bulkUpdate", "events/trackBulk")
+    return Mode("bulk", workers, records_a_batch, MAX_BYTES_A_BATCH, True, endpoints)
+
+
+MODES = {"single": single_mode(4), "bulk": small_bulk()}
+each_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+
+
+# The harness ----------------------------------------------------------------------------------------------------------
+
+
+class Silence:
+    """A Progress that remembers what it was told."""
+
+    def __init__(
+        self, on_advance: Callable[[], None] = lambda: None, on_say: Callable[[], None] = lambda: None
+    ) -> None:
+        self.said: list[str] = []
+        self.totals: list[tuple[str, int]] = []
+        self.advanced = 0
+        self._on_advance = on_advance
+        self._on_say = on_say
+
+    def start(self, kind: Kind, total: int) -> None:
+        self.totals.append((kind.value, total))
+
+    def advance(self, count: int) -> None:
+        self.advanced += count
+        self._on_advance()
+
+    def finish(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+        self._on_say()
+
+
+class Clock:
+    """A clock that goes on by `step` each time the delivery looks at it; `now` is for whoever only reads it."""
+
+    def __init__(self, step: float) -> None:
+        self.now = 1000.0
+        self.step = step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+    def start(self) -> None:
+        self.step = 10.0
+
+
+@dataclass
+class Ran:
+    """A delivery that is over, every record with its outcome."""
+
+    stop: Stop | None
+    users: dict[str, int]
+    events: dict[str, int]
+    verdicts: list[Verdict]
+    progress: Silence
+    delivery: Delivery
+
+    @property
+    def stop_kind(self) -> StopKind | None:
+        return self.stop.kind if self.stop else None
+
+    def messages(self, outcome: Outcome) -> set[str]:
+        return {verdict.message for verdict in self.verdicts if verdict.outcome is outcome}
+
+
+@dataclass
+class Job:
+    """A folder with a ledger, and the address of an Iterable."""
+
+    folder: Path
+    url: str
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, rows: Rows, mode: Mode, *, sender: Callable[[IterableClient], Sender] | None = None,
+            settle_s: float = 0.0, interrupted: Callable[[], str | None] = lambda: None,
+            clock: Callable[[], float] = time.monotonic, progress: Silence | None = None,
+            before: Callable[[Ledger], None] = lambda ledger: None, max_retries: int = 3) -> Ran:  # fmt: skip
+        """One whole run over these rows. before: called when all is staged."""
+        self.stopping = threading.Event()
+        progress = progress or Silence()
+        client = IterableClient(
+            SANDBOX_KEY,
+            base_url=self.url,
+            max_retries=max_retries,
+            initial_backoff=0,
+            max_connections=mode.workers,
+            sleep=pause_until(self.stopping),
+        )
+        make_sender = sender or (BulkSender if mode.mixes_users else SingleSender)
+        try:
+            with open_ledger(self.folder, "project", now=0, lasting=True) as ledger:
+                stage(ledger, rows)
+                before(ledger)
+                delivery = Delivery(
+                    ledger,
+                    make_sender(client),
+                    mode,
+                    settle_s=settle_s,
+                    stopping=self.stopping,
+                    interrupted=interrupted,
+                    progress=progress,
+                    clock=clock,
+                )
+                stop = delivery.run()
+                ledger.note_not_attempted("not attempted")
+                ledger.commit()
+                users, events = (shown(ledger.count_outcomes()[kind]) for kind in Kind)
+                return Ran(stop, users, events, list(ledger.verdicts()), progress, delivery)
+        finally:
+            client.session.close()
+
+
+def stage(ledger: Ledger, rows: Rows) -> None:
+    users = [make_record(ledger, Kind.USER, row, email, {}) for row, (email, _) in enumerate(rows, 1)]
+    events = [
+        make_record(ledger, Kind.EVENT, row, email, {"eventName": "visit", "id": event_id, "createdAt": row})
+        for row, (email, event_id) in enumerate(rows, 1)
+        if event_id is not None
+    ]
+    ledger.stage_users(users)
+    ledger.stage_events(events)
+    ledger.finish_staging(skip_unchanged=True)
+
+
+def make_record(ledger: Ledger, kind: Kind, row: int, email: str, content: dict[str, Any]) -> Record:
+    payload = json.dumps({"email": email, **content, "dataFields": {}}).encode()
+    key = ledger.user_key(email)
+    if kind is Kind.EVENT:
+        key = ledger.event_key(key, content["id"])
+    return Record(kind, row, email, key, ledger.hash(payload, 16), payload)
+
+
+def shown(counts: dict[Outcome, int]) -> dict[str, int]:
+    return {outcome.value: count for outcome, count in counts.items() if count}
+
+
+def some_users(count: int) -> Rows:
+    return [(f"{number}@example.com", None) for number in range(1, count + 1)]
+
+
+def some_events(count: int, users: int = 10) -> Rows:
+    """Events of some users in turn, with ids in the order of rows."""
+    return [(f"{number % users}@example.com", f"e{number:04d}") for number in range(1, count + 1)]
+
+
+@pytest.fixture
+def iterable() -> Iterator[StandIn]:
+    with StandIn(limits=None) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def job(tmp_path: Path, iterable: StandIn) -> Job:
+    return Job(tmp_path, iterable.url)
+
+
+def requests_of(stand_in: StandIn, path: str) -> list[Any]:
+    return [request for request in stand_in.project.requests if request.path == path]
+
+
+def records_in(body: bytes) -> list[dict[str, Any]]:
+    content = json.loads(body)
+    records: list[dict[str, Any]] = content.get("users") or content.get("events") or [content]
+    return records
+
+
+# Delivering -----------------------------------------------------------------------------------------------------------
+
+
+@each_mode
+def test_users_come_first_then_their_events_and_a_second_run_sends_nothing(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    rows = some_events(60)
+    ran = job.run(rows, mode)
+    assert (ran.stop, ran.users, ran.events) == (None, {"delivered": 10}, {"delivered": 60})
+    assert (ran.progress.totals, ran.progress.advanced) == ([("user", 10), ("event", 60)], 70)
+    paths = [request.path for request in iterable.project.requests]
+    assert [path for path, _ in groupby(paths)] == ["/api/" + name for name in mode.endpoints]
+    assert sorted(iterable.project.events) == [event_id for _, event_id in rows]
+    iterable.project.requests.clear()
+    ran = job.run(rows, mode)
+    assert (ran.stop, ran.users, ran.events) == (None, {"unchanged": 10}, {"unchanged": 60})
+    assert iterable.project.requests == []
+
+
+@each_mode
+def test_nothing_to_send_is_no_request_and_no_progress(job: Job, iterable: StandIn, mode: Mode) -> None:
+    ran = job.run([], mode)
+    assert (ran.stop, ran.users, ran.events, ran.progress.totals) == (None, {}, {}, [])
+    assert iterable.project.requests == []
+
+
+def test_dropped_and_created_fields_are_known_after_the_run(job: Job, iterable: StandIn) -> None:
+    iterable.project.dropped_fields.add("age")
+    payload = b'{"email":"ada@example.com","dataFields":{"age":7,"plan":"pro"}}'
+
+    def change(ledger: Ledger) -> None:
+        ledger.stage_users([Record(Kind.USER, 1, ADA, ledger.user_key(ADA), b"f" * 16, payload)])
+
+    delivery = job.run([(ADA, None)], MODES["bulk"], before=change).delivery
+    assert (delivery.filtered_out_fields, delivery.created_fields) == ({"age"}, {"plan"})
+
+
+# Order and concurrency ------------------------------------------------------------------------------------------------
+
+
+@each_mode
+def test_events_of_one_user_stay_in_order_and_are_never_in_two_requests_at_once(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    iterable.latency_s = 0.01
+    rows = [(ADA, f"a{number:04d}") for number in range(45)]
+    rows += [(f"{number % 9}@example.com", f"e{number:04d}") for number in range(90)]
+    ran = job.run(rows, mode)
+    assert ran.events == {"delivered": 135}
+    under_way: dict[str, float] = {}  # user -> when the answer of their last request left
+    arrivals = []
+    for request in requests_of(iterable, f"/api/{mode.endpoints[1]}"):
+        arrivals.append(request.time)
+        for email in {each["email"] for each in records_in(request.body)}:
+            assert request.time >= under_way.get(email, 0.0)
+            under_way[email] = request.time + iterable.latency_s
+    assert any(later - earlier < iterable.latency_s / 2 for earlier, later in pairwise(arrivals))
+    order = iterable.project.event_order
+    assert len(order) == 135
+    for email in {email for email, _ in rows}:
+        ids = [event_id for who, event_id in rows if who == email]
+        assert [event_id for event_id in order if event_id in set(ids)] == ids
+
+
+@each_mode
+def test_first_batch_goes_alone_until_iterable_has_answered(job: Job, iterable: StandIn, mode: Mode) -> None:
+    iterable.latency_s = 0.05
+    job.run(some_users(40), mode)
+    first, *others = (request.time for request in iterable.project.requests)
+    assert others[0] - first >= 0.05
+    assert others[1] - others[0] < 0.025
+
+
+class Counting:
+    """A Sender that delivers everything, and counts how much was read from the ledger and not yet sent."""
+
+    def __init__(self) -> None:
+        self.read = self.sent = self.most = 0
+        self._lock = threading.Lock()
+
+    def watch(self, records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            with self._lock:
+                self.read += 1
+                self.most = max(self.most, self.read - self.sent)
+            yield record
+
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]:
+        with self._lock:
+            self.sent += len(records)
+        yield Report(delivered=records)
+
+
+class WatchedLedger(Ledger):
+    """A ledger whose pending events are counted as they are taken."""
+
+    counting: Counting
+
+    def pending_events(self) -> Iterator[Record]:
+        return self.counting.watch(super().pending_events())
+
+
+@pytest.mark.parametrize(("mode", "most"), [(single_mode(2), (2 * 2 + 1) * 20), (small_bulk(2), (2 * 2 + 1) * 10)])
+def test_no_more_is_read_ahead_than_two_batches_a_worker(job: Job, mode: Mode, most: int) -> None:
+    counting = Counting()
+
+    def watch(ledger: Ledger) -> None:
+        ledger.__class__ = WatchedLedger
+        ledger.counting = counting  # type: ignore[attr-defined]
+
+    assert job.run(some_events(3000, 30), mode, sender=lambda client: counting, before=watch).events == {
+        "delivered": 3000
+    }
+    assert counting.read == 3000
+    assert counting.most <= most + 1
+
+
+SIZES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40)
+
+
+def sized_records(sizes: list[tuple[int, int]]) -> list[Record]:
+    """(user, size of the payload) pairs, grouped by user -> records."""
+    ordered = sorted(sizes, key=lambda each: each[0])
+    return [Record(Kind.EVENT, row, str(who), b"", b"", b"x" * size) for row, (who, size) in enumerate(ordered, 1)]
+
+
+@given(sizes=SIZES, most=st.integers(1, 8), max_bytes=st.integers(13, 40), mixes=st.booleans())
+def test_batches_keep_all_records_in_order_within_the_limits_and_cut_a_user_only_where_one_fills_a_batch(
+    sizes: list[tuple[int, int]], most: int, max_bytes: int, mixes: bool
+) -> None:
+    records = sized_records(sizes)
+    batches = list(make_batches(records, Mode("", 1, most, max_bytes, mixes, ("", ""))))
+    assert [record for batch in batches for record in batch] == records
+    for batch in batches:
+        assert 1 <= len(batch) <= most
+        assert sum(len(record.payload) + 1 for record in batch) <= max_bytes
+        assert mixes or len({record.identity for record in batch}) == 1
+    for batch, after in pairwise(batches):
+        if batch[-1].identity == after[0].identity:
+            assert {record.identity for record in batch} == {after[0].identity}
+            size = sum(len(record.payload) + 1 for record in (*batch, after[0]))
+            assert len(batch) == most or size > max_bytes
+
+
+def test_record_larger_than_a_batch_travels_alone_and_its_neighbours_together() -> None:
+    records = sized_records([(0, 5), (1, 99), (2, 5), (3, 5)])
+    batches = make_batches(records, Mode("", 1, 10, 20, True, ("", "")))
+    assert [[record.row for record in batch] for batch in batches] == [[1], [2], [3, 4]]
+
+
+RULES = Rules(
+    by_user_id=False,
+    identity_column="email",
+    user_fields=(("notes", "notes"),),
+    event_fields=(("text", "text"),),
+    event_name="visit",
+    zone=timezone.utc,
+    clear_nulls=False,
+    latest_s=2e9,
+)
+
+
+@pytest.mark.parametrize("mode", [bulk_mode(None), single_mode(2)], ids=["bulk", "single"])
+def test_record_too_large_for_any_request_is_rejected_and_its_neighbours_delivered(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    def plan(ledger: Ledger) -> None:
+        rows = [
+            {"email": email, "notes": notes, "text": text, "event_time": 1768293912}
+            for email, notes, text in (
+                (ADA, "short", "x" * MAX_RECORD_BYTES),
+                (BOB, "x" * MAX_RECORD_BYTES, "short"),
+                (CY, "x" * 3_400_000, "short"),
+            )
+        ]
+        assert len(list(Planner(ledger, RULES).watch(rows))) == 3
+        ledger.finish_staging(skip_unchanged=True)
+
+    iterable.project.unknown_users = "accept"
+    ran = job.run([], mode, before=plan)
+    delivered_and_one_rejected = {"delivered": 2, "rejected": 1}
+    assert (ran.stop, ran.users, ran.events) == (None, delivered_and_one_rejected, delivered_and_one_rejected)
+    assert sorted(iterable.project.users) == [ADA, CY]
+    assert sorted(event["email"] for event in iterable.project.events.values()) == [BOB, CY]
+    assert {(verdict.kind, verdict.row, verdict.code, verdict.attempts) for verdict in ran.verdicts} == {
+        (Kind.EVENT, 1, "InvalidRecord", 0),
+        (Kind.USER, 2, "InvalidRecord", 0),
+    }
+    sizes = [len(request.body) for request in iterable.project.requests]
+    assert max(sizes) <= MAX_BYTES_A_BATCH
+
+
+# When a run stops -----------------------------------------------------------------------------------------------------
+
+OUT, NO_AUTH, NO_JSON = Failure.UNACKNOWLEDGED, Failure.UNAUTHORIZED, Failure.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("failures", "kind"),
+    [
+        ([OUT] * 4, None),
+        ([OUT] * 5, StopKind.OUTAGE),
+        ([OUT] * 4 + [None] + [OUT] * 4, None),
+        ([OUT] * 4 + [Failure.REJECTED] + [OUT] * 4, None),
+        ([OUT] * 4 + [Failure.ABANDONED, OUT], StopKind.OUTAGE),
+        ([NO_AUTH] * 2, None),
+        ([NO_AUTH] * 3, StopKind.CREDENTIALS),
+        ([NO_AUTH, None] * 3, None),
+        ([NO_JSON] * 2, None),
+        ([NO_JSON] * 3, StopKind.NOT_ITERABLE),
+        ([NO_JSON, NO_AUTH] * 3, None),
+        ([Failure.REJECTED] * 1000, None),
+        ([Failure.ABANDONED] * 10, None),
+        ([None, Failure.BAD_API_KEY], StopKind.CREDENTIALS),
+        ([None, Failure.REDIRECTED], StopKind.NOT_ITERABLE),
+        ([None, Failure.BAD_CERTIFICATE], StopKind.NOT_ITERABLE),
+        ([None, Failure.THROTTLED], StopKind.OUTAGE),
+    ],
+)
+def test_breaker_stops_at_the_last_failure_and_not_before(
+    failures: list[Failure | None], kind: StopKind | None
+) -> None:
+    breaker = Breaker()
+    *before, last = [breaker.judge(failure, "why.") for failure in failures]
+    assert before == [None] * len(before)
+    assert (last.kind if last else None) is kind
+    assert last is None or last.message.startswith("why.")
+
+
+HTML = Fault(status=200, body=b"<html>Welcome to our hotel</html>")
+FORBIDDEN = Fault(status=403, body=b'{"msg":"no","code":"Forbidden"}')
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "requests", "outcome", "records"),
+    [
+        (BAD_KEY, StopKind.CREDENTIALS, 1, "rejected", 1),
+        (FORBIDDEN, StopKind.CREDENTIALS, 3, "rejected", 3),
+        (HTML, StopKind.NOT_ITERABLE, 3, "unacknowledged", 3),
+        (Fault(status=302, headers={"Location": "/"}), StopKind.NOT_ITERABLE, 1, "unacknowledged", 1),
+        (Fault(status=429, headers={"Retry-After": "3600"}), StopKind.OUTAGE, 1, "unacknowledged", 1),
+        (Fault(status=503), StopKind.OUTAGE, 15, "unacknowledged", 5),
+        (Fault(disconnect=True), StopKind.OUTAGE, 15, "unacknowledged", 5),
+    ],
+)
+@each_mode
+def test_iterable_that_never_takes_anything_stops_the_run_after_few_requests(
+    job: Job, iterable: StandIn, mode: Mode, fault: Fault, kind: StopKind, requests: int, outcome: str, records: int
+) -> None:
+    fault = iterable.inject(Fault(status=fault.status, headers=fault.headers, body=fault.body,
+                                  disconnect=fault.disconnect))  # fmt: skip
+    ran = job.run(some_users(500), mode)
+    a_batch = 10 if mode.mixes_users else 1
+    assert ran.stop_kind is kind
+    assert ran.users == {outcome: records * a_batch, "not_attempted": 500 - records * a_batch}
+    assert fault.matched == requests
+
+
+@each_mode
+def test_wrong_key_costs_one_request_also_where_one_user_has_all_the_events(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    rows = [(ADA, f"e{number}") for number in range(100)]
+    job.run([(ADA, None)], mode)
+    iterable.project.api_key = "another key"
+    iterable.project.requests.clear()
+    ran = job.run(rows, mode)
+    assert ran.stop_kind is StopKind.CREDENTIALS
+    a_batch = 10 if mode.mixes_users else 1
+    assert ran.events == {"rejected": a_batch, "not_attempted": 100 - a_batch}
+    assert [request.status for request in iterable.project.requests] == [401]
+
+
+def test_server_that_always_answers_500_is_an_outage_after_few_halves(job: Job, iterable: StandIn) -> None:
+    fault = iterable.inject(Fault(status=500, body=b'{"msg":"","code":"GenericError"}'))
+    ran = job.run(some_users(1000), bulk_mode(None))
+    assert ran.stop_kind is StopKind.OUTAGE
+    assert ran.users == {"unacknowledged": 1000}
+    assert 5 * 3 <= fault.matched <= 7 * 3  # the worker may begin two more while the fifth failure is judged
+
+
+@pytest.mark.parametrize("status", [400, 409, 413])
+def test_server_that_refuses_every_batch_gets_a_bounded_number_of_requests(
+    job: Job, iterable: StandIn, status: int
+) -> None:
+    fault = iterable.inject(Fault(status=status, body=b'{"msg":"no","code":"BadParams"}'))
+    ran = job.run(some_users(2000), small_bulk(workers=1, records_a_batch=200))
+    assert (ran.stop, ran.users) == (None, {"rejected": 2000})
+    assert fault.matched == 127 + 63 + 31 + 15 + 6 * 7
+
+
+def test_closed_port_is_an_outage(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    ran = Job(tmp_path, f"http://127.0.0.1:{port}").run(some_users(20), MODES["single"])
+    assert (ran.stop_kind, ran.users) == (StopKind.OUTAGE, {"unacknowledged": 5, "not_attempted": 15})
+
+
+def test_four_failures_then_a_success_then_four_more_are_no_outage(job: Job, iterable: StandIn) -> None:
+    iterable.inject(Fault(status=503, skip=0, times=4))
+    iterable.inject(Fault(status=503, skip=1, times=4))
+    ran = job.run(some_users(12), single_mode(1), max_retries=1)
+    assert (ran.stop, ran.users) == (None, {"delivered": 4, "unacknowledged": 8})
+
+
+def test_what_was_delivered_before_an_outage_is_not_sent_by_the_next_run(job: Job, iterable: StandIn) -> None:
+    iterable.inject(Fault(status=503, skip=7))
+    first = job.run(some_users(30), single_mode(1))
+    assert (first.stop_kind, first.users["delivered"]) == (StopKind.OUTAGE, 7)
+    assert first.users["unacknowledged"] in (5, 6)  # the worker may begin another one while the fifth is judged
+    iterable.clear_faults()
+    second = job.run(some_users(30), single_mode(1))
+    assert (second.stop, second.users) == (None, {"unchanged": 7, "delivered": 23})
+    assert set(iterable.project.user_updates.values()) == {1}
+
+
+# Users that Iterable does not know yet --------------------------------------------------------------------------------
+
+
+def hold_back(tmp_path: Path, mode: Mode, rows: Rows, settle_s: float, visible_after_s: float) -> tuple[Ran, StandIn]:
+    """A run whose clock stands still until it waits, and an Iterable that finds new users after visible_after_s."""
+    clock = Clock(0.0)
+    stand_in = StandIn(limits=None, visible_after_s=visible_after_s, clock=lambda: clock.now)
+    with stand_in:
+        progress = Silence(on_say=clock.start)
+        return Job(tmp_path, stand_in.url).run(rows, mode, settle_s=settle_s, clock=clock, progress=progress), stand_in
+
+
+@each_mode
+def test_events_of_new_users_wait_until_iterable_knows_them(tmp_path: Path, mode: Mode) -> None:
+    ran, stand_in = hold_back(tmp_path, mode, some_events(15, 3), settle_s=60, visible_after_s=50)
+    assert (ran.stop, ran.users, ran.events) == (None, {"delivered": 3}, {"delivered": 15})
+    assert ran.progress.said == [
+        "15 events were refused because Iterable does not know their user (yet); they are tried once more in 60 s."
+    ]
+    updated = max(request.time for request in requests_of(stand_in, f"/api/{mode.endpoints[0]}"))
+    times = [request.time for request in requests_of(stand_in, f"/api/{mode.endpoints[1]}")]
+    second_try = times[len(times) // 2 :]
+    assert updated + 60 <= min(second_try) <= updated + 80
+    for number in range(3):
+        ids = [event_id for event_id in stand_in.project.event_order if int(event_id[1:]) % 3 == number]
+        assert ids == sorted(ids)
+
+
+@each_mode
+def test_events_of_users_that_stay_unknown_are_rejected_after_a_second_try(tmp_path: Path, mode: Mode) -> None:
+    ran, stand_in = hold_back(tmp_path, mode, some_events(15, 3), settle_s=60, visible_after_s=1e9)
+    assert (ran.stop, ran.users, ran.events) == (None, {"delivered": 3}, {"rejected": 15})
+    tried = [each["id"] for request in requests_of(stand_in, f"/api/{mode.endpoints[1]}")
+             for each in records_in(request.body)]  # fmt: skip
+    assert Counter(tried) == dict.fromkeys((f"e{number:04d}" for number in range(1, 16)), 2)
+    assert {verdict.code for verdict in ran.verdicts} <= {"notFoundEmails", "UnknownEmailError"}
+
+
+@each_mode
+def test_nobody_waits_where_no_event_was_refused(job: Job, mode: Mode) -> None:
+    ran = job.run(some_events(15, 3), mode, settle_s=3600)
+    assert (ran.events, ran.progress.said) == ({"delivered": 15}, [])
+
+
+@each_mode
+def test_nobody_waits_where_no_user_was_updated(job: Job, iterable: StandIn, mode: Mode) -> None:
+    job.run([(ADA, None)], mode)
+    iterable.project.users.clear()
+    ran = job.run([(ADA, "e1")], mode, settle_s=3600)
+    assert (ran.users, ran.events) == ({"unchanged": 1}, {"rejected": 1})
+    assert ran.progress.said == [
+        "1 events were refused because Iterable does not know their user (yet); they are tried once more in 0 s."
+    ]
+
+
+@each_mode
+def test_run_interrupted_while_events_are_held_leaves_them_to_the_next_run(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    iterable.project.visible_after_s = 1e9
+    progress = Silence()
+    rows = some_events(15, 3)
+    ran = job.run(
+        rows, mode, settle_s=3600, progress=progress, interrupted=lambda: "SIGTERM" if progress.said else None
+    )
+    assert (ran.stop_kind, ran.users, ran.events) == (
+        StopKind.INTERRUPTED,
+        {"delivered": 3},
+        {"unacknowledged": 15},
+    )
+    iterable.project.visible_after_s = 0
+    iterable.project._visible_at.clear()
+    assert job.run(rows, mode).events == {"delivered": 15}
+
+
+# Interruption ---------------------------------------------------------------------------------------------------------
+
+
+@each_mode
+def test_interrupted_run_takes_in_what_is_under_way_and_begins_nothing_new(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    iterable.latency_s = 0.1
+    rows = some_users(400)
+    ran = job.run(rows, mode, interrupted=lambda: "SIGINT" if len(iterable.project.requests) > 4 else None)
+    assert ran.stop == Stop(StopKind.INTERRUPTED, "The run was interrupted by SIGINT.")
+    reached = len(iterable.project.users)
+    assert 4 < reached < 400
+    assert ran.users == {"delivered": reached, "not_attempted": 400 - reached}
+    iterable.latency_s = 0.0
+    assert job.run(rows, mode).users == {"unchanged": reached, "delivered": 400 - reached}
+    assert set(iterable.project.user_updates.values()) == {1}
+
+
+@pytest.mark.parametrize(("mode", "sent"), [(single_mode(2), 2), (small_bulk(2), 20)], ids=["single", "bulk"])
+def test_interrupted_run_ends_within_its_grace_where_no_answer_comes(
+    job: Job, iterable: StandIn, mode: Mode, sent: int
+) -> None:
+    fault = iterable.inject(Fault(skip=1, latency_s=3600))
+    before = time.monotonic()
+    ran = job.run(
+        some_users(100), mode, clock=Clock(1.0), interrupted=lambda: "SIGTERM" if fault.matched == 3 else None
+    )
+    assert time.monotonic() - before < GRACE_S
+    assert ran.stop == Stop(StopKind.INTERRUPTED, "The run was interrupted by SIGTERM.")
+    first = sent // 2
+    assert ran.users == {"delivered": first, "unacknowledged": sent, "not_attempted": 100 - first - sent}
+    assert ran.messages(Outcome.UNACKNOWLEDGED) == {"No answer came within 5 s after the run was stopped."}
+    assert fault.matched == 3
+
+
+def test_interrupted_run_leaves_the_later_events_of_a_turn_unattempted(job: Job, iterable: StandIn) -> None:
+    fault = iterable.inject(Fault(path=TRACK, skip=2, latency_s=3600))
+    rows = [(ADA, f"e{number}") for number in range(10)]
+    ran = job.run(rows, single_mode(2), clock=Clock(1.0), interrupted=lambda: "SIGTERM" if fault.matched == 3 else None)
+    assert ran.events == {"delivered": 2, "unacknowledged": 1, "not_attempted": 7}
+
+
+# Bugs, and a ledger that can't be written -----------------------------------------------------------------------------
+
+
+class Bug(Exception):
+    pass
+
+
+class Buggy:
+    """A Sender with a bug in its third batch, of which the other batches know nothing."""
+
+    def __init__(self) -> None:
+        self.batches = self.delivered = 0
+        self._lock = threading.Lock()
+
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]:
+        with self._lock:
+            self.batches += 1
+            if self.batches == 3:
+                raise Bug
+            self.delivered += len(records)
+        yield Report(delivered=records)
+
+
+@each_mode
+def test_bug_in_a_sender_reaches_the_caller_and_what_was_delivered_is_known(job: Job, mode: Mode) -> None:
+    buggy = Buggy()
+    with pytest.raises(Bug):
+        job.run(some_users(100), mode, sender=lambda client: buggy)
+    assert job.stopping.is_set()
+    gc.collect()  # the traceback holds a cursor, and so the ledger
+    ran = job.run(some_users(100), mode, sender=lambda client: Counting())
+    assert ran.users == {"unchanged": buggy.delivered, "delivered": 100 - buggy.delivered}
+    assert buggy.delivered >= (20 if mode.mixes_users else 2)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond this: writing more fails like on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@each_mode
+def test_ledger_that_cannot_be_written_stops_the_run_and_loses_nothing_that_is_known(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    iterable.latency_s = 0.005
+    rows = some_users(3000)
+    clock = Clock(1.0)  # so that it commits at each look, until it stops
+    with file_size_limit(40_000):
+        ran = job.run(rows, mode, clock=lambda: clock.now if job.stopping.is_set() else clock())
+    reached = len(iterable.project.users)
+    assert ran.stop_kind is StopKind.OUTAGE
+    assert ran.stop is not None
+    assert ran.stop.message.startswith("The ledger can't be written (")
+    assert 0 < reached < 3000
+    assert ran.users == {"delivered": reached, "not_attempted": 3000 - reached}
+    ran = job.run(rows, mode)
+    assert (ran.stop, sum(ran.users.values())) == (None, 3000)
+    assert ran.users["unchanged"] > 0
+
+
+# A run that is killed -------------------------------------------------------------------------------------------------
+
+KILLED_ROWS = some_events(600, 40)
+
+
+def child_main(folder: str, url: str, mode: str) -> None:
+    """A run that tells each step on stdout, and commits at each."""
+    Job(Path(folder), url).run(
+        KILLED_ROWS, MODES[mode], clock=Clock(1.0), progress=Silence(lambda: print("step", flush=True))
+    )
+
+
+def committed(folder: Path) -> int:
+    database = sqlite3.connect(folder / LEDGER_NAME)
+    (count,) = database.execute("SELECT count(*) FROM accepted").fetchone()
+    database.close()
+    return int(count)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_run_after_a_kill_completes_it_without_sending_what_was_committed(
+    job: Job, iterable: StandIn, mode: str, share: float
+) -> None:
+    steps = {"single": 640, "bulk": 64}[mode]
+    script = f"from tests.test_delivery import child_main; child_main({str(job.folder)!r}, {job.url!r}, {mode!r})"
+    iterable.latency_s = 0.002
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(int(share * steps)):
+            assert process.stdout.readline() == b"step\n"
+        process.kill()
+    iterable.latency_s = 0.0
+    sent_before = iterable.project.event_sends.copy()
+    known = committed(job.folder)
+    assert 0 < known < 640
+    ran = job.run(KILLED_ROWS, MODES[mode])
+    everything = Counter(ran.users) + Counter(ran.events)
+    assert (ran.stop, everything) == (None, {"unchanged": known, "delivered": 640 - known})
+    ids = [str(event_id) for _, event_id in KILLED_ROWS]
+    assert sorted(iterable.project.events) == ids
+    assert sorted(iterable.project.event_order) == ids
+    again = [event_id for event_id in ids if iterable.project.event_sends[event_id] > sent_before[event_id]]
+    assert len(again) == ran.events["delivered"]
+    assert max(iterable.project.event_sends.values()) <= 2

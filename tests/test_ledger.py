@@ -1,0 +1,652 @@
+"""The ledger on real files: what enters it, what it forgets, who may hold it, and the stage of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.ledger import (
+    KEEP_DAYS,
+    LEDGER_NAME,
+    REFRESH_DAYS,
+    Kind,
+    Ledger,
+    LedgerBusyError,
+    LedgerError,
+    Outcome,
+    Record,
+    Verdict,
+    open_ledger,
+)
+
+ROOT = Path(__file__).parent.parent
+DAY_S = 86_400
+TODAY = 20_000  # days since 1970
+PROJECT = "https://api.iterable.com\nkey-of-this-project"
+ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
+
+posix_only = pytest.mark.skipif(os.name == "nt", reason="modes, links and SIGKILL are POSIX")
+
+
+def opened(folder: Path, *, project: str = PROJECT, day: int = TODAY, **options: Any) -> AbstractContextManager[Ledger]:
+    return open_ledger(folder, project, now=day * DAY_S, **{"lasting": True, **options})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with opened(tmp_path) as opened_ledger:
+        yield opened_ledger
+
+
+def user(ledger: Ledger, row: int, email: str = ADA, plan: str = "pro") -> Record:
+    payload = json.dumps({"email": email, "dataFields": {"plan": plan}}).encode()
+    return Record(Kind.USER, row, email, ledger.user_key(email), ledger.hash(payload, 16), payload)
+
+
+def event(ledger: Ledger, row: int, event_id: str, email: str = ADA, page: str = "pricing") -> Record:
+    payload = json.dumps({"email": email, "eventName": "visit", "id": event_id, "dataFields": {"page": page}}).encode()
+    key = ledger.event_key(ledger.user_key(email), event_id)
+    return Record(Kind.EVENT, row, email, key, ledger.hash(payload, 16), payload)
+
+
+def rejected(kind: Kind, row: int, email: str | None = ADA, outcome: Outcome = Outcome.REJECTED) -> Verdict:
+    return Verdict(kind, row, email, outcome, 400, "BadParams", "refused", 1)
+
+
+def stage(ledger: Ledger, *records: Record, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
+    ledger.stage_users([record for record in records if record.kind is Kind.USER])
+    ledger.stage_events([record for record in records if record.kind is Kind.EVENT])
+    ledger.finish_staging(skip_unchanged=skip_unchanged, ids_are_given=ids_are_given)
+
+
+def pending(ledger: Ledger) -> list[Record]:
+    return [*ledger.pending_users(), *ledger.pending_events()]
+
+
+def shown(records: Sequence[Record]) -> list[str]:
+    """user ada@example.com row 1: pro"""
+    told = []
+    for record in records:
+        content = json.loads(record.payload)
+        value = content.get("id") or content["dataFields"]["plan"]
+        told.append(f"{record.kind.value} {record.identity} row {record.row}: {value}")
+    return told
+
+
+def run(folder: Path, *rows: tuple[str, str, str | None], skip_unchanged: bool = True, **options: Any) -> list[str]:
+    """A whole run over rows of (email, plan, event id), in which Iterable takes everything -> what was sent."""
+    with opened(folder, **options) as ledger:
+        users = [user(ledger, row, email, plan) for row, (email, plan, _) in enumerate(rows, 1)]
+        events = [event(ledger, row, name, email) for row, (email, _, name) in enumerate(rows, 1) if name]
+        stage(ledger, *users, *events, skip_unchanged=skip_unchanged)
+        records = pending(ledger)
+        ledger.accept(records)
+        ledger.refresh()
+        ledger.commit()
+        return shown(records)
+
+
+# What enters the ledger -----------------------------------------------------------------------------------------------
+
+
+def test_second_run_over_the_same_rows_sends_nothing(tmp_path: Path) -> None:
+    rows = [(ADA, "pro", "e1"), (ADA, "pro", "e2"), (BOB, "free", "e3")]
+    assert run(tmp_path, *rows) == [
+        "user ada@example.com row 2: pro",
+        "user bob@example.com row 3: free",
+        "event ada@example.com row 1: e1",
+        "event ada@example.com row 2: e2",
+        "event bob@example.com row 3: e3",
+    ]
+    assert run(tmp_path, *rows) == []
+
+
+def test_user_who_changes_and_changes_back_is_sent_three_times(tmp_path: Path) -> None:
+    sent = [run(tmp_path, (ADA, plan, None)) for plan in ("pro", "free", "pro", "pro")]
+    assert sent == [
+        ["user ada@example.com row 1: pro"],
+        ["user ada@example.com row 1: free"],
+        ["user ada@example.com row 1: pro"],
+        [],
+    ]
+
+
+def test_event_is_sent_once_ever_and_a_new_one_beside_it_alone(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", "e1"))
+    assert run(tmp_path, (ADA, "pro", "e1"), (ADA, "pro", "e2")) == ["event ada@example.com row 2: e2"]
+    assert run(tmp_path, (ADA, "pro", "e2"), (ADA, "pro", "e1")) == []
+
+
+def test_event_whose_content_changed_under_its_id_is_sent_again(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", "e1"))
+    with opened(tmp_path) as ledger:
+        stage(ledger, user(ledger, 1), event(ledger, 1, "e1", page="home"))
+        assert shown(pending(ledger)) == ["event ada@example.com row 1: e1"]
+
+
+def test_full_run_sends_everything_again(tmp_path: Path) -> None:
+    first = run(tmp_path, (ADA, "pro", "e1"))
+    assert run(tmp_path, (ADA, "pro", "e1"), skip_unchanged=False) == first
+
+
+def test_what_was_not_accepted_is_offered_again(tmp_path: Path) -> None:
+    def offer(ledger: Ledger) -> list[str]:
+        stage(ledger, *[user(ledger, row, f"{row}@example.com") for row in range(1, 7)])
+        return [record.identity for record in ledger.pending_users()]
+
+    with opened(tmp_path) as ledger:
+        offer(ledger)
+        ledger.accept([user(ledger, 1, "1@example.com")])
+        ledger.note([rejected(Kind.USER, 2), rejected(Kind.USER, 3, outcome=Outcome.UNACKNOWLEDGED)])
+        ledger.hold([rejected(Kind.USER, 4)])
+        ledger.give_up_held()
+        ledger.note_not_attempted("the run stopped")
+        ledger.commit()
+        assert ledger.count_outcomes()[Kind.USER] == {
+            Outcome.DELIVERED: 1,
+            Outcome.UNCHANGED: 0,
+            Outcome.REJECTED: 1,
+            Outcome.UNACKNOWLEDGED: 2,
+            Outcome.NOT_ATTEMPTED: 2,
+        }
+    with opened(tmp_path) as ledger:
+        assert offer(ledger) == [f"{row}@example.com" for row in range(2, 7)]
+
+
+def break_off(folder: Path) -> None:
+    with opened(folder) as ledger:
+        stage(ledger, user(ledger, 1, ADA), user(ledger, 2, BOB))
+        ledger.accept([user(ledger, 1, ADA)])
+        ledger.commit()
+        ledger.accept([user(ledger, 2, BOB)])
+        raise InterruptedError
+
+
+def test_run_that_breaks_off_keeps_what_was_committed_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        break_off(tmp_path)
+    assert run(tmp_path, (ADA, "pro", None), (BOB, "pro", None)) == ["user bob@example.com row 2: pro"]
+
+
+def test_two_projects_share_the_file_and_nothing_in_it(tmp_path: Path) -> None:
+    first = run(tmp_path, (ADA, "pro", "e1"))
+    assert run(tmp_path, (ADA, "pro", "e1"), project="https://api.eu.iterable.com\nanother-key") == first
+    assert run(tmp_path, (ADA, "pro", "e1")) == []
+
+
+def test_ledger_without_a_file_lasts_for_its_run_only(tmp_path: Path) -> None:
+    first = run(tmp_path, (ADA, "pro", "e1"), lasting=False)
+    assert run(tmp_path, (ADA, "pro", "e1"), lasting=False) == first
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_hold_hashes_only(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        records = [user(ledger, 1, ADA, "Lovelace"), event(ledger, 1, "event-id-17", page="secret page")]
+        stage(ledger, *records)
+        ledger.accept(records)
+        ledger.note([rejected(Kind.EVENT, 2)])
+        ledger.commit()
+        while_open = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert records[0].key in while_open
+    assert [path.name for path in tmp_path.iterdir()] == [LEDGER_NAME]
+    for content in (while_open, (tmp_path / LEDGER_NAME).read_bytes()):
+        for word in (b"ada@", b"example", b"Lovelace", b"event-id-17", b"secret", b"key-of-this-project", b"visit"):
+            assert word not in content
+
+
+def test_hashes_depend_on_the_project_so_that_addresses_cannot_be_tried_out(tmp_path: Path) -> None:
+    with opened(tmp_path, project="one") as ledger:
+        one = user(ledger, 1)
+    with opened(tmp_path, project="two") as ledger:
+        two = user(ledger, 1)
+    assert (one.key == two.key, one.fingerprint == two.fingerprint) == (False, False)
+
+
+# Forgetting -----------------------------------------------------------------------------------------------------------
+
+
+def known_days(folder: Path) -> list[int]:
+    with sqlite3.connect(folder / LEDGER_NAME) as database:
+        days = database.execute("SELECT seen_day FROM accepted ORDER BY key").fetchall()
+    database.close()
+    return [day for (day,) in days]
+
+
+@pytest.mark.parametrize(
+    ("days_later", "is_kept"), [(KEEP_DAYS + REFRESH_DAYS, True), (KEEP_DAYS + REFRESH_DAYS + 1, False)]
+)
+def test_entry_that_no_query_shows_is_dropped_after_430_days(tmp_path: Path, days_later: int, is_kept: bool) -> None:
+    run(tmp_path, (ADA, "pro", None))
+    run(tmp_path, (BOB, "pro", None), day=TODAY + days_later)
+    assert run(tmp_path, (ADA, "pro", None), day=TODAY + days_later) == (
+        [] if is_kept else ["user ada@example.com row 1: pro"]
+    )
+
+
+@pytest.mark.parametrize(("days_later", "seen_day"), [(REFRESH_DAYS, TODAY), (REFRESH_DAYS + 1, TODAY + 31)])
+def test_entry_still_shown_is_refreshed_when_its_day_lags_by_more_than_30(
+    tmp_path: Path, days_later: int, seen_day: int
+) -> None:
+    run(tmp_path, (ADA, "pro", "e1"))
+    assert run(tmp_path, (ADA, "pro", "e1"), day=TODAY + days_later) == []
+    assert known_days(tmp_path) == [seen_day, seen_day]
+
+
+def test_entry_shown_each_month_is_never_dropped(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", "e1"))
+    sent = [run(tmp_path, (ADA, "pro", "e1"), day=TODAY + 40 * month) for month in range(1, 25)]
+    assert sent == [[]] * 24
+
+
+# One at a time --------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from pathlib import Path
+from pipeline.ledger import *
+with open_ledger(Path(sys.argv[1]), "project", now=0, lasting=True) as ledger:
+    records = [Record(Kind.EVENT, row, "ada", b"%012d" % row, b"f" * 16, b"x" * 300) for row in range(1, 100_001)]
+    ledger.stage_events(records)
+    print("staged", flush=True)
+    sys.stdin.read()
+"""
+
+OPEN = """
+import sys, time
+from pathlib import Path
+from pipeline.ledger import LedgerBusyError, open_ledger
+before = time.monotonic()
+try:
+    with open_ledger(Path(sys.argv[1]), "project", now=0, lasting=True):
+        print("opened")
+except LedgerBusyError as error:
+    print(f"busy within a second: {time.monotonic() - before < 1}; {error}")
+"""
+
+
+def child(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the ledger, with a large stage."""
+    with child(HOLD, folder) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "staged\n"
+        yield process
+        process.kill()
+
+
+def test_second_process_finds_the_ledger_busy_within_a_second_and_free_after_the_first(tmp_path: Path) -> None:
+    with opened(tmp_path), child(OPEN, tmp_path) as process:
+        told, _ = process.communicate(timeout=10)
+    path = tmp_path / LEDGER_NAME
+    assert told == (
+        f"busy within a second: True; Another run is active: it holds {path}. Nothing was read, written or sent.\n"
+    )
+    with child(OPEN, tmp_path) as process:
+        assert process.communicate(timeout=10)[0] == "opened\n"
+
+
+def test_ledger_held_elsewhere_is_busy_here_also_for_a_dry_run(tmp_path: Path) -> None:
+    with holder(tmp_path):
+        with pytest.raises(LedgerBusyError), opened(tmp_path):
+            pass
+        with pytest.raises(LedgerBusyError), opened(tmp_path, read_only=True):
+            pass
+
+
+@posix_only
+def test_killed_holder_leaves_the_ledger_free_and_nothing_of_the_stage(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        while_on = {path.name for path in tmp_path.iterdir()}
+        process.kill()
+    after = {path.name for path in tmp_path.iterdir()}
+    assert while_on == after == {LEDGER_NAME, f"{LEDGER_NAME}-wal"}
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 100_000  # the stage had 30 MB
+    assert run(tmp_path, (ADA, "pro", None)) == ["user ada@example.com row 1: pro"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_stage_is_an_unlinked_file_in_the_outputs_folder(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        targets = [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+    stages = [target for target in targets if "etilqs_" in target]
+    assert [(target.startswith(f"{tmp_path}/"), target.endswith(" (deleted)")) for target in stages] == [(True, True)]
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+@posix_only
+def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with opened(tmp_path) as ledger:
+            stage(ledger, user(ledger, 1))
+            ledger.accept([user(ledger, 1)])
+            ledger.commit()
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {LEDGER_NAME: 0o600, f"{LEDGER_NAME}-wal": 0o600}
+
+
+@posix_only
+@pytest.mark.parametrize("name", [LEDGER_NAME, f"{LEDGER_NAME}-wal", f"{LEDGER_NAME}-journal"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_planted_symbolic_link_is_refused_and_its_target_untouched(tmp_path: Path, name: str, exists: bool) -> None:
+    target = tmp_path / "target"
+    if exists:
+        target.write_bytes(b"precious")
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    (folder / name).symlink_to(target)
+    with pytest.raises(LedgerError, match="symbolic link"), opened(folder):
+        pass
+    assert (target.exists(), exists and target.read_bytes()) == (exists, exists and b"precious")
+
+
+def test_dry_run_in_a_folder_that_is_gone_is_a_ledger_error(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="can't hold the records"), opened(tmp_path / "gone", read_only=True):
+        pass
+
+
+def test_folder_with_a_quote_in_its_name_is_as_good_as_any(tmp_path: Path) -> None:
+    folder = tmp_path / 'Ada\'s "outputs"'
+    folder.mkdir()
+    assert run(folder, (ADA, "pro", None)) == ["user ada@example.com row 1: pro"]
+
+
+def test_folder_in_the_ledgers_place_is_a_ledger_error(tmp_path: Path) -> None:
+    (tmp_path / LEDGER_NAME).mkdir()
+    with pytest.raises(LedgerError, match="can't be opened"), opened(tmp_path):
+        pass
+
+
+def many_entries(folder: Path) -> bytes:
+    """A ledger of many pages -> its bytes."""
+    run(folder, *[(f"{number}@example.com", "pro", None) for number in range(2000)])
+    return (folder / LEDGER_NAME).read_bytes()
+
+
+DAMAGES = {
+    "garbage": lambda content: b"this is no database, whoever wrote it here; " * 1000,
+    "a few words": lambda content: b"not a database",
+    "half of it": lambda content: content[: len(content) // 2],
+    "half a page": lambda content: content[:2048],
+    "its head overwritten": lambda content: b"\xff" * 100 + content[100:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_ledger_is_set_aside_with_a_warning_and_everything_sent_again(tmp_path: Path, damage: Any) -> None:
+    content = damage(many_entries(tmp_path))
+    (tmp_path / LEDGER_NAME).write_bytes(content)
+    aside = tmp_path / f"{LEDGER_NAME}.damaged-{TODAY * DAY_S}"
+    with opened(tmp_path) as ledger:
+        warning = ledger.warning
+        stage(ledger, user(ledger, 1))
+        ledger.accept([user(ledger, 1)])
+        ledger.commit()
+    assert warning.startswith("The ledger was damaged (")
+    assert warning.endswith(
+        f") and is now {aside.name}. Everything is sent again; the events' ids keep them from doubling."
+    )
+    assert aside.read_bytes() == content
+    assert run(tmp_path, (ADA, "pro", None), (BOB, "pro", None)) == ["user bob@example.com row 2: pro"]
+
+
+def test_ledger_damaged_in_its_middle_is_set_aside_too(tmp_path: Path) -> None:
+    content = bytearray(many_entries(tmp_path))
+    content[8192 : len(content) - 4096] = os.urandom(len(content) - 12288)
+    (tmp_path / LEDGER_NAME).write_bytes(content)
+    rows = [(f"{number}@example.com", "pro", None) for number in range(2000)]
+    assert len(run(tmp_path, *rows)) == 2000
+
+
+def test_helper_file_of_garbage_is_let_be(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None))
+    (tmp_path / f"{LEDGER_NAME}-wal").write_bytes(b"garbage" * 1000)
+    assert run(tmp_path, (ADA, "pro", None)) == []
+
+
+def test_empty_file_is_a_new_ledger_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / LEDGER_NAME).touch()
+    with opened(tmp_path) as ledger:
+        assert ledger.warning == ""
+    assert [path.name for path in tmp_path.iterdir()] == [LEDGER_NAME]
+
+
+def test_ledger_of_another_version_is_refused_and_kept(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None))
+    with sqlite3.connect(tmp_path / LEDGER_NAME) as database:
+        database.execute("PRAGMA user_version = 7")
+    database.close()
+    with pytest.raises(LedgerError, match=r"another version of this program \(format 7\)"), opened(tmp_path):
+        pass
+    assert known_days(tmp_path) == [TODAY]
+
+
+def test_read_only_without_a_file_makes_none(tmp_path: Path) -> None:
+    with opened(tmp_path, read_only=True) as ledger:
+        stage(ledger, user(ledger, 1))
+        assert shown(pending(ledger)) == ["user ada@example.com row 1: pro"]
+        assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_only_knows_what_was_accepted_and_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None))
+    before = (tmp_path / LEDGER_NAME).read_bytes()
+    with opened(tmp_path, read_only=True, day=TODAY + 1000) as ledger:
+        stage(ledger, user(ledger, 1), user(ledger, 2, BOB))
+        ledger.note_not_attempted("a dry run")
+        assert ledger.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {LEDGER_NAME: before}
+
+
+# The stage ------------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from pipeline.ledger import *
+
+def peak_mb():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform.startswith("linux") else peak / 1024 ** 2
+
+with open_ledger(Path(sys.argv[1]), "project", now=0, lasting=True) as ledger:
+    before = peak_mb()
+    for start in range(0, int(sys.argv[2]), 1000):
+        who = f"{start}@example.com"
+        key = ledger.user_key(who)
+        ledger.stage_users([Record(Kind.USER, start + 1, who, key, b"f" * 16, b"{}")])
+        ledger.stage_events([
+            Record(Kind.EVENT, row, who, ledger.event_key(key, str(row)), b"f" * 16, b"x" * 500)
+            for row in range(start + 1, start + 1001)
+        ])
+    ledger.finish_staging(skip_unchanged=True)
+    print(sum(1 for _ in ledger.pending_events()), peak_mb() - before)
+"""
+
+
+@posix_only
+def test_memory_stays_flat_however_many_events_are_staged(tmp_path: Path) -> None:
+    with child(MEMORY, tmp_path, 300_000) as process:
+        told, _ = process.communicate(timeout=60)
+    count, growth_mb = told.split()
+    assert count == "300000"
+    assert float(growth_mb) < 60  # their payloads alone are 150 MB
+
+
+def test_last_row_of_a_user_wins_also_across_batches_and_keeps_the_place_of_the_first(ledger: Ledger) -> None:
+    ledger.stage_users([user(ledger, 1, CY, "a"), user(ledger, 2, ADA, "b"), user(ledger, 3, CY, "c")])
+    ledger.stage_users([user(ledger, 4, BOB, "d"), user(ledger, 5, ADA, "e")])
+    stage(ledger, user(ledger, 6, ADA, "f"))
+    assert shown(pending(ledger)) == [
+        "user cy@example.com row 3: c",
+        "user ada@example.com row 6: f",
+        "user bob@example.com row 4: d",
+    ]
+
+
+def test_events_come_user_by_user_and_within_a_user_by_row(ledger: Ledger) -> None:
+    ledger.stage_users([user(ledger, 1, CY), user(ledger, 2, ADA), user(ledger, 3, BOB)])
+    ledger.stage_events([event(ledger, 9, "z", ADA), event(ledger, 5, "y", CY), event(ledger, 7, "x", ADA)])
+    ledger.stage_events([event(ledger, 2, "w", ADA), event(ledger, 6, "v", CY), event(ledger, 8, "u", BOB)])
+    ledger.finish_staging(skip_unchanged=True)
+    assert shown(list(ledger.pending_events())) == [
+        "event cy@example.com row 5: y",
+        "event cy@example.com row 6: v",
+        "event ada@example.com row 2: w",
+        "event ada@example.com row 7: x",
+        "event ada@example.com row 9: z",
+        "event bob@example.com row 8: u",
+    ]
+
+
+def test_doubled_events_are_counted_and_sent_once_with_the_last_content(ledger: Ledger) -> None:
+    ledger.stage_users([user(ledger, 1)])
+    ledger.stage_events([event(ledger, 1, "same"), event(ledger, 2, "same"), event(ledger, 3, "changed", page="old")])
+    ledger.stage_events([event(ledger, 4, "changed", page="new"), event(ledger, 5, "same")])
+    ledger.finish_staging(skip_unchanged=True)
+    assert ledger.duplicate_events == 3
+    assert [(each.row, json.loads(each.payload)["dataFields"]) for each in ledger.pending_events()] == [
+        (1, {"page": "pricing"}),
+        (4, {"page": "new"}),
+    ]
+
+
+def test_user_whose_last_row_is_invalid_is_rejected_and_the_row_before_not_sent(ledger: Ledger) -> None:
+    ledger.stage_users([user(ledger, 1, ADA), user(ledger, 2, BOB)])
+    ledger.stage_invalid_user(ledger.user_key(ADA), 3, ADA, "plan is NaN.")
+    ledger.finish_staging(skip_unchanged=True)
+    assert shown(pending(ledger)) == ["user bob@example.com row 2: pro"]
+    assert list(ledger.verdicts()) == [
+        Verdict(Kind.USER, 3, ADA, Outcome.REJECTED, None, "InvalidRecord", "plan is NaN.", 0)
+    ]
+
+
+def test_user_whose_last_row_is_valid_again_is_sent(ledger: Ledger) -> None:
+    ledger.stage_invalid_user(ledger.user_key(ADA), 1, ADA, "plan is NaN.")
+    stage(ledger, user(ledger, 2, ADA))
+    assert shown(pending(ledger)) == ["user ada@example.com row 2: pro"]
+    assert list(ledger.verdicts()) == []
+
+
+def test_events_of_a_user_whose_row_is_invalid_are_sent_all_the_same(ledger: Ledger) -> None:
+    ledger.stage_invalid_user(ledger.user_key(ADA), 1, ADA, "plan is NaN.")
+    ledger.stage_events([event(ledger, 1, "e1")])
+    ledger.finish_staging(skip_unchanged=True)
+    assert shown(pending(ledger)) == ["event ada@example.com row 1: e1"]
+
+
+def test_event_id_of_another_user_is_refused_in_the_later_row(ledger: Ledger) -> None:
+    stage(
+        ledger,
+        user(ledger, 1, ADA),
+        user(ledger, 2, BOB),
+        event(ledger, 1, "same", ADA),
+        event(ledger, 2, "same", BOB),
+        event(ledger, 3, "own", BOB),
+        ids_are_given=True,
+    )
+    assert shown(list(ledger.pending_events())) == [
+        "event ada@example.com row 1: same",
+        "event bob@example.com row 3: own",
+    ]
+    message = "event_id is the same as in row 1, which is about another user."
+    assert list(ledger.verdicts()) == [
+        Verdict(Kind.EVENT, 2, None, Outcome.REJECTED, None, "InvalidRecord", message, 0)
+    ]
+
+
+def test_shared_event_id_is_refused_also_where_iterable_has_it_from_that_user_already(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", "same"))
+    with opened(tmp_path) as ledger:
+        stage(
+            ledger,
+            user(ledger, 1, BOB),
+            user(ledger, 2, ADA),
+            event(ledger, 1, "same", BOB),
+            event(ledger, 2, "same", ADA),
+            ids_are_given=True,
+        )
+        ledger.accept(pending(ledger))
+        assert {outcome: count for outcome, count in ledger.count_outcomes()[Kind.EVENT].items() if count} == {
+            Outcome.DELIVERED: 1,
+            Outcome.REJECTED: 1,
+        }
+
+
+def test_held_events_are_settled_until_they_are_released(ledger: Ledger) -> None:
+    events = [event(ledger, row, f"e{row}") for row in (1, 2, 3)]
+    stage(ledger, user(ledger, 1), *events)
+    ledger.accept([user(ledger, 1), events[0]])
+    ledger.hold([rejected(Kind.EVENT, 2), rejected(Kind.EVENT, 3)])
+    assert (pending(ledger), ledger.count_pending(Kind.EVENT)) == ([], 0)
+    ledger.release_held()
+    assert (pending(ledger), ledger.count_pending(Kind.EVENT)) == (events[1:], 2)
+
+
+def test_held_events_given_up_are_unacknowledged_with_what_iterable_said(ledger: Ledger) -> None:
+    stage(ledger, user(ledger, 1), event(ledger, 1, "e1"))
+    ledger.hold([rejected(Kind.EVENT, 1)])
+    ledger.give_up_held()
+    assert list(ledger.verdicts()) == [rejected(Kind.EVENT, 1, outcome=Outcome.UNACKNOWLEDGED)]
+
+
+def test_what_has_no_outcome_is_not_attempted(ledger: Ledger) -> None:
+    stage(ledger, user(ledger, 1, ADA), user(ledger, 2, BOB), event(ledger, 1, "e1"), event(ledger, 2, "e2", BOB))
+    ledger.accept([user(ledger, 1, ADA)])
+    ledger.note([rejected(Kind.EVENT, 1)])
+    ledger.note_not_attempted("an outage")
+    not_attempted = (Outcome.NOT_ATTEMPTED, None, None, "an outage", 0)
+    assert list(ledger.verdicts()) == [
+        rejected(Kind.EVENT, 1),
+        Verdict(Kind.USER, 2, BOB, *not_attempted),
+        Verdict(Kind.EVENT, 2, BOB, *not_attempted),
+    ]
+    assert list(ledger.verdicts(with_not_attempted=False)) == [rejected(Kind.EVENT, 1)]
+    assert list(ledger.verdicts(limit=1)) == [rejected(Kind.EVENT, 1)]
+
+
+def test_counts_cover_every_outcome_and_leave_out_what_is_pending_or_held(ledger: Ledger) -> None:
+    stage(ledger, user(ledger, 1, ADA), user(ledger, 2, BOB), event(ledger, 1, "e1"), event(ledger, 2, "e2", BOB))
+    ledger.accept([user(ledger, 1, ADA)])
+    ledger.hold([rejected(Kind.EVENT, 1)])
+    ledger.note([rejected(Kind.EVENT, 2, BOB)])
+    nothing = dict.fromkeys(Outcome, 0)
+    assert ledger.count_outcomes() == {
+        Kind.USER: {**nothing, Outcome.DELIVERED: 1},
+        Kind.EVENT: {**nothing, Outcome.REJECTED: 1},
+    }
+    assert (ledger.count_pending(Kind.USER), ledger.count_pending(Kind.EVENT)) == (1, 0)
+
+
+def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(ledger: Ledger) -> None:
+    invalid = [
+        Verdict(Kind.USER, row, None, Outcome.REJECTED, None, "InvalidRecord", text, 0)
+        for row, text in enumerate(["no email", "no email", "no email", "no plan"], 1)
+    ]
+    refused = [rejected(Kind.EVENT, row) for row in (1, 2)]
+    ledger.note([*invalid, *refused])
+    assert ledger.count_reasons(2) == [
+        ("rejected", "InvalidRecord", "no email", 3),
+        ("rejected", "BadParams", "refused", 2),
+    ]

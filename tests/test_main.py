@@ -1,0 +1,470 @@
+"""The whole program, as a user runs it: a process of its own, against the stand-in over HTTP, on SQLite files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
+from tests.program import Program, make_table, use_query
+
+COLUMNS = "id,email,first_name,last_name,plan_type,candidate,page,device,browser,location,event_time"
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d - [\w.]+ - (DEBUG|INFO|WARNING|ERROR|CRITICAL) - .*")
+
+
+# The contract ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_an_api_key_delivers_everything(program: Program, iterable: StandIn, sample: Path) -> None:
+    run = program.run()
+    assert (run.code, run.err) == (0, "")
+    assert run.counts("users") == {"delivered": 12}
+    assert run.counts("events") == {"delivered": 36}
+    assert len(iterable.project.users) == 12
+    assert set(iterable.project.event_sends.values()) == {1}
+    assert "Using API key authentication" in run.log
+    assert " - iterable_client - INFO - users/update call successful: Success" in run.log
+    assert all(LINE.fullmatch(line) for line in run.log.splitlines())
+
+
+def test_a_run_with_jwt_delivers_everything_with_a_token_for_each_user(tmp_path: Path, sample: Path) -> None:
+    with StandIn(key_type="Mobile", jwt_secret=SANDBOX_JWT_SECRET) as iterable:
+        program = Program(tmp_path / "out", iterable.url)
+        run = program.run(
+            DATABASE_URL=f"sqlite:///{sample}", USE_JWT_AUTH="true", ITERABLE_JWT_SECRET=SANDBOX_JWT_SECRET
+        )
+        assert (run.code, run.err) == (0, "")
+        assert run.counts("users") == {"delivered": 12}
+        assert run.counts("events") == {"delivered": 36}
+        assert run.results["authentication"] == "JWT"
+        tokens = {request.headers["authorization"] for request in iterable.project.requests}
+        assert len(tokens) >= 12
+        assert {request.headers["api-key"] for request in iterable.project.requests} == {SANDBOX_KEY}
+    assert " - iterable_client - INFO - Using JWT authentication" in run.log
+    assert " - iterable_client - DEBUG - JWT token generated successfully" in run.log
+
+
+def test_the_csv_has_the_specified_columns_and_every_row(program: Program, sample: Path) -> None:
+    run = program.run()
+    (path,) = run.files("query_results_*.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == COLUMNS.split(",")
+    assert len(rows) == run.results["counts"]["rows"] == 37
+    assert re.fullmatch(r"query_results_\d{8}_\d{6}\.csv", path.name)
+
+
+def test_the_csv_is_exported_between_the_query_and_the_first_call(program: Program, sample: Path) -> None:
+    run = program.run()
+    steps = [line for line in run.out.splitlines() if line.startswith("Step")]
+    assert [line.split(":")[0] for line in steps] == [
+        "Step 1", "Step 2", "Step 3", "Step 4", "Step 4.5", "Step 5", "Step 6",
+    ]  # fmt: skip
+    log = run.log
+    assert log.index("Step 4:") < log.index("Step 4.5:") < log.index("users/update call")
+
+
+def test_the_results_json_has_exactly_the_promised_keys(program: Program, sample: Path) -> None:
+    results = program.run().results
+    outcomes = ["delivered", "unchanged", "rejected", "unacknowledged", "not_attempted"]
+    assert list(results) == [
+        "result_version", "run_id", "status", "exit_code", "reason", "started_at", "finished_at", "duration_s",
+        "authentication", "push_mode", "base_url", "retry", "counts", "requests", "fields", "files", "failures",
+    ]  # fmt: skip
+    assert results["result_version"] == 1
+    assert results["retry"] == {"max_retries": 3, "backoff_factor": 2, "initial_backoff": 0.01}
+    assert list(results["counts"]) == ["rows", "duplicate_events", "users", "events"]
+    assert list(results["counts"]["users"]) == list(results["counts"]["events"]) == outcomes
+    assert results["requests"] == {
+        "users/update": {"sent": 12, "retried": 0, "rate_limited": 0},
+        "events/track": {"sent": 36, "retried": 0, "rate_limited": 0},
+    }
+    assert results["fields"] == {"filtered_out": [], "created": []}
+    stamp = results["run_id"]
+    assert results["files"] == {
+        "csv": f"query_results_{stamp}.csv", "log": "iterable_integration.log", "rejected": None,
+    }  # fmt: skip
+
+
+def test_a_failure_has_exactly_the_promised_keys(program: Program, iterable: StandIn, tmp_path: Path) -> None:
+    make_table(tmp_path / "users.db", "email,event_time", [("ada@example.com", "2026-01-13 08:45:12")])
+    use_query(program, "SELECT email, event_time FROM rows")
+    iterable.project.blocked_events.add("page_view")
+    run = program.run()
+    assert run.code == 1
+    assert run.results["failures"] == [
+        {
+            "row": 1, "kind": "event", "email": "ada@example.com", "user_id": None, "outcome": "rejected",
+            "status_code": 200, "code": run.results["failures"][0]["code"],
+            "message": run.results["failures"][0]["message"], "attempts": 1,
+        }
+    ]  # fmt: skip
+    assert "is disallowed from tracking" in run.results["failures"][0]["message"]
+
+
+def test_every_file_is_private_under_any_umask(program: Program, sample: Path) -> None:
+    previous = os.umask(0)
+    try:
+        run = program.run()
+    finally:
+        os.umask(previous)
+    assert {path.name.split(".")[0].split("_2")[0] for path in run.files("*")} == {
+        "query_results", "integration_results", "iterable_integration", "iterable_ledger",
+    }  # fmt: skip
+    assert {stat.S_IMODE(path.stat().st_mode) for path in run.files("*")} == {0o600}
+
+
+# What is sent ---------------------------------------------------------------------------------------------------------
+
+
+def test_users_come_before_events_and_each_in_the_order_of_the_query(
+    program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    rows = [
+        ("bob@example.com", "Bob", "2026-01-13 08:00:00", "b1"),
+        ("ada@example.com", "Ada", "2026-01-13 09:00:00", "a1"),
+        ("bob@example.com", "Bobby", "2026-01-13 10:00:00", "b2"),
+        ("eve@example.com", "Eve", None, None),
+    ]
+    make_table(tmp_path / "users.db", "email,first_name,event_time,page", rows)
+    use_query(program, "SELECT email, first_name, event_time, page FROM rows")
+    assert program.run(MAX_WORKERS="1").code == 0
+    sent = [(request.path, json.loads(request.body)) for request in iterable.project.requests]
+    assert [(path, body["email"], body["dataFields"]) for path, body in sent] == [
+        ("/api/users/update", "bob@example.com", {"first_name": "Bobby"}),
+        ("/api/users/update", "ada@example.com", {"first_name": "Ada"}),
+        ("/api/users/update", "eve@example.com", {"first_name": "Eve"}),
+        ("/api/events/track", "bob@example.com", {"page": "b1"}),
+        ("/api/events/track", "bob@example.com", {"page": "b2"}),
+        ("/api/events/track", "ada@example.com", {"page": "a1"}),
+    ]
+    events = [body for path, body in sent if path == "/api/events/track"]
+    assert [event["createdAt"] for event in events] == [1768291200, 1768298400, 1768294800]
+    assert len({event["id"] for event in events}) == 3
+
+
+def test_user_ids_identify_where_the_project_says_so(program: Program, iterable: StandIn, tmp_path: Path) -> None:
+    make_table(tmp_path / "users.db", "id,event_time", [(17, "2026-01-13 08:00:00")])
+    use_query(program, "SELECT id, event_time FROM rows")
+    assert program.run(ITERABLE_IDENTIFIER="userId").code == 0
+    user, event = (json.loads(request.body) for request in iterable.project.requests)
+    assert user == {"userId": "17", "preferUserId": True, "dataFields": {}}
+    assert (event["userId"], "email" in event) == ("17", False)
+
+
+def test_more_than_a_hundred_records_go_in_bulk(program: Program, iterable: StandIn, tmp_path: Path) -> None:
+    rows = [(f"user{n}@example.com", "2026-01-13 08:00:00") for n in range(60)]
+    make_table(tmp_path / "users.db", "email,event_time", rows)
+    use_query(program, "SELECT email, event_time FROM rows")
+    run = program.run()
+    assert (run.code, run.results["push_mode"]) == (0, "bulk")
+    assert dict(iterable.project.request_counts) == {"/api/users/bulkUpdate": 1, "/api/events/trackBulk": 1}
+    assert (run.counts("users"), run.counts("events")) == ({"delivered": 60}, {"delivered": 60})
+
+
+def test_a_second_run_over_the_same_data_sends_nothing_and_says_so(
+    program: Program, iterable: StandIn, sample: Path
+) -> None:
+    program.run()
+    iterable.project.request_counts.clear()
+    run = program.run()
+    assert run.code == 0
+    assert not iterable.project.request_counts
+    assert run.counts("users") == {"unchanged": 12}
+    assert run.counts("events") == {"unchanged": 36}
+    assert "36 unchanged" in run.out
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sandbox_run_needs_no_settings_and_keeps_no_ledger(program: Program) -> None:
+    run = program.run("--sandbox", ITERABLE_API_KEY=None, ITERABLE_BASE_URL=None, DATABASE_URL=None)
+    assert (run.code, run.err) == (0, "")
+    assert "nothing left this machine" in run.out
+    assert "holds 12 users and 36 events" in run.out
+    assert run.files("iterable_ledger*") == []
+
+
+def test_a_sandbox_run_never_uses_the_real_key(program: Program, sample: Path) -> None:
+    run = program.run("--sandbox", ITERABLE_API_KEY="a-real-key", ITERABLE_BASE_URL="https://api.iterable.com")
+    assert run.code == 0
+    assert run.results["base_url"].startswith("http://127.0.0.1:")
+    assert "a-real-key" not in run.out + run.log
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
+    program: Program, iterable: StandIn, sample: Path
+) -> None:
+    run = program.run("--dry-run")
+    assert (run.code, run.err) == (0, "")
+    assert not iterable.project.request_counts
+    assert run.results["status"] == "dry_run"
+    assert run.counts("users") == {"not_attempted": 12}
+    assert "12 users and 36 events to send" in run.out
+    assert run.files("iterable_ledger*") == []
+    assert len(run.files("query_results_*.csv")) == 1
+
+
+def test_a_dry_run_leaves_an_existing_ledger_as_it_is(program: Program, sample: Path) -> None:
+    program.run("--limit", "3")
+    ledger = program.folder / "iterable_ledger.sqlite3"
+    before = ledger.read_bytes()
+    run = program.run("--dry-run")
+    assert run.counts("users")["unchanged"] >= 1
+    assert ledger.read_bytes() == before
+
+
+def test_limit_takes_only_the_first_rows(program: Program, sample: Path) -> None:
+    assert program.run("--limit", "3").results["counts"]["rows"] == 3
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_a_limit_that_is_no_count_is_a_usage_error(program: Program, value: str) -> None:
+    run = program.run("--limit", value)
+    assert run.code == 2
+    assert "whole number" in run.err
+
+
+def test_quiet_prints_nothing_on_success(program: Program, sample: Path) -> None:
+    run = program.run("--quiet")
+    assert (run.code, run.out, run.err) == (0, "", "")
+
+
+def test_quiet_prints_errors(program: Program) -> None:
+    run = program.run("--quiet")
+    assert (run.code, run.out) == (66, "")
+    assert "does not exist" in run.err
+
+
+def test_verbose_shows_the_log_with_addresses_masked(program: Program, sample: Path) -> None:
+    run = program.run("--verbose")
+    assert "INFO iterable_client: users/update call successful: Success" in run.err
+    assert "alex.moreau@" not in run.err
+
+
+def test_version_and_help(program: Program) -> None:
+    assert program.run("--version").out.startswith("iterable-integration 1.")
+    assert "--sandbox" in program.run("--help").out
+
+
+def test_the_env_file_is_read_and_the_environment_wins(program: Program, sample: Path, tmp_path: Path) -> None:
+    env_file = tmp_path / "my.env"
+    env_file.write_text(f"DATABASE_URL=sqlite:///{sample}\nEVENT_NAME=from_file\nPUSH_MODE=bulk\n")
+    env_file.chmod(0o600)
+    run = program.run("--env-file", str(env_file), DATABASE_URL=None, PUSH_MODE="single")
+    assert (run.code, run.err) == (0, "")
+    assert run.results["push_mode"] == "single"
+
+
+def test_an_env_file_in_the_working_directory_is_not_read(program: Program, sample: Path) -> None:
+    (program.folder.parent / ".env").write_text("PUSH_MODE=nonsense\n")
+    assert program.run().code == 0
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def test_without_settings_three_lines_tell_what_is_missing_and_how_to_try_it(program: Program) -> None:
+    run = program.run(ITERABLE_API_KEY=None, DATABASE_URL=None)
+    assert (run.code, run.out) == (78, "")
+    lines = run.err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("ITERABLE_API_KEY is not set")
+    assert lines[1].startswith("DATABASE_URL is not set")
+    assert "python main.py --sandbox" in lines[2]
+    assert run.files("*") == []
+
+
+BAD_SOURCES = {
+    "missing": (None, None, "does not exist"),
+    "not a database": (b"this is no database " * 50, None, "not a database"),
+    "broken query": (b"", "SELEC email FROM rows", "syntax error"),
+    "missing table": (b"", "SELECT email FROM nowhere", "no such table"),
+    "no identity": (b"", "SELECT 'Ada' AS first_name", "no column email"),
+    "no event_time": (b"", "SELECT 'a@example.com' AS email, 'x' AS page", "no column event_time"),
+    "doubled columns": (b"", "SELECT 'a@example.com' AS email, 1 AS n, 2 AS n", "more than one column named n"),
+    "writing query": (b"", "CREATE TABLE t (x)", "readonly"),
+    "two statements": (b"", "SELECT 'a@example.com' AS email; SELECT 2", "more than one statement"),
+    "empty": (b"", "-- nothing", "holds no query"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SOURCES)
+def test_a_source_that_cant_be_read_is_one_sentence_and_exit_66(
+    name: str, program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    content, sql, words = BAD_SOURCES[name]
+    database = tmp_path / "users.db"
+    if content is not None:
+        database.write_bytes(content)
+    if sql is not None:
+        use_query(program, sql)
+    run = program.run()
+    assert run.code == 66
+    assert words in run.err
+    assert len(run.err.splitlines()) == 1
+    assert run.files("query_results*") == []
+    assert not iterable.project.request_counts
+    assert database.exists() == (content is not None)
+    assert (run.results["status"], run.results["exit_code"]) == ("failed", 66)
+
+
+def test_rows_that_cant_be_sent_are_listed_and_the_others_go_on(
+    program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    rows = [
+        ("ada@example.com", "Ada", "2026-01-13 08:45:12"),
+        (None, "Nobody", "2026-01-13 08:45:12"),
+        ("no address", "Nil", None),
+        ("eve@example.com", "Eve", "yesterday"),
+        ("bob@example.com", "=Bob()", "2026-01-13 08:45:12"),
+    ]
+    make_table(tmp_path / "users.db", "email,first_name,event_time", rows)
+    use_query(program, "SELECT email, first_name, event_time FROM rows")
+    run = program.run()
+    assert run.code == 1
+    assert run.counts("users") == {"delivered": 3, "rejected": 2}
+    assert run.counts("events") == {"delivered": 2, "rejected": 2}
+    assert [(each["row"], each["kind"], each["code"]) for each in run.results["failures"]] == [
+        (2, "user", "InvalidRecord"),
+        (2, "event", "InvalidRecord"),
+        (3, "user", "InvalidRecord"),
+        (4, "event", "InvalidRecord"),
+    ]
+    assert iterable.project.users["bob@example.com"]["dataFields"] == {"first_name": "=Bob()"}
+    (rejected,) = run.files("rejected_rows_*.csv")
+    with rejected.open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [(row["first_name"], row["kind"], row["outcome"]) for row in listed] == [
+        ("Nobody", "user", "rejected"),
+        ("Nobody", "event", "rejected"),
+        ("Nil", "user", "rejected"),
+        ("Eve", "event", "rejected"),
+    ]
+    assert "is not an e-mail address" in listed[2]["message"]
+    assert run.results["files"]["rejected"] == rejected.name
+
+
+def test_no_rows_is_a_success_with_a_header_only(program: Program, iterable: StandIn, tmp_path: Path) -> None:
+    make_table(tmp_path / "users.db", "email,event_time", [])
+    use_query(program, "SELECT email, event_time FROM rows")
+    run = program.run()
+    assert (run.code, run.err) == (0, "")
+    (path,) = run.files("query_results_*.csv")
+    assert path.read_bytes() == b"email,event_time\r\n"
+    assert not iterable.project.request_counts
+
+
+# What Iterable may answer ---------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_key_stops_after_the_first_request(program: Program, iterable: StandIn, sample: Path) -> None:
+    run = program.run(ITERABLE_API_KEY="wrong-key")
+    assert run.code == 77
+    assert iterable.project.request_counts.total() == 1
+    assert run.counts("users") == {"rejected": 1, "not_attempted": 11}
+    assert run.counts("events") == {"not_attempted": 36}
+    assert "wrong-key" not in run.err + run.out + run.log
+
+
+def test_one_503_is_retried_and_logged_as_specified(program: Program, iterable: StandIn, sample: Path) -> None:
+    iterable.inject(Fault(path="/api/users/update", status=503, times=1))
+    run = program.run()
+    assert run.code == 0
+    assert run.results["requests"]["users/update"] == {"sent": 13, "retried": 1, "rate_limited": 0}
+    assert re.search(
+        r" - iterable_client - WARNING - Retryable error 503 from users/update\."
+        r" Retrying in 0\.01s \(attempt 1/3\)",
+        run.log,
+    )
+
+
+def test_an_outage_stops_the_run_and_the_next_one_sends_the_rest(
+    program: Program, iterable: StandIn, sample: Path
+) -> None:
+    iterable.inject(Fault(path="/api/events/track", status=503, skip=10))
+    run = program.run()
+    assert run.code == 75
+    assert run.counts("users") == {"delivered": 12}
+    assert run.counts("events")["unacknowledged"] >= 5
+    assert sum(run.counts("events").values()) == 36
+    assert "503" in run.err
+    iterable.clear_faults()
+    second = program.run()
+    assert second.code == 0
+    assert second.counts("users") == {"unchanged": 12}
+    assert second.counts("events")["delivered"] == 36 - run.counts("events")["delivered"]
+    assert len(iterable.project.events) == 36
+
+
+@pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"", b"null", b"[]", b"\xff\xfe"])
+def test_answers_that_are_not_iterables_stop_the_run(
+    body: bytes, program: Program, iterable: StandIn, sample: Path
+) -> None:
+    iterable.inject(Fault(status=200, body=body))
+    run = program.run()
+    assert run.code == 76
+    assert "delivered" not in run.counts("users")
+    assert run.counts("users")["unacknowledged"] >= 3
+
+
+def test_a_lost_answer_is_sent_again_with_the_same_id(program: Program, iterable: StandIn, sample: Path) -> None:
+    iterable.inject(Fault(path="/api/events/track", disconnect=True, store=True, times=2))
+    run = program.run()
+    assert run.code == 0
+    assert len(iterable.project.events) == 36
+    assert sorted(iterable.project.event_sends.values())[-2:] == [1, 3]
+
+
+# Two at once, and signals ---------------------------------------------------------------------------------------------
+
+
+def wait_for(condition: Any, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_second_run_at_once_leaves_with_75_and_without_a_trace(
+    program: Program, iterable: StandIn, sample: Path
+) -> None:
+    iterable.inject(Fault(path="/api/users/update", latency_s=30.0))
+    first = program.start()
+    try:
+        wait_for(lambda: iterable.project.request_counts.total() > 0)
+        before = {path.name: path.stat().st_size for path in program.folder.iterdir()}
+        run = program.run()
+        assert run.code == 75
+        assert "Another run is active" in run.err
+        assert {path.name: path.stat().st_size for path in program.folder.iterdir()} == before
+    finally:
+        first.kill()
+        first.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_what_is_known_and_the_next_run_goes_on(
+    number: signal.Signals, code: int, program: Program, iterable: StandIn, sample: Path
+) -> None:
+    iterable.inject(Fault(path="/api/events/track", latency_s=0.5, skip=5))
+    process = program.start(MAX_WORKERS="2")
+    wait_for(lambda: iterable.project.request_counts["/api/events/track"] > 5)
+    process.send_signal(number)
+    run = program.wait_for(process)
+    assert run.code == code
+    assert run.results["status"] == "interrupted"
+    assert run.counts("events")["not_attempted"] > 0
+    iterable.clear_faults()
+    assert program.run().code == 0
+    assert len(iterable.project.events) == 36
