@@ -82,7 +82,8 @@ class Planner:
         # The types say nothing about what is inside a list, so that one is never taken for another.
         self._known[who] = _Known(key, values if _CONTAINERS.isdisjoint(types) else None, types)
         try:
-            payload = _encode(payloads.user_update(row, who, self._rules))
+            payload = payloads.encode(payloads.user_update(row, who, self._rules))
+            _check_size(payload)
         except InvalidRecord as problem:
             self._flush()
             self._ledger.stage_invalid_user(key, number, who, _sentence(problem))
@@ -95,12 +96,13 @@ class Planner:
             event = payloads.event(row, who, self._rules)
             if event is None:
                 return
-            payload = _encode(event)
+            _check_size(event.payload)
         except InvalidRecord as problem:
             self._refuse(Kind.EVENT, number, who, problem)
         else:
-            key = self._ledger.event_key(user_key, event["id"])
-            self._events.append(Record(Kind.EVENT, number, who, key, self._ledger.hash(payload, 16), payload))
+            key = self._ledger.event_key(user_key, event.id)
+            fingerprint = self._ledger.hash(event.payload, 16)
+            self._events.append(Record(Kind.EVENT, number, who, key, fingerprint, event.payload))
 
     def _refuse(self, kind: Kind, number: int, who: str | None, problem: InvalidRecord) -> None:
         self._invalid.append(Verdict(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", _sentence(problem), 0))
@@ -112,11 +114,9 @@ class Planner:
         self._users, self._events, self._invalid = [], [], []
 
 
-def _encode(payload: payloads.JsonObject) -> bytes:
-    content = payloads.encode(payload)
-    if len(content) > MAX_RECORD_BYTES:
-        raise InvalidRecord(f"it has {len(content):,} bytes as JSON, more than the {MAX_RECORD_BYTES:,} of one request")
-    return content
+def _check_size(payload: bytes) -> None:
+    if len(payload) > MAX_RECORD_BYTES:
+        raise InvalidRecord(f"it has {len(payload):,} bytes as JSON, more than the {MAX_RECORD_BYTES:,} of one request")
 
 
 def _sentence(problem: InvalidRecord) -> str:
