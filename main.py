@@ -24,7 +24,6 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from iterable_client import IterableClient, export_results_to_csv
 from pipeline import check, heartbeat, report
@@ -164,7 +163,7 @@ class Job:
         self.stop: Stop | None = None
         self.mode = self.choose_mode(pending=0)
         self.delivery: Delivery | None = None
-        console.redactor = report.Redactor(secrets_of(self.settings))
+        console.redactor = report.Redactor(self.settings.secrets())
 
     def open_outputs(self, stack: ExitStack) -> None:
         """The lock first, so that a second run leaves without a trace, then the log."""
@@ -174,7 +173,7 @@ class Job:
         self.ledger: Ledger = stack.enter_context(
             open_ledger(
                 folder,
-                project_of(self.settings),
+                self.settings.project(),
                 now=time.time(),
                 lasting=not self.options.sandbox,
                 read_only=self.options.dry_run,
@@ -203,7 +202,7 @@ class Job:
     def query_and_export(self) -> None:
         """One pass over the rows: each goes into the CSV and, planned, into the ledger's stage."""
         settings = self.settings
-        self.say(f"Step 3: Connecting to {shown_url(settings.database_url)}")
+        self.say(f"Step 3: Connecting to {settings.shown_database()}")
         with open_query(
             str(settings.database_url), settings.query_file, root=ROOT, should_stop=lambda: bool(self.interrupt.name)
         ) as query:
@@ -224,7 +223,12 @@ class Job:
         self.ledger.finish_staging(skip_unchanged=not self.options.full, ids_are_given=self.rules.id_column is not None)
         users, events = (self.ledger.count_pending(kind) for kind in Kind)
         self.mode = self.choose_mode(users + events)
-        self.say(f"Step 5: {users:,} users and {events:,} events to send, in {self.mode.name} requests")
+        counts = self.ledger.count_outcomes().values()
+        unchanged = sum(each[Outcome.UNCHANGED] for each in counts)
+        self.say(
+            f"Step 5: {users:,} users and {events:,} events to send, in {self.mode.name} requests; "
+            f"{unchanged:,} records are unchanged"
+        )
         if self.options.dry_run:
             self.show_plan()
 
@@ -245,7 +249,6 @@ class Job:
         if self.options.dry_run:
             return
         self.interrupt.raises = False  # from here on, what is under way is finished or accounted for
-        self.say("Step 6: Updating users, then tracking events")
         sender = BulkSender(self.client) if self.mode.mixes_users else SingleSender(self.client)
         self.delivery = Delivery(
             self.ledger,
@@ -464,26 +467,6 @@ def reason_of(problem: Exception) -> str:
     return getattr(problem, "strerror", None) or str(problem)
 
 
-def secrets_of(settings: Settings) -> list[str | None]:
-    """Everything that no output may show."""
-    secrets = [settings.iterable_api_key, settings.iterable_jwt_secret, settings.heartbeat_url]
-    for address in (settings.database_url, settings.iterable_proxy):
-        password = urlsplit(address).password if address else None
-        secrets += [password, unquote(password)] if password else []
-    return secrets
-
-
-def project_of(settings: Settings) -> str:
-    """What tells one Iterable project from another: its data centre, and the key that opens it."""
-    return f"{settings.iterable_base_url}\n{settings.iterable_api_key or settings.iterable_jwt_secret}"
-
-
-def shown_url(address: str | None) -> str:
-    """A database URL without its user and password."""
-    parts = urlsplit(address or "")
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-
-
 # --check --------------------------------------------------------------------------------------------------------------
 
 CHECK_CODES = {
@@ -524,12 +507,12 @@ def findings(options: argparse.Namespace, console: report.Console) -> Iterator[c
             for problem in error.problems:
                 yield check.Finding(check.Mark.BAD, check.Area.SETTINGS, problem)
             return
-        console.redactor = report.Redactor(secrets_of(settings))
+        console.redactor = report.Redactor(settings.secrets())
         yield check.Finding(check.Mark.GOOD, check.Area.SETTINGS, "all settings can be read")
         for warning in settings.warnings:
             yield check.Finding(check.Mark.NOTE, check.Area.SETTINGS, warning)
         yield check.check_output(settings.output_dir)
-        yield check.check_ledger(settings.output_dir, project_of(settings))
+        yield check.check_ledger(settings.output_dir, settings.project())
         found, samples = check.check_source(settings, ROOT)
         yield from found
         yield from check.check_iterable(client, settings, samples)

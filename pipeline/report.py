@@ -12,6 +12,7 @@ import logging.handlers
 import os
 import re
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -212,8 +213,11 @@ class _ConsoleLog(logging.Handler):
         self._console.write_log_line(f"{record.levelname} {record.name}: {record.getMessage()}")
 
 
+_STEPS = {Kind.USER: "Step 6: Updating", Kind.EVENT: "Step 7: Tracking"}
+
+
 class DeliveryProgress:
-    """A bar on a terminal; a line in the log every 30 seconds; nothing else."""
+    """Says when a phase begins and ends; in between a bar on a terminal, and a line in the log every 30 seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -226,10 +230,14 @@ class DeliveryProgress:
     def start(self, kind: Kind, total: int) -> None:
         self._what, self._total, self._done = f"{kind.value}s", total, 0
         self._started_at = self._told_at = time.monotonic()
+        self._console.say(f"{_STEPS[kind]} {total:,} {self._what}")
         if self._is_terminal:
             from tqdm import tqdm  # not needed, and so not loaded, without a terminal
 
-            self._bar = tqdm(total=total, desc=self._what, unit=f" {self._what}", leave=False, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, desc=self._what, unit="", unit_scale=True, leave=False, dynamic_ncols=True,
+                colour=None, mininterval=0.2,
+            )  # fmt: skip
 
     def advance(self, count: int) -> None:
         self._done += count
@@ -246,12 +254,18 @@ class DeliveryProgress:
             )  # fmt: skip
 
     def finish(self) -> None:
+        self._close_bar()
+        took_s = time.monotonic() - self._started_at
+        rate = f", {self._done / took_s:,.0f} a second" if took_s >= 1 else ""
+        self._console.say(f"        {self._done:,} of {self._total:,} {self._what} settled in {took_s:.1f} s{rate}")
+
+    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
     def say(self, text: str) -> None:
-        self.finish()
+        self._close_bar()
         self._console.say(text)
 
 
@@ -382,10 +396,11 @@ def summary(results: Results, reasons: Iterable[Reason]) -> str:
     if counts["duplicate_events"]:
         lines.append(f"  {counts['duplicate_events']:,} events stood in more than one row; each was sent once")
     for reason in reasons:
-        lines.append(f"  {reason.count:,} {reason.outcome.replace('_', ' ')}: {_first_of(reason)}")
+        lines += _wrapped(f"{reason.count:,} {reason.outcome.replace('_', ' ')}: {_first_of(reason)}")
+        lines += _wrapped(f"-> {_advice(reason)}", indent=4)
     for name, what in (("filtered_out", "fields that Iterable dropped"), ("created", "fields new in Iterable")):
         if results.fields[name]:
-            lines.append(f"  {what}: {', '.join(results.fields[name])}")
+            lines += _wrapped(f"{what}: {', '.join(results.fields[name])}")
     lines += [f"  {name:<8} {path}" for name, path in results.files.items() if path]
     return "\n".join(
         [
@@ -398,6 +413,46 @@ def summary(results: Results, reasons: Iterable[Reason]) -> str:
     )
 
 
+def _wrapped(text: str, indent: int = 2) -> list[str]:
+    return textwrap.wrap(text, 79, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
+
+
 def _first_of(reason: Reason) -> str:
     lead = "for example: " if reason.count > 1 and reason.code != "InvalidRecord" else ""
     return f"{lead}{reason.message}"[:MAX_REASON_CHARS]
+
+
+# What to do, by the code of Iterable, by the list of a bulk answer, or by our own code.
+_ADVICE = {
+    "InvalidRecord": "mend these rows (the rejected CSV has them), or leave them out in the query",
+    "InvalidEmailAddressError": "mend the addresses, or leave these people out in the query",
+    "invalidEmails": "mend the addresses, or leave these people out in the query",
+    "InvalidUserIdError": "mend the user ids: 1 to 52 printable ASCII characters",
+    "invalidUserIds": "mend the user ids: 1 to 52 printable ASCII characters",
+    "RequestFieldsTypesMismatched": "python main.py --check names the fields whose types clash",
+    "invalidDataEmails": "python main.py --check names the fields whose types clash",
+    "invalidDataUserIds": "python main.py --check names the fields whose types clash",
+    "ForgottenUserError": "these people asked to be forgotten; leave them out in the query",
+    "forgottenEmails": "these people asked to be forgotten; leave them out in the query",
+    "forgottenUserIds": "these people asked to be forgotten; leave them out in the query",
+    "disallowedEventNames": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
+    "Success": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
+    "notFoundEmails": "see why the user update of these people was refused, and mend that first",
+    "notFoundUserIds": "see why the user update of these people was refused, and mend that first",
+    "UnknownEmailError": "see why the user update of these people was refused, and mend that first",
+    "UnknownUserIdError": "see why the user update of these people was refused, and mend that first",
+    "UniqueFieldsLimitExceeded": "the project has as many fields as it may; send fewer (USER_FIELDS, EVENT_FIELDS)",
+    "BadApiKey": "check ITERABLE_API_KEY, and that ITERABLE_BASE_URL is the data centre that it belongs to",
+    "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",
+}
+_ADVICE_BY_OUTCOME = {
+    Outcome.UNACKNOWLEDGED.value: "the next run sends them again; nothing doubles",
+    Outcome.NOT_ATTEMPTED.value: "the next run sends them",
+    Outcome.REJECTED.value: "mend what the message names; until then, each run offers them again",
+}
+
+
+def _advice(reason: Reason) -> str:
+    if reason.outcome == Outcome.REJECTED.value and reason.code in _ADVICE:
+        return _ADVICE[reason.code]
+    return _ADVICE_BY_OUTCOME[reason.outcome]

@@ -17,7 +17,7 @@ from datetime import timezone, tzinfo
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv.parser import Binding, parse_stream
@@ -78,6 +78,23 @@ class Settings:
     output_dir: Path
     given: frozenset[str] = frozenset()  # the names that were set, not defaulted
     warnings: tuple[str, ...] = ()
+
+    def secrets(self) -> list[str | None]:
+        """Everything that no output may show."""
+        secrets = [self.iterable_api_key, self.iterable_jwt_secret, self.heartbeat_url]
+        for address in (self.database_url, self.iterable_proxy):
+            password = urlsplit(address).password if address else None
+            secrets += [password, unquote(password)] if password else []
+        return secrets
+
+    def project(self) -> str:
+        """What tells one Iterable project from another: its data centre, and the key that opens it."""
+        return f"{self.iterable_base_url}\n{self.iterable_api_key or self.iterable_jwt_secret}"
+
+    def shown_database(self) -> str:
+        """DATABASE_URL without user, password and options."""
+        scheme, _, rest = (self.database_url or "").partition("://")
+        return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 # A parser takes the text of a set value, and raises ValueError with the rest of the sentence "NAME ...".

@@ -67,7 +67,7 @@ def test_the_csv_is_exported_between_the_query_and_the_first_call(program: Progr
     run = program.run()
     steps = [line for line in run.out.splitlines() if line.startswith("Step")]
     assert [line.split(":")[0] for line in steps] == [
-        "Step 1", "Step 2", "Step 3", "Step 4", "Step 4.5", "Step 5", "Step 6",
+        "Step 1", "Step 2", "Step 3", "Step 4", "Step 4.5", "Step 5", "Step 6", "Step 7",
     ]  # fmt: skip
     log = run.log
     assert log.index("Step 4:") < log.index("Step 4.5:") < log.index("users/update call")

@@ -606,3 +606,21 @@ def test_example_with_its_two_values_and_all_the_rest_uncommented_is_the_default
     settings = load_settings(env_file(tmp_path, text), NEEDED)
     defaults = load_settings(tmp_path / "missing", NEEDED)
     assert dataclasses.replace(settings, given=defaults.given) == defaults
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "password"),
+    [
+        ("sqlite:////srv/users.db", "sqlite:////srv/users.db", None),
+        (
+            "postgresql+psycopg://ada:p%40ss@db.example.com/x?sslmode=require",
+            "postgresql+psycopg://db.example.com/x",
+            "p@ss",
+        ),
+        ("mysql+pymysql://ada@db/x", "mysql+pymysql://db/x", None),
+    ],
+)
+def test_a_database_is_shown_without_user_and_password(url: str, shown: str, password: str | None) -> None:
+    settings = load({"DATABASE_URL": url})
+    assert settings.shown_database() == shown
+    assert password is None or {password, "p%40ss"} <= set(settings.secrets())
