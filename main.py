@@ -213,7 +213,7 @@ class Job:
             try:
                 rows = planner.watch(islice(query.rows, self.options.limit))
                 export_results_to_csv(rows, str(settings.output_dir / name), columns=query.columns)
-            except OSError as error:
+            except (OSError, sqlite3.Error) as error:  # the CSV, or the stage beside it
                 raise OutputError(f"{name} can't be written ({reason_of(error)}); nothing was sent.") from error
         self.csv_name, self.rows = name, planner.rows
         self.say(f"Step 4.5: {self.rows:,} rows exported to {name}")
@@ -304,9 +304,17 @@ class Job:
         except (OSError, sqlite3.Error) as problem:
             ending = self.ending_without_results(ending, problem)
             results = self.results(ending, counts, None)
+        self.show(ending, results)
+        logger.info("Finished with exit code %d (%s): %s", ending.code, results.status, ending.reason)
+        if not self.options.dry_run:
+            suffix = "" if ending.code is ExitCode.SUCCESS else str(int(ending.code))
+            heartbeat.ping(self.settings.heartbeat_url, suffix).join(heartbeat.TIMEOUT_S)
+        return ending.code
+
+    def show(self, ending: Ending, results: report.Results) -> None:
         if ending.code is not ExitCode.SUCCESS:
             self.console.error(ending.reason)
-        self.console.say(report.summary(results, self.reasons()))
+        self.say(report.summary(results, self.reasons()))
         if self.stand_in is not None:
             held = self.stand_in.project.state()
             self.say(
@@ -315,11 +323,6 @@ class Job:
             )
         if self.options.json:
             self.console.print_json(results)
-        logger.info("Finished with exit code %d (%s): %s", ending.code, results.status, ending.reason)
-        if not self.options.dry_run:
-            suffix = "" if ending.code is ExitCode.SUCCESS else str(int(ending.code))
-            heartbeat.ping(self.settings.heartbeat_url, suffix).join(heartbeat.TIMEOUT_S)
-        return ending.code
 
     def ending_without_results(self, ending: Ending, problem: Exception) -> Ending:
         code = ExitCode.TEMPORARY if ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED) else ending.code
