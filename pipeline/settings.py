@@ -17,7 +17,7 @@ from datetime import timezone, tzinfo
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv.parser import Binding, parse_stream
@@ -83,8 +83,9 @@ class Settings:
         """Everything that no output may show."""
         secrets = [self.iterable_api_key, self.iterable_jwt_secret, self.heartbeat_url]
         for address in (self.database_url, self.iterable_proxy):
-            password = urlsplit(address).password if address else None
-            secrets += [password, unquote(password)] if password else []
+            parts = _split_url(address or "")
+            secrets += [parts.password, unquote(parts.password or "")]
+            secrets += [value for name, value in parse_qsl(parts.query) if "pass" in name.lower() or name == "pwd"]
         return secrets
 
     def project(self) -> str:
@@ -93,8 +94,8 @@ class Settings:
 
     def shown_database(self) -> str:
         """DATABASE_URL without user, password and options."""
-        scheme, _, rest = (self.database_url or "").partition("://")
-        return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+        parts = _split_url(self.database_url or "")
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 # A parser takes the text of a set value, and raises ValueError with the rest of the sentence "NAME ...".
@@ -133,12 +134,18 @@ def _database_url(value: str) -> str:
 def _is_unambiguous(database_url: str) -> bool:
     """False where readers of URLs would differ on where a password ends, and so on what has to be kept secret."""
     try:
-        parts = urlsplit(database_url)
+        parts = _split_url(database_url)
     except ValueError:
         return False
     if not parts.netloc:  # the path of an SQLite file may hold anything
         return True
     return parts.netloc.count("@") <= 1 and "@" not in parts.path + parts.query and "#" not in database_url
+
+
+def _split_url(database_url: str) -> SplitResult:
+    """urllib alone finds nothing in a URL like db2+ibm_db://..., as it knows no schemes with an underscore."""
+    scheme, _, rest = database_url.partition("://")
+    return urlsplit(f"//{rest}")._replace(scheme=scheme)
 
 
 def _boolean(value: str) -> bool:
@@ -396,7 +403,7 @@ def _line(binding: Binding) -> int:
 
 
 def _warn_if_others_read(path: Path, mode: int) -> tuple[str, ...]:
-    if os.name != "posix" or not mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if os.name != "posix" or not stat.S_ISREG(mode) or not mode & (stat.S_IRWXG | stat.S_IRWXO):
         return ()
     return (f"{path} can be read by other users of this machine; run: chmod 600 {shlex.quote(str(path))}",)
 

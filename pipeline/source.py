@@ -20,6 +20,7 @@ MAX_QUOTED_CHARS = 500
 LOCK_TIMEOUT_S = 5.0  # of SQLite; ?timeout=60 in the URL changes it, as usual with SQLAlchemy
 MYSQL = ("mysql", "mariadb")
 PACKAGES = {"MySQLdb": "mysqlclient", "psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}  # by module
+DIALECTS = {"snowflake": "snowflake-sqlalchemy", "bigquery": "sqlalchemy-bigquery"}  # by the URL's beginning
 
 Row = dict[str, Any]
 
@@ -169,6 +170,9 @@ def _explained(what: str) -> Iterator[None]:
     except SourceError:
         raise
     except NoSuchModuleError as error:
+        package = DIALECTS.get(str(error).rpartition(":")[2].partition(".")[0])
+        if package is not None:
+            raise SourceError(f"{what}: its driver is not installed; run: pip install {package}") from error
         raise SourceError(
             f"{what}: DATABASE_URL names an unknown kind of database; it begins, for example, with sqlite:///, "
             "postgresql+psycopg:// or mysql+pymysql://."

@@ -364,7 +364,7 @@ NO_UTF8 = "plan_type has bytes that are no UTF-8"
         ({"caf\udce9": 1}, NO_UTF8),
         ({1: "a"}, "plan_type has a key that is no text"),
         ([float("nan")], "plan_type is nan, which JSON can't hold"),
-        (nested(22), "plan_type is nested more than 20 levels deep"),
+        (nested(21), "plan_type is nested more than 20 levels deep"),
         (1j, "plan_type has the type complex, which can't be sent"),
         (object(), "plan_type has the type object, which can't be sent"),
         (
@@ -521,7 +521,7 @@ def test_row_that_names_nobody_still_tells_that_it_has_an_event() -> None:
 
 def test_event_name_column_wins_over_the_setting() -> None:
     rules = replace(RULES, name_column="event_name")
-    assert sent_event(rules, event_name="sign up ✓")["eventName"] == "sign up ✓"
+    assert sent_event(rules, event_name='sign "up" \\ ✓')["eventName"] == 'sign "up" \\ ✓'
 
 
 @pytest.mark.parametrize(
@@ -548,6 +548,7 @@ def test_event_without_a_usable_name_is_refused(name: Any, reason: str) -> None:
     [
         ("pv-1", "pv-1"),
         (" pv 1 ", " pv 1 "),
+        ('a"b\\c\n\0', 'a"b\\c\n\0'),
         ("é" * 256, "é" * 256),
         (17, "17"),
         (Decimal("17.0"), "17"),
@@ -597,6 +598,13 @@ def test_unusable_event_id_refuses_the_event(value: Any, reason: str) -> None:
 )
 def test_derived_id_is_the_same_for_every_form_of_one_time(value: Any) -> None:
     assert sent_event(event_time=value)["id"] == PINNED_ID
+
+
+@pytest.mark.parametrize("microsecond", [0, 1, 123_457, 999_999])
+@pytest.mark.parametrize("second", [1, 999_999_999, NOW_S])
+def test_time_as_a_float_has_the_microsecond_that_it_stands_for(second: int, microsecond: int) -> None:
+    found = payloads.unix_microseconds(second + microsecond / 1e6, UTC, "event_time")
+    assert found == second * 1_000_000 + microsecond
 
 
 def test_derived_id_does_not_depend_on_the_order_of_fields_or_on_other_columns() -> None:

@@ -263,7 +263,6 @@ def test_two_statements_are_refused(users: Path, sql: str) -> None:
         ("SELECT '100%' AS v", "100%"),
         ("SELECT '%s %(name)s %%' AS v", "%s %(name)s %%"),
         ("SELECT ':name ? $1' AS v", ":name ? $1"),
-        (b"\xef\xbb\xbfSELECT 1 AS v", 1),
         ("SELECT\r\n1 AS v\r\n", 1),
         ("VALUES (1)", None),
         ("WITH a AS (SELECT 1 AS v) SELECT v FROM a", 1),
@@ -271,6 +270,12 @@ def test_two_statements_are_refused(users: Path, sql: str) -> None:
 )
 def test_query_passes_to_the_letter(users: Path, sql: str | bytes, value: object) -> None:
     assert [row.get("v") for row in read("sqlite:///users.db", sql, users.parent)] == [value]
+
+
+def test_statement_without_rows_is_refused(users: Path) -> None:
+    assert problem("sqlite:///users.db", "CREATE TEMPORARY TABLE t (id)", users.parent) == (
+        "The query in query.sql returns no rows; it must be a SELECT."
+    )
 
 
 @pytest.mark.parametrize("sql", ["", " \n", ";", "-- nothing", "/* nothing */ ;"])
@@ -439,6 +444,7 @@ def test_values_of_postgresql_come_as_python_has_them(postgresql_url: str, tmp_p
         (r"SELECT '\' AS v -- ';", "\\"),
         ("SELECT 5 # 1 AS v -- ;", 4),
         ("SELECT 1 AS v; -- the end", 1),
+        ("\ufeffSELECT 'after a byte order mark' AS v", "after a byte order mark"),
     ],
 )
 def test_query_passes_to_postgresql_to_the_letter(postgresql_url: str, tmp_path: Path, sql: str, value: object) -> None:
