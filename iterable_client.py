@@ -426,7 +426,7 @@ class IterableClient:
         failure = _classify(answer, attempts)
         answer = self._clean(answer)
         code = (answer.body or {}).get("code")
-        error = self._without_secrets(f"{name} {_describe(answer, attempts)}")
+        error = f"{name} {_describe(answer, attempts, self._without_secrets)}"
         logger.error("%s", error)
         return False, {
             "error": error,
@@ -696,6 +696,8 @@ def _classify(answer: _Answer, attempts: int) -> Failure:
         return Failure.THROTTLED if answer.retry_after_s > MAX_WAIT_S else Failure.UNACKNOWLEDGED
     if status_code == 401 and (code == "BadApiKey" or "Invalid API key" in str(body.get("msg"))):
         return Failure.BAD_API_KEY
+    if status_code == 413:  # a gateway may say it, too, and a smaller request passes it
+        return Failure.REJECTED
     if answer.body is None and (status_code < 300 or _is_page_or_nothing(answer.text)):
         return Failure.UNREADABLE
     if status_code < 300 and (not isinstance(code, str) or (code == "Success" and not _is_disallowed(body))):
@@ -709,22 +711,25 @@ def _is_page_or_nothing(text: str) -> bool:
     return text.lstrip()[:1] in ("<", "")
 
 
-def _describe(answer: _Answer, attempts: int) -> str:
+def _describe(answer: _Answer, attempts: int, clean: Callable[[str], str]) -> str:
     """What a failed call is told as, after its name: `call failed: 400 BadParams: ... (1 attempt)`."""
     tries = f"{attempts} attempt{'' if attempts == 1 else 's'}"
     if answer.status_code is None:
         return f"call failed: {answer.problem} ({tries})"
     wait = f"; told to wait {answer.retry_after_s:.0f} s" if answer.retry_after_s > MAX_WAIT_S else ""
-    return f"call failed: {answer.status_code} {_say(answer)} ({tries}{wait})"
+    return f"call failed: {answer.status_code} {_say(answer, clean)} ({tries}{wait})"
 
 
-def _say(answer: _Answer) -> str:
-    """What the answer itself says. Iterable has errors as {msg, code} and as {error, message, code} [swagger]."""
+def _say(answer: _Answer, clean: Callable[[str], str]) -> str:
+    """What the answer itself says. Iterable has errors as {msg, code} and as {error, message, code} [swagger].
+
+    clean: takes out secrets, which has to come before the cut: half a key is not found any more.
+    """
     body = answer.body
     if body is None:
-        return _quote(answer.text) or "an empty answer"
+        return _quote(clean(answer.text)) or "an empty answer"
     said = (body.get("code"), body.get("msg") or body.get("message") or body.get("error"))
-    return _quote(": ".join(str(each) for each in said if each)) or "an answer of another shape"
+    return _quote(clean(": ".join(str(each) for each in said if each))) or "an answer of another shape"
 
 
 def _quote(text: str) -> str:
@@ -783,9 +788,15 @@ class _Adapter(HTTPAdapter):
     ) -> Any:
         """The pool for an address, of which a client has few. To look it up anew takes a seventh of each request."""
         url = str(request.url)
-        if url not in self._pools or self._pools[url].pool is None:  # None: it has been closed
-            self._pools[url] = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
-        return self._pools[url]
+        pool = self._pools.get(url)
+        if pool is None:
+            pool = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+            self._pools[url] = pool
+        return pool
+
+    def close(self) -> None:
+        self._pools.clear()
+        super().close()
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         return super().request_url(request, proxies) if proxies else request.path_url
@@ -835,69 +846,25 @@ def _set_connections(manager: Any, timeout_s: float) -> None:
 
 
 def _with_manners(connection: Any, timeout_s: float) -> type:
-    response_class = type("_Response", (_Response,), {"timeout_s": timeout_s})
-    manners = {"timeout_s": timeout_s, "response_class": response_class}
-    return type(connection.__name__, (_Connection, connection), manners)
+    return type(connection.__name__, (_Connection, connection), {"timeout_s": timeout_s})
 
 
-class _Connection(HTTPConnection):
-    """Sends a request in one piece and within `timeout_s`.
-
-    urllib3 would send head and body apart, and allow the sending as long as the connecting.
-    """
-
-    timeout_s: float
-    _held_back: list[bytes] | None = None
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        is_new = self.sock is None
-        if not is_new:
-            self.timeout = self.timeout_s  # until now that for connecting
-        self._held_back = []
-        super().request(*args, **kwargs)
-        message, self._held_back = b"".join(self._held_back), None
-        if is_new:
-            self.connect()
-            self.sock.settimeout(self.timeout_s)
-        deadline = time.monotonic() + self.timeout_s
-        for start in range(0, len(message), _SEND_BYTES):
-            if start:  # the first time, it has just been set, and each time lets another thread in
-                self.sock.settimeout(_left_until(deadline))
-            self.send(message[start : start + _SEND_BYTES])
-
-    def send(self, data: Any) -> None:
-        if self._held_back is None:
-            super().send(data)
-        else:
-            self._held_back.append(data)
-
-
-class _Response(http.client.HTTPResponse):
-    """An answer that must be there, head and body, within `timeout_s`; its head must be whole.
-
-    The read time-out of urllib3 starts again with every byte that arrives, and http.client takes an answer that breaks
-    off amidst its head for one without a body.
-    """
-
-    timeout_s: float
-
-    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
-        self._input = _TimedInput(sock, time.monotonic() + self.timeout_s)
-        super().__init__(cast(Any, self._input), *args, **kwargs)
-
-    def begin(self) -> None:
-        super().begin()
-        self._input.is_in_head = False
+def _left_until(deadline: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("the time is up")
+    return left_s
 
 
 class _TimedInput(io.RawIOBase):
     """A socket's input until a point in time: each read waits for what is left until then, not anew."""
 
-    def __init__(self, sock: Any, deadline: float) -> None:
+    def __init__(self, sock: Any) -> None:
+        """The socket's time-out has just been set, and counts from here."""
         super().__init__()
         self._sock = sock
         self._raw = sock.makefile("rb", buffering=0)
-        self._deadline = deadline
+        self._deadline = time.monotonic() + sock.gettimeout()
         self._has_read = False
         self.is_in_head = True
 
@@ -909,7 +876,7 @@ class _TimedInput(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self._has_read:  # the first time, urllib3 has just set the time-out
+        if self._has_read:  # to set it the first time would only let another thread in
             self._sock.settimeout(_left_until(self._deadline))
         self._has_read = True
         count: int | None = self._raw.readinto(buffer)
@@ -922,14 +889,50 @@ class _TimedInput(io.RawIOBase):
         super().close()
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer for which the time-out counts as a whole, head and body, and whose head must be whole.
+
+    The time-out of urllib3 starts again with every byte that arrives, and http.client takes an answer that breaks off
+    amidst its head for one without a body.
+    """
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        self._input = _TimedInput(sock)
+        super().__init__(cast(Any, self._input), *args, **kwargs)
+
+    def begin(self) -> None:
+        super().begin()
+        self._input.is_in_head = False
+
+
 _SEND_BYTES = 65_536  # a TLS socket starts its time-out anew with each record of 16 KiB
 
 
-def _left_until(deadline: float) -> float:
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError("the time is up")
-    return left_s
+class _Connection(HTTPConnection):
+    """Sends head and body together, and a large body within `timeout_s`.
+
+    urllib3 would send the two apart, and allow the sending as long as the connecting.
+    """
+
+    response_class = _Response
+    timeout_s: float
+    _held_back: list[bytes] | None = None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self._held_back = []
+        super().request(*args, **kwargs)
+        message, self._held_back = b"".join(self._held_back), None
+        deadline = time.monotonic() + self.timeout_s
+        for start in range(0, len(message), _SEND_BYTES):
+            if start:  # the first piece connects, if need be
+                self.sock.settimeout(_left_until(deadline))
+            self.send(message[start : start + _SEND_BYTES])
+
+    def send(self, data: Any) -> None:
+        if self._held_back is None:
+            super().send(data)
+        else:
+            self._held_back.append(data)
 
 
 # The CSV --------------------------------------------------------------------------------------------------------------
@@ -1023,8 +1026,8 @@ def new_file(path: Path) -> Iterator[TextIO]:
         raise FileExistsError(errno.EEXIST, "the file exists already", str(path))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(unfinished, flags, 0o600)
     try:
+        descriptor = os.open(unfinished, flags, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
             file.flush()
@@ -1037,9 +1040,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
 def _move_without_replacing(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
+    except OSError:  # the target exists, or the file system has no hard links
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, "the file exists already", str(target)) from None
         source.rename(target)

@@ -72,6 +72,13 @@ STOP_CODES = {
     StopKind.NOT_ITERABLE: ExitCode.NOT_ITERABLE,
     StopKind.OUTAGE: ExitCode.TEMPORARY,
 }
+STOP_ADVICE = {
+    StopKind.CREDENTIALS: "Check ITERABLE_API_KEY (with USE_JWT_AUTH, ITERABLE_JWT_SECRET, too), and that "
+    "ITERABLE_BASE_URL is its data centre.",
+    StopKind.NOT_ITERABLE: "Check ITERABLE_BASE_URL and, behind a proxy, ITERABLE_PROXY and ITERABLE_CA_BUNDLE.",
+    StopKind.OUTAGE: "The next run goes on where this one stopped.",
+}
+DRY_RUN_REASON = "Dry run: nothing was sent."
 
 
 class OutputError(Exception):
@@ -183,6 +190,7 @@ class Job:
             stack.callback(report.close_log, report.open_log(folder, self.console.redactor))
         except OSError as error:
             raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}).") from error
+        report.sweep(folder)
         self.run_id = report.free_run_id(folder)
         logger.info("iterable-integration %s, run %s, called with: %s", __version__, self.run_id, sys.argv[1:])
         self.client = make_client(self.settings, pause_until(self.stopping))
@@ -268,16 +276,18 @@ class Job:
         if self.stop is not None and self.stop.kind is StopKind.INTERRUPTED:
             return Ending(ExitCode[str(self.interrupt.name)], self.stop.message)
         if self.stop is not None:
-            return Ending(STOP_CODES[self.stop.kind], self.stop.message)
+            advice = STOP_ADVICE[self.stop.kind]
+            return Ending(STOP_CODES[self.stop.kind], f"{self.stop.message.rstrip('.')}. {advice}")
         by_kind = self.ledger.count_outcomes().values()
         numbers = {outcome: sum(counts[outcome] for counts in by_kind) for outcome in Outcome}
         if numbers[Outcome.UNACKNOWLEDGED]:
             left = f"{numbers[Outcome.UNACKNOWLEDGED]:,} records were not acknowledged; the next run sends them again."
-            return Ending(ExitCode.TEMPORARY, left)
+            return Ending(ExitCode.TEMPORARY, f"{left} {self.first_message(Outcome.UNACKNOWLEDGED)}".rstrip())
         if numbers[Outcome.REJECTED]:
-            return Ending(ExitCode.REJECTED, f"{numbers[Outcome.REJECTED]:,} records were rejected; they are listed.")
+            path = self.settings.output_dir / report.REJECTED_NAME.format(self.run_id)
+            return Ending(ExitCode.REJECTED, f"{numbers[Outcome.REJECTED]:,} records were rejected; see {path}.")
         if self.options.dry_run:
-            return Ending(ExitCode.SUCCESS, "Dry run: nothing was sent.")
+            return Ending(ExitCode.SUCCESS, DRY_RUN_REASON)
         if not self.rows:
             return Ending(ExitCode.SUCCESS, "The query found no rows.")
         told = [f"{numbers[each]:,} {each.value}" for each in (Outcome.DELIVERED, Outcome.UNCHANGED) if numbers[each]]
@@ -299,11 +309,11 @@ class Job:
         self.interrupt.raises = False
         counts = self.account_for_all(ending)
         try:
-            results = self.results(ending, counts, self.write_rejected_rows())
+            results = self.results(ending, counts, self.write_rejected_rows(), list(self.verdicts(report.MAX_FAILURES)))
             report.write_results(self.settings.output_dir / report.RESULTS_NAME.format(self.run_id), results)
         except (OSError, sqlite3.Error) as problem:
             ending = self.ending_without_results(ending, problem)
-            results = self.results(ending, counts, None)
+            results = self.results(ending, counts, None, [])
         self.show(ending, results)
         logger.info("Finished with exit code %d (%s): %s", ending.code, results.status, ending.reason)
         if not self.options.dry_run:
@@ -328,18 +338,25 @@ class Job:
         code = ExitCode.TEMPORARY if ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED) else ending.code
         return Ending(code, f"{ending.reason} The results could not be written: {reason_of(problem)}.")
 
+    def first_message(self, outcome: Outcome) -> str:
+        messages = [reason.message for reason in self.reasons() if reason.outcome == outcome.value]
+        return f"For example: {messages[0].rstrip('.')}." if messages else ""
+
     def reasons(self) -> list[report.Reason]:
         try:
-            return [report.Reason(*each) for each in self.ledger.count_reasons(report.SHOWN_REASONS)]
+            reasons = [report.Reason(*each) for each in self.ledger.count_reasons(report.SHOWN_REASONS)]
         except sqlite3.Error:
             return []
+        planned_only = Outcome.NOT_ATTEMPTED.value if self.options.dry_run else None
+        return [reason for reason in reasons if reason.outcome != planned_only]
 
     def account_for_all(self, ending: Ending) -> dict[str, Any]:
         """Give every record its outcome and count them. Without a complete CSV there are none."""
         if self.csv_name is None:
             return report.counts_as_json(0, 0, {})
         try:
-            self.ledger.note_not_attempted(f"Not attempted: {ending.reason}")
+            ran_dry = self.options.dry_run and ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED)
+            self.ledger.note_not_attempted(f"Not attempted: {DRY_RUN_REASON if ran_dry else ending.reason}")
             if not self.options.dry_run:
                 self.ledger.refresh()
                 self.ledger.commit()
@@ -349,7 +366,9 @@ class Job:
             raise AssertionError("some records have no outcome")
         return report.counts_as_json(self.rows, self.ledger.duplicate_events, self.ledger.count_outcomes())
 
-    def results(self, ending: Ending, counts: dict[str, Any], rejected: str | None) -> report.Results:
+    def results(
+        self, ending: Ending, counts: dict[str, Any], rejected: str | None, failures: list[Verdict]
+    ) -> report.Results:
         settings = self.settings
         finished_at = datetime.now(timezone.utc)
         delivery = self.delivery
@@ -377,7 +396,7 @@ class Job:
             },
             files={"csv": self.csv_name, "log": report.LOG_NAME, "rejected": rejected},
             failures=report.failures_as_json(
-                self.verdicts(report.MAX_FAILURES),
+                failures,
                 self.console.redactor,
                 by_user_id=settings.iterable_identifier == "userId",
             ),

@@ -78,7 +78,10 @@ def check_output(folder: Path) -> Finding:
             free_mib = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize // 2**20
     except OSError as error:
         return Finding(
-            Mark.BAD, Area.OUTPUT, f"{folder} can't be written ({error.strerror})", "name another one with OUTPUT_DIR"
+            Mark.BAD,
+            Area.OUTPUT,
+            f"{folder} can't be written ({error.strerror})",
+            "create it or mend its permissions, or name another one with OUTPUT_DIR",
         )
     return Finding(Mark.GOOD, Area.OUTPUT, f"{folder} can be written, {free_mib:,} MiB are free")
 

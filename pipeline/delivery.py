@@ -189,7 +189,7 @@ class Breaker:
         if failure in _AFTER_SOME:
             most, kind = _AFTER_SOME[failure]
             if self._in_a_row >= most:
-                return Stop(kind, f"{message} That makes {most} such failures in a row.")
+                return Stop(kind, f"{message.rstrip('.')}. That makes {most} such failures in a row.")
         return None
 
 

@@ -317,7 +317,9 @@ class Ledger:
             ("" if with_not_attempted else Outcome.NOT_ATTEMPTED.value, limit),
         )
         for kind, row, identity, outcome, *rest in rows:
-            yield Verdict(Kind(kind), row, identity, Outcome(outcome), *rest)
+            # What is still held, as the disk was full when it was to be given up, is unacknowledged all the same.
+            ended = Outcome.UNACKNOWLEDGED if outcome == "held" else Outcome(outcome)
+            yield Verdict(Kind(kind), row, identity, ended, *rest)
 
     def count_reasons(self, limit: int) -> list[tuple[str, str | None, str, int]]:
         """The most frequent reasons: (outcome, code, one of the messages, how many)."""

@@ -16,6 +16,7 @@ import textwrap
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from io import TextIOWrapper
@@ -93,6 +94,29 @@ def free_run_id(folder: Path) -> str:
         time.sleep(1.0 - time.time() % 1.0)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files that a killed run left behind: they hold personal data. Those of live runs stay."""
+    for path in folder.glob(".*.tmp"):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match and os.name == "posix" and not _is_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+_UNFINISHED = re.compile(
+    r"\.(?:query_results|rejected_rows|integration_results)_\d{8}_\d{6}\.\w+\.(\d+)\.[0-9a-f]+\.tmp"
+)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 # The log --------------------------------------------------------------------------------------------------------------
 
 
@@ -123,9 +147,17 @@ class _PrivateLogFile(logging.handlers.RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """A full disk must not stop the run, nor fill the console with tracebacks: the results JSON tells the rest."""
 
+    def close(self) -> None:
+        # Python keeps the line that a full disk has refused, and tries to write it once more here, and when it exits.
+        with suppress(OSError):
+            super().close()
+
 
 def open_log(folder: Path, redactor: Redactor) -> logging.Handler:
-    """Send the log of our own modules, and Python's warnings, to the log file. OSError where it can't be written."""
+    """Send the log of our own modules, Python's warnings and libraries' complaints to the log file.
+
+    OSError where it can't be written.
+    """
     handler = _PrivateLogFile(folder / LOG_NAME, maxBytes=LOG_MAX_BYTES, backupCount=LOG_FILES - 1)
     handler.setFormatter(_LogFormatter(redactor))
     logging.captureWarnings(True)
@@ -134,12 +166,13 @@ def open_log(folder: Path, redactor: Redactor) -> logging.Handler:
         own.setLevel(logging.DEBUG)
         own.propagate = False
         own.addHandler(handler)
+    logging.getLogger().addHandler(handler)  # at Python's own level, which is WARNING
     return handler
 
 
 def close_log(handler: logging.Handler) -> None:
     logging.captureWarnings(False)
-    for name in OUR_LOGGERS:
+    for name in ("", *OUR_LOGGERS):
         logging.getLogger(name).removeHandler(handler)
     handler.close()
 
@@ -158,6 +191,8 @@ class Console:
         for name in OUR_LOGGERS:  # without a log file yet, nothing goes to Python's own stderr handler
             logging.getLogger(name).propagate = False
             logging.getLogger(name).addHandler(logging.NullHandler())
+        # Nor does what libraries complain of: SQLAlchemy writes whole tracebacks when a query is interrupted.
+        logging.getLogger().addHandler(logging.NullHandler())
         if verbose:
             self._show_log()
 
@@ -436,7 +471,6 @@ _ADVICE = {
     "forgottenEmails": "these people asked to be forgotten; leave them out in the query",
     "forgottenUserIds": "these people asked to be forgotten; leave them out in the query",
     "disallowedEventNames": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
-    "Success": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
     "notFoundEmails": "see why the user update of these people was refused, and mend that first",
     "notFoundUserIds": "see why the user update of these people was refused, and mend that first",
     "UnknownEmailError": "see why the user update of these people was refused, and mend that first",

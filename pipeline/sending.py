@@ -303,7 +303,9 @@ def _report_failure(records: Sequence[Record], details: dict[str, Any], note: st
     """The details of a failed call -> the report on the records that it was about."""
     failure: Failure = details["failure"]
     outcome = Outcome.REJECTED if failure in _REFUSALS else Outcome.UNACKNOWLEDGED
-    rest = (outcome, details["status_code"], details["code"], details["error"] + note, details["attempts"])
+    # A blocked event's answer says Success; the list where a bulk answer has it says what it is.
+    code = "disallowedEventNames" if details["code"] == "Success" and failure is Failure.REJECTED else details["code"]
+    rest = (outcome, details["status_code"], code, details["error"] + note, details["attempts"])
     verdicts = [Verdict(record.kind, record.row, record.identity, *rest) for record in records]
     is_unknown_user = details["code"] in UNKNOWN_USER_CODES and failure is Failure.REJECTED
     if is_unknown_user and all(record.kind is Kind.EVENT for record in records):

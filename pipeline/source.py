@@ -86,6 +86,8 @@ def _read_query(path: Path, backend: str) -> str:
         raise SourceError(f"The query file {path} holds no query.")
     if ";" in bare.rstrip(" \t\r\n;"):
         raise SourceError(f"The query file {path} holds more than one statement; leave just one SELECT in it.")
+    if backend in MYSQL and "||" in bare:
+        raise SourceError(f"The query file {path} has ||, which means OR in MySQL; write CONCAT_WS(' ', a, b) instead.")
     return sql
 
 

@@ -3,7 +3,7 @@
 --
 -- An e-mail address is needed (or id / user_id, with ITERABLE_IDENTIFIER=userId), and event_time for events.
 -- Add event_id if your events have a key: it becomes the event's id in Iterable.
--- In MySQL, write CONCAT_WS(' ', u.first_name, u.last_name) for the full name.
+-- In MySQL, write CONCAT_WS(' ', u.first_name, u.last_name) for the full name; || means OR there.
 SELECT
     u.id,
     u.email,

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,3 +97,16 @@ def use_query(program: Program, sql: str) -> None:
     path = program.folder.parent / "query.sql"
     path.write_text(sql)
     program.settings["QUERY_FILE"] = str(path)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
+
+
+def has_logged(program: Program, words: str) -> bool:
+    log = program.folder / "iterable_integration.log"
+    return log.exists() and words in log.read_text()

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +57,7 @@ ADA = "ada@example.com"
 ADA_AS_JSON = b'{"email":"ada@example.com","dataFields":{}}'
 SUCCESS = {"msg": "", "code": "Success", "params": None}
 SHORT_S = 0.4  # the time-out where a test lets real time pass
+MARGIN_S = 5.0  # for a busy machine; what those tests are about would take minutes, or for ever
 
 
 def never_sleep(seconds: float) -> None:
@@ -68,6 +70,9 @@ def open_client(base_url: str = URL, api_key: str | None = KEY, **options: Any) 
     return IterableClient(api_key, base_url=base_url, **{**defaults, **options})
 
 
+Result = tuple[bool, dict[str, Any]]
+
+
 def failed(
     error: str,
     failure: Failure,
@@ -76,7 +81,7 @@ def failed(
     code: str | None = None,
     attempts: int = 1,
     answer: dict[str, Any] | None = None,
-) -> tuple[bool, dict[str, Any]]:
+) -> Result:
     """The whole result of a call that failed."""
     details = {"error": f"users/update call failed: {error}", "status_code": status, "code": code}
     return False, {**details, "attempts": attempts, "failure": failure, "answer": answer}
@@ -155,6 +160,7 @@ class Peer:
         with suppress(OSError):  # the client has gone, or the test is over
             if self._tls:
                 connection = self._tls.wrap_socket(connection, server_side=True)
+                self._open.append(connection)
             with connection:
                 while request := read_request(connection):
                     self.requests.append(request)
@@ -214,11 +220,12 @@ def drip(data: bytes) -> Action:
 OK = http_answer(json.dumps(SUCCESS).encode())
 
 
-@pytest.fixture(scope="session")
-def free_port() -> int:
-    """A port at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """A port that is taken, and at which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 # 1. The contract ------------------------------------------------------------------------------------------------------
@@ -690,6 +697,7 @@ def test_answer_with_code_success_is_success(api: responses.RequestsMock, status
         (404, HTML, HTML_SAID, Failure.UNREADABLE),
         (409, {"msg": "no", "code": "ForgottenUserError"}, "ForgottenUserError: no", Failure.REJECTED),
         (413, b"Request Entity Too Large", "Request Entity Too Large", Failure.REJECTED),
+        (413, HTML, HTML_SAID, Failure.REJECTED),  # a gateway's words; a smaller request passes it
         (501, {"msg": "no", "code": "GenericError"}, "GenericError: no", Failure.UNACKNOWLEDGED),
         (505, b"no", "no", Failure.UNACKNOWLEDGED),
     ],
@@ -828,7 +836,7 @@ def test_failures_are_gathered_from_all_lists_once() -> None:
     answer = {
         "successCount": 1,
         "failCount": 5,
-        "invalidEmails": ["Bad@", "old@"],
+        "invalidEmails": ["Bad@", "bad@", "old@"],
         "invalidUserIds": [],
         "noOpEmails": ["same@example.com"],
         "disallowedEventNames": ["blocked"],
@@ -845,7 +853,7 @@ def test_failures_are_gathered_from_all_lists_once() -> None:
         },
     }
     listed = {
-        "bad@": ("invalidEmails", 1),
+        "bad@": ("invalidEmails", 2),
         "old@": ("invalidEmails", 1),
         "new@example.com": ("notFoundEmails", 2),
         "U-1": ("forgottenUserIds", 1),
@@ -992,9 +1000,9 @@ def test_content_length_that_is_too_small_gives_an_unreadable_answer(iterable: S
     assert fault.matched == 1
 
 
-def test_refused_connection_is_tried_three_times(free_port: int) -> None:
+def test_refused_connection_is_tried_three_times(deaf_port: int) -> None:
     waits: list[float] = []
-    client = open_client(f"http://127.0.0.1:{free_port}", sleep=waits.append)
+    client = open_client(f"http://127.0.0.1:{deaf_port}", sleep=waits.append)
     error = "ConnectionError (Connection refused) (3 attempts)"
     assert client.update_user(ADA) == failed(error, Failure.UNACKNOWLEDGED, attempts=3)
     assert waits == [1.0, 2.0]
@@ -1040,11 +1048,13 @@ def test_one_connection_serves_many_calls(answer: bytes) -> None:
     assert (peer.connections, len(peer.requests)) == (1, 5)
 
 
-def test_closed_session_opens_again(iterable: StandIn) -> None:
-    client = client_of(iterable)
-    assert client.update_user(ADA) == (True, SUCCESS)
-    client.session.close()
-    assert client.update_user(ADA) == (True, SUCCESS)
+def test_closed_session_drops_its_connections_and_opens_again() -> None:
+    with Peer(OK) as peer:
+        client = open_client(peer.url)
+        assert client.update_user(ADA) == (True, SUCCESS)
+        client.session.close()
+        assert client.update_user(ADA) == (True, SUCCESS)
+    assert peer.connections == 2
 
 
 def test_refusal_before_the_whole_request_has_arrived_is_read() -> None:
@@ -1123,7 +1133,7 @@ def test_dripping_answer_is_ended_by_the_total_deadline(answer: Action) -> None:
     with Peer(answer) as peer:
         started = time.monotonic()
         ok, details = open_client(peer.url, timeout_s=SHORT_S, max_retries=1).update_user(ADA)
-        assert SHORT_S <= time.monotonic() - started < SHORT_S + 1
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + MARGIN_S
     assert (ok, details["failure"], details["status_code"]) == (False, Failure.UNACKNOWLEDGED, None)
     assert re.fullmatch(r"users/update call failed: Read\w*Time\w* \(1 attempt\)", details["error"])
 
@@ -1136,7 +1146,7 @@ def test_server_that_takes_no_bytes_is_given_up_after_the_time_out() -> None:
         client = open_client(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=SHORT_S, max_retries=1)
         started = time.monotonic()
         ok, details = client.bulk_update_users([b'{"x":"' + b"x" * 8_000_000 + b'"}'])
-        assert SHORT_S <= time.monotonic() - started < SHORT_S + 1
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + MARGIN_S
     assert (ok, details["failure"]) == (False, Failure.UNACKNOWLEDGED)
 
 
@@ -1161,6 +1171,17 @@ def test_sending_may_take_longer_than_connecting() -> None:
     assert ok is True
 
 
+def measure_memory(call: Callable[[], Result]) -> tuple[Result, int]:
+    """The result of a call, and how many bytes more than before were in use at its peak."""
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    result = call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return result, peak - before
+
+
 def test_answer_above_a_mebibyte_is_not_read_on() -> None:
     sent = []
 
@@ -1171,10 +1192,7 @@ def test_answer_above_a_mebibyte_is_not_read_on() -> None:
             sent.append(1_000_000)
 
     with Peer(flood) as peer:
-        tracemalloc.start()
-        result = open_client(peer.url).update_user(ADA)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        result, peak = measure_memory(lambda: open_client(peer.url).update_user(ADA))
     assert result == failed("200 more than 1048576 bytes (1 attempt)", Failure.UNREADABLE, status=200)
     assert sum(sent) < 20_000_000  # the rest of what the two sockets hold
     assert peak < 8_000_000
@@ -1194,10 +1212,7 @@ def test_bomb_is_not_unpacked(iterable: StandIn, encoding: str) -> None:
     assert len(bomb) < 1_000_000
     iterable.inject(Fault(path=UPDATE, status=200, headers={"Content-Encoding": encoding}, body=bomb))
     client = client_of(iterable)
-    tracemalloc.start()
-    _, details = client.update_user(ADA)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    (_, details), peak = measure_memory(lambda: client.update_user(ADA))
     assert details["failure"] is Failure.UNREADABLE
     assert peak < 10_000_000
 
@@ -1274,11 +1289,12 @@ def test_secret_that_the_server_echoes_is_blotted_out(
         assert details["error"] == f"users/update call failed: 400 {' '.join(shown.split())} (1 attempt)"
 
 
-def test_escaped_echo_is_blotted_out(api: responses.RequestsMock) -> None:
-    escaped = "".join(f"\\u{ord(each):04x}" for each in KEY)
+@pytest.mark.parametrize(("padding", "shown"), [("", "***"), ("x" * 480, "x" * 480 + "***"), ("x" * 500, "x" * 489)])
+def test_escaped_echo_is_blotted_out(api: responses.RequestsMock, padding: str, shown: str) -> None:
+    escaped = padding + "".join(f"\\u{ord(each):04x}" for each in KEY)
     api.post(URL + UPDATE, status=400, body=f'{{"msg":"{escaped}","code":"BadParams"}}')
     error = open_client().update_user(ADA)[1]["error"]
-    assert error == "users/update call failed: 400 BadParams: *** (1 attempt)"
+    assert error == f"users/update call failed: 400 BadParams: {shown} (1 attempt)"
 
 
 def test_short_placeholder_for_a_key_tears_no_words_apart(api: responses.RequestsMock) -> None:
@@ -1304,10 +1320,11 @@ def test_environment_adds_no_credentials_and_no_proxy(
             monkeypatch.setenv(name.lower(), proxy.url)
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        assert client_of(iterable).update_user(ADA) == (True, SUCCESS)
+        client = client_of(iterable)
+        assert client.update_user(ADA) == (True, SUCCESS)
+        client.session.post(iterable.url + UPDATE, json={}, timeout=5)
         assert proxy.connections == 0
-    (request,) = iterable.project.requests
-    assert "authorization" not in request.headers
+    assert ["authorization" in each.headers for each in iterable.project.requests] == [False, False]
 
 
 def test_proxy_is_used_where_it_is_named_and_gets_its_own_credentials() -> None:
@@ -1319,12 +1336,12 @@ def test_proxy_is_used_where_it_is_named_and_gets_its_own_credentials() -> None:
     assert b"Proxy-Authorization: Basic dXNlcjpwdw==\r\n" in request
 
 
-def test_proxy_that_drips_its_answer_is_ended_by_the_deadline() -> None:
+def test_proxy_that_drips_its_answer_is_ended_by_the_time_out_for_connecting() -> None:
     with Peer(drip(b"HTTP/1.1 200 Connection established\r\n" * 1000)) as proxy:
-        client = open_client(URL, proxy=proxy.url, timeout_s=SHORT_S, max_retries=1)
+        client = open_client(URL, proxy=proxy.url, connect_timeout_s=SHORT_S, max_retries=1)
         started = time.monotonic()
         ok, details = client.update_user(ADA)
-        assert SHORT_S <= time.monotonic() - started < SHORT_S + 1
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + MARGIN_S
     assert (ok, details["failure"]) == (False, Failure.UNACKNOWLEDGED)
     assert proxy.requests[0].startswith(b"CONNECT api.iterable.com:443 HTTP/1.")
     assert KEY.encode() not in proxy.requests[0]
@@ -1403,6 +1420,15 @@ def test_certificate_that_fails_is_not_tried_again_and_gets_no_request(
     assert (ok, details["failure"], details["attempts"]) == (False, Failure.BAD_CERTIFICATE, 1)
 
 
+def test_certificate_check_of_the_session_can_not_be_switched_off(certificates: Certificates) -> None:
+    with Peer(OK, tls=certificates.serve("good")) as peer:
+        session = open_client(peer.url).session
+        session.verify = False
+        with pytest.raises(requests.exceptions.SSLError):
+            session.get(peer.url, verify=False, timeout=5)
+    assert peer.requests == []
+
+
 def test_environment_changes_no_certificate_check_and_records_no_keys(
     certificates: Certificates, fresh_authority: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -1437,7 +1463,7 @@ def test_dripping_answer_over_tls_is_ended_by_the_total_deadline(certificates: C
         client = open_client(peer.url, ca_bundle=str(certificates.authority), timeout_s=SHORT_S, max_retries=1)
         started = time.monotonic()
         ok, details = client.update_user(ADA)
-        assert SHORT_S <= time.monotonic() - started < SHORT_S + 1
+        assert SHORT_S <= time.monotonic() - started < SHORT_S + MARGIN_S
     assert (ok, details["failure"]) == (False, Failure.UNACKNOWLEDGED)
 
 
@@ -1541,7 +1567,9 @@ def test_longer_pause_prevails() -> None:
     slots = Slots(10)
     slots.pacer.slow_down(5)
     slots.pacer.slow_down(2)
-    assert slots.take() == [5.0]
+    slots.clock.now += 3
+    slots.pacer.slow_down(0)
+    assert slots.take(2) == pytest.approx([2.0, 2.2])
 
 
 @pytest.mark.parametrize("rate", [4.5, 450, 1800])
@@ -1560,6 +1588,16 @@ def test_accepted_requests_bring_the_pace_back_in_ten_seconds(rate: float) -> No
     assert slots.clock.now - begun == pytest.approx(10, rel=0.1)
 
 
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Threads that interrupt each other as often as they can."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("eager_threads")
 def test_32_threads_get_each_slot_once() -> None:
     waits: list[float] = []
     pacer = Pacer(100, sleep=waits.append, clock=lambda: 0.0)
@@ -1602,6 +1640,22 @@ def test_429_slows_its_endpoint_down_but_for_a_minute_at_most(
     assert waits == [pause_s]
 
 
+def test_accepted_call_brings_its_endpoint_nearer_to_full_pace(api: responses.RequestsMock) -> None:
+    api.post(URL + UPDATE, status=429)
+    api.post(URL + UPDATE, json=SUCCESS)
+    clock = Clock()
+    waits: list[float] = []
+    client = open_client(sleep=waits.append, monotonic=clock, rates={"users/update": 0.2}, max_retries=1)
+    for _ in range(4):
+        client.update_user(ADA)
+        clock.now += 20
+    assert waits == []
+    client.update_user(ADA)
+    client.update_user(ADA)
+    assert waits == [5.0]  # at half the pace it would be 10
+
+
+@pytest.mark.usefixtures("eager_threads")
 def test_threads_share_a_client_and_its_counts(iterable: StandIn) -> None:
     client = client_of(iterable, max_connections=16)
     results: list[bool] = []
@@ -1618,3 +1672,21 @@ def test_threads_share_a_client_and_its_counts(iterable: StandIn) -> None:
     assert results == [True] * 320
     assert client.request_counts == {"events/track": RequestCounts(sent=320)}
     assert (len(iterable.project.events), len(iterable.connections) <= 16) == (320, True)
+
+
+@pytest.mark.parametrize("padding", range(440, 500))
+def test_a_key_that_is_echoed_in_json_escapes_is_not_half_shown_at_the_cut(padding: int) -> None:
+    key = "canary+key/with&signs"
+    escaped = key.replace("+", "\\u002b").replace("/", "\\/").replace("&", "\\u0026")
+    body = f'{{"code": "BadParams", "msg": "{"x" * padding}{escaped}"}}'
+    with responses.RequestsMock() as server:
+        server.post(URL + UPDATE, body=body, status=400)
+        _, details = open_client(api_key=key).update_user(ADA)
+    assert "canary" not in details["error"]
+
+
+def test_a_gateways_413_is_a_refusal_so_that_a_batch_can_be_split() -> None:
+    with responses.RequestsMock() as server:
+        server.post(URL + BULK_UPDATE, body="<html>413 Request Entity Too Large</html>", status=413)
+        _, details = open_client().bulk_update_users([ADA_AS_JSON])
+    assert (details["failure"], details["status_code"]) == (Failure.REJECTED, 413)

@@ -602,6 +602,7 @@ def test_held_events_are_settled_until_they_are_released(ledger: Ledger) -> None
     assert (pending(ledger), ledger.count_pending(Kind.EVENT)) == ([], 0)
     ledger.release_held()
     assert (pending(ledger), ledger.count_pending(Kind.EVENT)) == (events[1:], 2)
+    assert list(ledger.verdicts()) == []
 
 
 def test_held_events_given_up_are_unacknowledged_with_what_iterable_said(ledger: Ledger) -> None:

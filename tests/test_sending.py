@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import responses
@@ -145,7 +145,7 @@ def send_to(
     requests: list[list[Json]] = []
 
     def answer(request: PreparedRequest) -> tuple[int, dict[str, str], str]:
-        body = json.loads(request.body or b"")
+        body = json.loads(cast("bytes", request.body))
         requests.append(body.get("users") or body.get("events"))
         status, content = server(requests[-1])
         return status, {}, content if isinstance(content, str) else json.dumps(content)
@@ -483,6 +483,20 @@ def test_user_listed_less_often_than_it_has_records_is_asked_about_one_by_one() 
     ]  # fmt: skip
 
 
+def test_events_asked_about_one_by_one_go_before_later_ones_of_their_user() -> None:
+    def server(records: list[Json]) -> tuple[int, Any]:
+        if len(records) == 4:
+            return 409, {"msg": "", "code": "Conflict"}
+        if [each["id"] for each in records] == ["e1", "e2"]:
+            return 200, {"successCount": 1, "failCount": 1, "failedUpdates": {"invalidEmails": [ADA]}}
+        return 200, accepted(len(records))
+
+    _, requests = send_to(server, [event(row) for row in (1, 2, 3, 4)])
+    assert [[each["id"] for each in records] for records in requests] == [
+        ["e1", "e2", "e3", "e4"], ["e1", "e2"], ["e1"], ["e2"], ["e3", "e4"]
+    ]  # fmt: skip
+
+
 # Bulk: a refused batch ------------------------------------------------------------------------------------------------
 
 
@@ -694,18 +708,22 @@ def test_batches_after_one_that_was_all_bad_take_fewer_requests_each() -> None:
     assert counts[-1] == 2 * MIN_REFUSALS_IN_A_ROW + 1
 
 
-def test_first_success_gives_a_batch_the_full_search_again() -> None:
-    all_bad, one_bad = users(1000), [user(row, f"{row}@example.org") for row in range(1001, 2001)]
-    bad = [*all_bad, one_bad[700]]
-    reports, _ = send_to(refusing(bad), *[all_bad] * 6, one_bad)
-    assert told(reports)["delivered"] == [row for row in range(1001, 2001) if row != 1701]
+def test_first_success_gives_its_batch_and_the_next_the_full_search_again() -> None:
+    all_bad, half_good, next_batch = (
+        [user(row, f"{row}@example.{domain}") for row in rows]
+        for domain, rows in (("com", range(1, 1001)), ("org", range(1001, 2001)), ("net", range(2001, 3001)))
+    )
+    bad = [*half_good[525::50], *next_batch[25::100]]
+    reports, _ = send_to(refusing([*all_bad, *bad]), *[all_bad] * 6, half_good, next_batch)
+    bad_rows = {each.row for each in bad}
+    assert told(reports)["delivered"] == [row for row in range(1001, 3001) if row not in bad_rows]
 
 
 def test_batch_with_bad_records_everywhere_takes_a_bounded_number_of_requests() -> None:
     batch = users(1000)
     bad = random.Random(7).sample(batch, 140)
     reports, requests = send_to(refusing(bad), batch)
-    assert MAX_REQUESTS_A_BATCH < len(requests) < 2 * MAX_REQUESTS_A_BATCH
+    assert MAX_REQUESTS_A_BATCH < len(requests) < 600  # to find them all would take 687
     ends = told(reports)
     assert sorted(ends["delivered"] + ends["rejected"]) == list(range(1, 1001))
     assert not {each.row for each in bad} & set(ends["delivered"])
@@ -858,6 +876,12 @@ def test_record_out_of_attempts_is_unacknowledged(iterable: Connected, kind: str
     unacknowledged = Verdict(Kind.USER, 1, "1@example.com", Outcome.UNACKNOWLEDGED, status, "GenericError", message, 3)
     assert reports == [Report(failed=[unacknowledged], failure=Failure.UNACKNOWLEDGED, message=message)]
     assert fault.matched == 3
+
+
+@pytest.mark.parametrize("kind", ["single", "bulk"])
+def test_unknown_user_told_with_a_500_is_unacknowledged(iterable: Connected, kind: str) -> None:
+    iterable.stand_in.inject(Fault(status=500, body=b'{"msg":"","code":"UnknownEmailError"}'))
+    assert told(iterable.sender(kind).send([event(1)], never)) == {"unacknowledged": [1]}
 
 
 @pytest.mark.parametrize("kind", ["single", "bulk"])

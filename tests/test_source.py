@@ -500,3 +500,13 @@ def test_time_that_python_has_no_year_for_is_told(postgresql_url: str, tmp_path:
     assert problem(postgresql_url, "SELECT 'infinity'::timestamptz AS event_time", tmp_path) == (
         "The query in query.sql can't be run: timestamp too large (after year 10K): 'infinity'."
     )
+
+
+def test_mysqls_two_bars_are_refused_before_they_turn_names_into_numbers(tmp_path: Path) -> None:
+    query = tmp_path / "query.sql"
+    query.write_text("SELECT email, first_name || last_name AS candidate FROM users -- || '||'")
+    with (
+        pytest.raises(SourceError, match="means OR in MySQL; write CONCAT_WS"),
+        open_query("mysql+pymysql://u@127.0.0.1:1/x", query, root=tmp_path),
+    ):
+        pass
