@@ -975,12 +975,17 @@ def _chain(first: Mapping[str, Any], rest: Iterator[Mapping[str, Any]]) -> Itera
 def _csv_rows(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[list[Any]]:
     known = set(columns)
     for number, record in enumerate(records, start=1):
-        if record.keys() != known and not record.keys() <= known:
-            extra = ", ".join(sorted(map(repr, record.keys() - known)))
-            raise ValueError(f"Record {number} has {extra}, for which the CSV has no column.")
+        if len(record) != len(known) or not record.keys() <= known:
+            _refuse_unknown_keys(record, number, known)
         values = map(record.get, columns)
         # Nearly every cell is a harmless text, and this is the busiest line of an export.
         yield [v if type(v) is str and v[:1] not in _FORMULA_STARTS and "\0" not in v else _cell(v) for v in values]
+
+
+def _refuse_unknown_keys(record: Mapping[str, Any], number: int, known: set[str]) -> None:
+    if extra := record.keys() - known:
+        named = ", ".join(sorted(map(repr, extra)))
+        raise ValueError(f"Record {number} has {named}, for which the CSV has no column.")
 
 
 def _cell(value: Any) -> Any:

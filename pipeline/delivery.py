@@ -28,6 +28,7 @@ logger = logging.getLogger("pipeline.delivery")
 MAX_RECORDS_A_BATCH = 1000
 MAX_BYTES_A_BATCH = 3_500_000  # Iterable allows 4 MB in bulk, and does not say whether that is 4,000,000 bytes or more
 EVENTS_A_TURN = 20  # of one user, in single mode: how many a worker takes at once
+WAITING_BATCHES = 4  # ready for the next worker that is free; more would only take memory
 RECORDS_PER_COMMIT = 2000
 SECONDS_PER_COMMIT = 0.5
 GRACE_S = 5.0  # for what is under way when the run stops
@@ -73,9 +74,9 @@ def single_mode(workers: int | None) -> Mode:
 
 
 def bulk_mode(workers: int | None) -> Mode:
-    """Up to 1,000 records and 3.5 MB a request; 8 workers reach Iterable's limits several times over."""
+    """Up to 1,000 records and 3.5 MB a request; 16 workers reach Iterable's limits many times over."""
     endpoints = ("users/bulkUpdate", "events/trackBulk")
-    return Mode("bulk", workers or 8, MAX_RECORDS_A_BATCH, MAX_BYTES_A_BATCH, True, endpoints)
+    return Mode("bulk", workers or 16, MAX_RECORDS_A_BATCH, MAX_BYTES_A_BATCH, True, endpoints)
 
 
 def make_batches(records: Iterable[Record], mode: Mode) -> Iterator[list[Record]]:
@@ -349,7 +350,7 @@ class Delivery:
         self.created_fields |= report.created_fields
         self._progress.advance(len(report.delivered) + len(report.failed) + len(report.unknown))
         if report.failure in (None, Failure.REJECTED):
-            self._room = 2 * self._mode.workers
+            self._room = self._mode.workers + WAITING_BATCHES
         stop = self._breaker.judge(report.failure, report.message)
         if stop is not None and self._stop is None:
             self._begin_stop(stop)

@@ -195,13 +195,14 @@ def single(work: Path, rows_list: list[int], latencies: list[int]) -> None:
     events_query.write_text(
         "SELECT u.email, u.first_name, e.page, e.event_time FROM users u JOIN user_events e ON e.user_id = u.id"
     )
+    many_users = make_database(work / "users.db", 150_000)
     database = make_database(work / "single.db", 50_000)
     common = {"PUSH_MODE": "single", "RATE_LIMIT_PERCENT": "100"}
     for latency in latencies:
         with stand_in(latency) as iterable:
             folder = work / f"single-{latency}"
-            run = measure(iterable, folder, database, QUERY_FILE=str(users_query), **common)
-            _show_single("users/update", 5_000, 500, latency, run)
+            run = measure(iterable, folder, many_users, QUERY_FILE=str(users_query), **common)
+            _show_single("users/update", 15_000, 500, latency, run)
             run = measure(iterable, folder, database, QUERY_FILE=str(events_query), **common)
             _show_single("events/track", 50_000, 2000, latency, run)
 

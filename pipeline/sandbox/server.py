@@ -292,6 +292,11 @@ class StandIn:
         )
         await self._stopping.wait()
         server.close()
-        for connection in list(self.connections):
-            connection.abort()
+        # A connection accepted just now comes to life in a task of its own; it must be dropped, too.
+        for _ in range(200):
+            for connection in list(self.connections):
+                connection.abort()
+            if not self.connections and asyncio.all_tasks() == {asyncio.current_task()}:
+                break
+            await asyncio.sleep(0.005)
         await asyncio.sleep(0)  # lets the aborted connections close their sockets

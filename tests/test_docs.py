@@ -1,0 +1,213 @@
+"""README and CONTRIBUTING against the program: what they say is what it does."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from sqlalchemy import dialects
+from sqlalchemy.exc import NoSuchModuleError
+
+from main import ExitCode
+from pipeline.ledger import Outcome
+from pipeline.sandbox import SANDBOX_KEY, StandIn
+from pipeline.settings import SETTINGS
+from tests.program import ROOT, Program, use_query
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
+MAX_LINES = 250
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the rows of the table whose first column is called so."""
+    lines = README.splitlines()
+    (start,) = (number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        # A | within code is no border of a cell; a cell ends with a space before it.
+        rows.append([cell.strip() for cell in re.split(r"(?<= )\|(?= |$)", line.strip().removeprefix("|"))[:-1]])
+    return rows
+
+
+@cache
+def source_texts() -> tuple[str, ...]:
+    """Every text in the program's own modules; what an f-string fills in is a line break here."""
+    paths = [ROOT / "main.py", ROOT / "iterable_client.py", *sorted((ROOT / "pipeline").rglob("*.py"))]
+    texts = []
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "\n" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return tuple(texts)
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True, timeout=60
+    )
+
+
+def words(text: str) -> list[str]:
+    """Line breaks are where the terminal's width and Python's version put them."""
+    return text.split()
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len(README.splitlines()) < MAX_LINES
+
+
+def test_nothing_is_left_to_be_filled_in() -> None:
+    assert re.findall(r"MEASURED_CEILING|TODO|TBD|XXX", README + CONTRIBUTING) == []
+
+
+def test_the_first_two_commands_run_the_sandbox_and_the_tests() -> None:
+    first, second = blocks("bash")
+    assert first.splitlines() == [
+        "python3 -m venv .venv",
+        ".venv/bin/pip install --quiet -r requirements.txt",
+        ".venv/bin/python main.py --sandbox",
+    ]
+    assert second.splitlines() == [
+        "python3 -m venv .venv",
+        ".venv/bin/pip install --quiet -r requirements-dev.txt",
+        ".venv/bin/python -m pytest",
+    ]
+
+
+def test_the_console_in_the_readme_is_that_of_a_sandbox_run(program: Program) -> None:
+    """But for what differs from run to run: numbers of ports, stamps and durations, and the name of a folder."""
+    (picture,) = (block for block in blocks("text") if block.startswith("Step 1"))
+    out = program.run("--sandbox", DATABASE_URL=None).out
+
+    def fixed(text: str) -> list[str]:
+        return re.sub(r"127\.0\.0\.1:\d+|\d{8}_\d{6}|\d+\.\d s|sqlite:\S+", "*", text).splitlines()
+
+    before, after = picture.split("  ...\n")
+    shown, printed = fixed(before), fixed(out)
+    assert printed[: len(shown)] == shown
+    assert printed[-1:] == fixed(after)
+
+
+def test_help_in_the_readme_is_what_the_program_prints() -> None:
+    (shown,) = (block for block in blocks("text") if block.startswith("usage:"))
+    printed = run(sys.executable, "main.py", "--help", COLUMNS="120")
+    assert words(shown) == words(printed.stdout)
+
+
+def test_the_settings_table_names_every_setting_with_its_default() -> None:
+    def plain(cell: str) -> str | None:
+        return None if cell == "–" else cell.strip("`")
+
+    shown = [(plain(name), plain(default)) for name, default, _ in table("setting")]
+    assert shown == [(name, default) for name, (default, _) in SETTINGS.items()]
+
+
+def test_the_settings_table_and_the_example_agree() -> None:
+    """In any order. What must be replaced, and what has no default, is – in the table."""
+    example = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE))
+    unset = {name: "–" if not value or value.startswith("your-") else f"`{value}`" for name, value in example.items()}
+    assert {name.strip("`"): default for name, default, _ in table("setting")} == unset
+
+
+def test_the_table_of_exit_codes_has_every_code() -> None:
+    codes = [int(code) for cell, *_ in table("code") for code in cell.split(",")]
+    assert codes == [int(code) for code in ExitCode]
+
+
+def test_every_outcome_is_explained() -> None:
+    assert [cell.strip("`") for cell, _ in table("outcome")] == [outcome.value for outcome in Outcome]
+
+
+@pytest.mark.parametrize("quoted", [re.findall("`(.*?)`", cell)[0] for cell, _ in table("message")])
+def test_every_message_in_the_table_is_one_of_the_program(quoted: str) -> None:
+    """… stands for what the program fills in; all other parts are in one text of the source, in this order."""
+    parts = re.compile(".*".join(re.escape(part.strip()) for part in quoted.split("…")), re.DOTALL)
+    assert [text for text in source_texts() if parts.search(text)]
+
+
+@pytest.mark.parametrize("row", table("database"), ids=lambda row: str(row[0]))
+def test_the_program_tells_to_install_the_driver_that_the_readme_names(
+    program: Program, tmp_path: Path, row: list[str]
+) -> None:
+    name, url, package = (cell.replace("`", "") for cell in row)
+    if package == "none" or (name in ("Snowflake", "BigQuery") and _is_known(url)):
+        pytest.skip("needs none, or is installed here")
+    for module in ("psycopg", "pymysql"):  # as if they were not installed
+        (tmp_path / f"{module}.py").write_text("raise ModuleNotFoundError(name=__name__)")
+    use_query(program, "SELECT email FROM users")
+    run = program.run(DATABASE_URL=url, PYTHONPATH=str(tmp_path))
+    assert run.code == 66
+    assert run.err == f"The database can't be opened: its driver is not installed; run: pip install {package}\n"
+
+
+def _is_known(url: str) -> bool:
+    try:
+        dialects.registry.load(url.partition(":")[0])
+    except NoSuchModuleError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("example", blocks("python"))
+def test_the_python_examples_run(example: str, iterable: StandIn) -> None:
+    done = run(sys.executable, "-c", example, ITERABLE_API_KEY=SANDBOX_KEY, ITERABLE_BASE_URL=iterable.url)
+    assert (done.stdout, done.stderr, done.returncode) == ("delivered\n", "", 0)
+    assert iterable.project.users["ada@example.com"]["dataFields"] == {"plan_type": "pro"}
+    assert list(iterable.project.events) == ["view-17"]
+
+
+def test_there_is_a_python_example() -> None:
+    assert len(blocks("python")) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="crontab lines are for sh")
+@pytest.mark.parametrize(
+    ("code", "printed", "mailed"), [(0, "", ""), (75, "down", ""), (77, "key", "key\n"), (0, "warning", "warning\n")]
+)
+def test_the_crontab_line_mails_what_it_should(tmp_path: Path, code: int, printed: str, mailed: str) -> None:
+    (line,) = (block for block in blocks("text") if block.startswith("*/15"))
+    command = line.strip().split(" ", 5)[5]
+    program = re.findall(r"/opt/\S+ /opt/\S+", command)[0]
+    stand_in = tmp_path / "job"
+    stand_in.write_text(f'#!/bin/sh\n[ -z "{printed}" ] || echo "{printed}" >&2\nexit {code}\n')
+    stand_in.chmod(0o755)
+    assert "%" not in command  # cron would take it for a line break
+    done = run("/bin/sh", "-c", command.replace(program, str(stand_in)))
+    assert (done.stdout, done.stderr) == (mailed, "")
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_files_that_are_named_exist(text: str) -> None:
+    made_by_runs = re.compile(r"(query_results|integration_results|rejected_rows|iterable_integration|iterable_ledger)")
+    named = set(re.findall(r"`((?:[\w.-]+/)*[\w.-]*\.(?:py|sql|txt|md|toml|example)|(?:[\w.-]+/)+(?:run)?)`", text))
+    named |= set(re.findall(r"\]\(([\w./-]+)\)", text))
+    assert named
+    missing = [name for name in named if not made_by_runs.match(name) and not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_every_module_is_in_the_reading_order() -> None:
+    modules = [
+        f"pipeline/{path.name}/" if path.is_dir() else f"pipeline/{path.name}"
+        for path in sorted((ROOT / "pipeline").iterdir())
+        if not path.name.startswith("__") and (path.suffix == ".py" or path.is_dir())
+    ]
+    assert [module for module in [*modules, "main.py", "iterable_client.py"] if f"`{module}`" not in CONTRIBUTING] == []
