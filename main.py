@@ -234,8 +234,8 @@ class Job:
         counts = self.ledger.count_outcomes().values()
         unchanged = sum(each[Outcome.UNCHANGED] for each in counts)
         self.say(
-            f"Step 5: {users:,} users and {events:,} events to send, in {self.mode.name} requests; "
-            f"{unchanged:,} records are unchanged"
+            f"Step 5: {users:,} users and {events:,} events to send ({self.mode.name} requests); "
+            f"{unchanged:,} unchanged"
         )
         if self.options.dry_run:
             self.show_plan()
@@ -327,10 +327,8 @@ class Job:
         self.say(report.summary(results, self.reasons()))
         if self.stand_in is not None:
             held = self.stand_in.project.state()
-            self.say(
-                f"The stand-in now holds {held['users']:,} users and {held['events']:,} events. "
-                "This was a sandbox run: nothing left this machine."
-            )
+            self.say(f"The stand-in now holds {held['users']:,} users and {held['events']:,} events.")
+            self.say("This was a sandbox run: nothing left this machine.")
         if self.options.json:
             self.console.print_json(results)
 

@@ -123,22 +123,27 @@ def stand_in(latency_ms: int, *, limits: bool = False) -> Iterator[StandInProces
         process.stop()
 
 
-def measure(iterable: StandInProcess, folder: Path, database: Path, **settings: str) -> Measured:
-    """Run the program once, with its outputs in `folder`."""
+def prepare(url: str, folder: Path, database: Path, **settings: str) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a run that writes to `folder`."""
     folder.mkdir(exist_ok=True)
-    (folder / "empty.env").touch(0o600)
+    env_file = folder / "empty.env"
+    env_file.touch(0o600)
     environment = {
         "PATH": os.environ["PATH"],
         "OUTPUT_DIR": str(folder),
         "ITERABLE_API_KEY": SANDBOX_KEY,
-        "ITERABLE_BASE_URL": iterable.url,
+        "ITERABLE_BASE_URL": url,
         "DATABASE_URL": f"sqlite:///{database}",
         **settings,
     }
+    return [sys.executable, str(ROOT / "main.py"), "--quiet", "--env-file", str(env_file)], environment
+
+
+def measure(iterable: StandInProcess, folder: Path, database: Path, **settings: str) -> Measured:
+    """Run the program once, with its outputs in `folder`."""
+    command, environment = prepare(iterable.url, folder, database, **settings)
     busy_before, started = iterable.busy_s(), time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), "--quiet", "--env-file", str(folder / "empty.env")], env=environment
-    )
+    process = subprocess.Popen(command, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     wall_s = time.monotonic() - started
     if os.waitstatus_to_exitcode(status) != 0:
@@ -218,17 +223,7 @@ def start(work: Path, rows_list: list[int], latencies: list[int]) -> None:
     database = make_database(work / "start.db", 12)
     for attempt in range(5):
         with StandIn() as iterable:
-            folder = work / f"start-{attempt}"
-            folder.mkdir()
-            (folder / "empty.env").touch(0o600)
-            environment = {
-                "PATH": os.environ["PATH"],
-                "OUTPUT_DIR": str(folder),
-                "ITERABLE_API_KEY": SANDBOX_KEY,
-                "ITERABLE_BASE_URL": iterable.url,
-                "DATABASE_URL": f"sqlite:///{database}",
-            }
-            command = [sys.executable, str(ROOT / "main.py"), "--quiet", "--env-file", str(folder / "empty.env")]
+            command, environment = prepare(iterable.url, work / f"start-{attempt}", database)
             began = time.monotonic()
             subprocess.run(command, env=environment, check=True)
             ended = time.monotonic()

@@ -103,7 +103,7 @@ def test_the_console_in_the_readme_is_that_of_a_sandbox_run(program: Program) ->
     before, after = picture.split("  ...\n")
     shown, printed = fixed(before), fixed(out)
     assert printed[: len(shown)] == shown
-    assert printed[-1:] == fixed(after)
+    assert printed[-2:] == fixed(after)
 
 
 def test_help_in_the_readme_is_what_the_program_prints() -> None:
