@@ -190,7 +190,8 @@ class Job:
             stack.callback(report.close_log, report.open_log(folder, self.console.redactor))
         except OSError as error:
             raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}).") from error
-        report.sweep(folder)
+        if not (self.options.sandbox or self.options.dry_run):  # these may not hold the lock, and so not be alone
+            report.sweep(folder)
         self.run_id = report.free_run_id(folder)
         logger.info("iterable-integration %s, run %s, called with: %s", __version__, self.run_id, sys.argv[1:])
         self.client = make_client(self.settings, pause_until(self.stopping))

@@ -15,6 +15,7 @@ from sqlalchemy import dialects
 from sqlalchemy.exc import NoSuchModuleError
 
 from main import ExitCode
+from pipeline.delivery import bulk_mode, single_mode
 from pipeline.ledger import Outcome
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from pipeline.settings import SETTINGS
@@ -211,3 +212,8 @@ def test_every_module_is_in_the_reading_order() -> None:
         if not path.name.startswith("__") and (path.suffix == ".py" or path.is_dir())
     ]
     assert [module for module in [*modules, "main.py", "iterable_client.py"] if f"`{module}`" not in CONTRIBUTING] == []
+
+
+def test_the_number_of_workers_in_the_readme_is_that_of_each_mode() -> None:
+    (row,) = (line for line in README.splitlines() if line.startswith("| `MAX_WORKERS`"))
+    assert f"empty: {bulk_mode(None).workers} in bulk, {single_mode(None).workers} singly" in row

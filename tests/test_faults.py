@@ -187,6 +187,16 @@ def test_what_a_killed_run_left_unfinished_is_swept_away_by_the_next_one(program
     assert not_ours.exists()
 
 
+@pytest.mark.parametrize("option", ["--sandbox", "--dry-run"])
+def test_a_run_that_may_not_hold_the_lock_sweeps_nothing_away(program: Program, sample: Path, option: str) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = program.folder / f".query_results_20260113_143122.csv.{dead.pid}.0a1b2c3d.tmp"
+    left.touch()
+    assert program.run(option).code == 0
+    assert left.exists()
+
+
 # SIGINT and SIGTERM ---------------------------------------------------------------------------------------------------
 
 SIGNALS: dict[signal.Signals, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
