@@ -5,15 +5,16 @@ from __future__ import annotations
 import operator
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, create_engine
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 
 ROWS_PER_FETCH = 1000
 MAX_QUOTED_CHARS = 500
@@ -55,13 +56,11 @@ def open_query(
             connection = engine.connect()
         with connection:
             with _explained(f"The query in {query_file.name} can't be run"):
-                _forbid_writing(connection)
-                result = connection.execution_options(yield_per=ROWS_PER_FETCH, no_parameters=True).exec_driver_sql(sql)
+                _prepare(connection)
+                result = _execute(connection, sql)
             with closing(result):
                 columns = _columns(result, query_file)
-                # Without its size, a partition is all rows on PostgreSQL and one on SQLite: SQLAlchemy does not heed
-                # yield_per here, for SQL as text.
-                yield QueryResult(columns, _stream(result.partitions(ROWS_PER_FETCH), columns, query_file))
+                yield QueryResult(columns, _stream(_read(result, connection, sql), columns, query_file))
     finally:
         engine.dispose()
 
@@ -123,8 +122,6 @@ def _open_sqlite(path: Path, url: URL, should_stop: Callable[[], bool]) -> sqlit
     timeout_s = float(str(url.query.get("timeout", LOCK_TIMEOUT_S)))
     address = f"{path.absolute().as_uri()}?mode=ro"
     connection = sqlite3.connect(address, uri=True, timeout=timeout_s, check_same_thread=False)
-    # Bytes that are no UTF-8 must not stop the query: they come through as lone surrogates, and refuse their row alone.
-    connection.text_factory = operator.methodcaller("decode", "utf-8", "surrogateescape")
     connection.set_progress_handler(should_stop, 100_000)
     connection.set_authorizer(_refuse_other_files)
     return connection
@@ -135,7 +132,7 @@ def _refuse_other_files(action: int, *_details: object) -> int:
     return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
 
-def _forbid_writing(connection: Connection) -> None:
+def _prepare(connection: Connection) -> None:
     """Make the session read-only where the database has a way to say so; elsewhere nothing is ever committed."""
     backend = connection.dialect.name
     if backend == "postgresql":
@@ -143,6 +140,8 @@ def _forbid_writing(connection: Connection) -> None:
     elif backend in MYSQL:
         connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
         connection.rollback()
+    elif backend == "sqlite":
+        connection.exec_driver_sql("BEGIN")  # what is read, and perhaps read again, is of one moment
 
 
 def _columns(result: CursorResult[Any], query_file: Path) -> tuple[str, ...]:
@@ -157,11 +156,55 @@ def _columns(result: CursorResult[Any], query_file: Path) -> tuple[str, ...]:
     return columns
 
 
-def _stream(partitions: Iterator[Any], columns: tuple[str, ...], query_file: Path) -> Iterator[Row]:
+def _execute(connection: Connection, sql: str) -> CursorResult[Any]:
+    streamed = connection.execution_options(yield_per=ROWS_PER_FETCH, no_parameters=True)
+    try:
+        return streamed.exec_driver_sql(sql)
+    except OperationalError as error:  # Python 3.10 reads the first row at once
+        _take_any_bytes(connection, error)
+        return streamed.exec_driver_sql(sql)
+
+
+def _read(result: CursorResult[Any], connection: Connection, sql: str) -> Iterator[Sequence[Any]]:
+    """All rows, by the thousand.
+
+    Bytes that are no UTF-8 must not stop the query. A decoder that knows what to do with them takes nearly as long as
+    all the rest of reading, so that SQLite gets it only when it meets the first of them, and then starts again.
+    """
+    done, latest = 0, None
+    try:
+        # Without its size, a partition is all rows on PostgreSQL and one on SQLite: SQLAlchemy does not heed yield_per
+        # here, for SQL as text.
+        for latest in result.partitions(ROWS_PER_FETCH):
+            yield latest
+            done += 1
+        return
+    except OperationalError as error:
+        _take_any_bytes(connection, error)
+    result.close()
+    with closing(_execute(connection, sql)) as result:
+        again = result.partitions(ROWS_PER_FETCH)
+        if done and next(islice(again, done - 1, None), None) != latest:
+            raise SourceError(
+                "The query gives other rows, or another order, each time it runs, and had to run twice, as a text in "
+                "it is no UTF-8; give it an ORDER BY, without random()."
+            )
+        yield from again
+
+
+def _take_any_bytes(connection: Connection, error: OperationalError) -> None:
+    """Let bytes that are no UTF-8 come through as lone surrogates, which refuse their row alone; else raise `error`."""
+    if connection.dialect.name != "sqlite" or "Could not decode to UTF-8" not in str(error.orig):
+        raise error
+    database: Any = connection.connection.dbapi_connection
+    database.text_factory = operator.methodcaller("decode", "utf-8", "surrogateescape")
+
+
+def _stream(batches: Iterator[Sequence[Any]], columns: tuple[str, ...], query_file: Path) -> Iterator[Row]:
     with _explained(f"The query in {query_file.name} failed while its rows were read"):
-        for partition in partitions:
-            for row in partition:
-                yield dict(zip(columns, row, strict=True))
+        for batch in batches:
+            for row in batch:
+                yield dict(zip(columns, row))  # noqa: B905 - a check that takes time, and a row is as wide as its head
 
 
 @contextmanager

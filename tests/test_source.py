@@ -6,7 +6,7 @@ import itertools
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from ipaddress import ip_address
@@ -81,6 +81,43 @@ def test_values_of_every_kind_come_through(tmp_path: Path) -> None:
     create(tmp_path / "x.db")
     expected = [None, 2**63 - 1, 1.5, "zoë 😀", b"\x00\xff", "a\0b", float("inf"), "", "caf\udce9"]
     assert read("sqlite:///x.db", sql, tmp_path) == [dict(zip("abcdefghi", expected, strict=True))]
+
+
+NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) SELECT i"
+
+
+@pytest.mark.parametrize("bad", [[1], [1000], [1001], [2500], [3000], [1, 2, 1500, 2999]])
+def test_text_that_is_no_utf8_costs_no_row_and_doubles_none(bad: list[int], users: Path) -> None:
+    places = ", ".join(map(str, bad))
+    sql = f"{NUMBERS}, CASE WHEN i IN ({places}) THEN CAST(x'636166e9' AS TEXT) ELSE 'zoë' END AS v FROM n ORDER BY i"
+    expected = [{"i": i, "v": "caf\udce9" if i in bad else "zoë"} for i in range(1, 3001)]
+    assert read("sqlite:///users.db", sql, users.parent) == expected
+
+
+def test_text_that_is_no_utf8_in_a_query_that_never_gives_the_same_rows_is_refused(users: Path) -> None:
+    sql = f"{NUMBERS}, random() AS r, CASE i WHEN 2500 THEN CAST(x'e9' AS TEXT) END AS v FROM n"
+    assert problem("sqlite:///users.db", sql, users.parent) == (
+        "The query gives other rows, or another order, each time it runs, and had to run twice, as a text in it is no "
+        "UTF-8; give it an ORDER BY, without random()."
+    )
+
+
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+def test_rows_read_again_because_of_a_text_that_is_no_utf8_are_those_of_the_first_time(
+    journal: str, tmp_path: Path
+) -> None:
+    path = create(
+        tmp_path / "x.db", "CREATE TABLE t (i INTEGER PRIMARY KEY, v TEXT)", f"INSERT INTO t {NUMBERS}, 'a' FROM n"
+    )
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as writer:
+        writer.execute(f"PRAGMA journal_mode = {journal}")
+        writer.execute("UPDATE t SET v = CAST(x'e9' AS TEXT) WHERE i = 2500")
+        with opened("sqlite:///x.db", "SELECT i, v FROM t ORDER BY i", tmp_path) as result:
+            rows = [next(result.rows) for _ in range(1500)]
+            with suppress(sqlite3.OperationalError):  # without WAL, the reader keeps the writer out
+                writer.execute("DELETE FROM t WHERE i IN (3, 2000)")
+            rows += result.rows
+    assert [row["i"] for row in rows] == list(range(1, 3001))
 
 
 def test_cell_of_100_000_characters_comes_whole(tmp_path: Path) -> None:
