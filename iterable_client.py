@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
 from urllib.parse import urlsplit
@@ -937,6 +938,8 @@ class _Connection(HTTPConnection):
 
 # The CSV --------------------------------------------------------------------------------------------------------------
 
+_ROWS_PER_BLOCK = 200
+_PLAIN_TYPES = frozenset({str, int, float, Decimal, type(None)})
 _FORMULA_STARTS = frozenset("=+-@\t\r\n")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
 
@@ -944,7 +947,7 @@ _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
 def export_results_to_csv(
     user_records: Iterable[Mapping[str, Any]], filename: str | None = None, *, columns: Sequence[str] | None = None
 ) -> str:
-    """Write the records as CSV and return the file's path. Records are taken one by one and not kept.
+    """Write the records as CSV and return the file's path. Records are taken a few hundred at a time and not kept.
 
     The format is that of RFC 4180 in UTF-8, with a header: `columns`, else the keys of the first record, else (no
     record at all) DEFAULT_COLUMNS. None is an empty cell; a text that a spreadsheet would run as a formula
@@ -972,20 +975,34 @@ def _chain(first: Mapping[str, Any], rest: Iterator[Mapping[str, Any]]) -> Itera
     yield from rest
 
 
-def _csv_rows(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[list[Any]]:
-    known = set(columns)
-    for number, record in enumerate(records, start=1):
-        if len(record) != len(known) or not record.keys() <= known:
-            _refuse_unknown_keys(record, number, known)
-        values = map(record.get, columns)
-        # Nearly every cell is a harmless text, and this is the busiest line of an export.
-        yield [v if type(v) is str and v[:1] not in _FORMULA_STARTS and "\0" not in v else _cell(v) for v in values]
+def _csv_rows(records: Iterator[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[Sequence[Any]]:
+    """Records -> rows of harmless cells. They are looked at by the column, which takes half the time."""
+    header = tuple(columns)
+    number = 1
+    while block := list(islice(records, _ROWS_PER_BLOCK)):
+        rows = [tuple(record.values()) for record in block if tuple(record) == header]
+        if len(rows) != len(block):
+            rows = [_row_of(record, each, header) for each, record in enumerate(block, start=number)]
+        yield from zip(*map(_harmless, zip(*rows, strict=True)), strict=True)
+        number += len(block)
 
 
-def _refuse_unknown_keys(record: Mapping[str, Any], number: int, known: set[str]) -> None:
-    if extra := record.keys() - known:
-        named = ", ".join(sorted(map(repr, extra)))
+def _row_of(record: Mapping[str, Any], number: int, header: tuple[str, ...]) -> tuple[Any, ...]:
+    """A record whose keys are not those of the header, in its order."""
+    if unknown := record.keys() - set(header):
+        named = ", ".join(sorted(map(repr, unknown)))
         raise ValueError(f"Record {number} has {named}, for which the CSV has no column.")
+    return tuple(map(record.get, header))
+
+
+def _harmless(column: tuple[Any, ...]) -> Sequence[Any]:
+    """A part of a column as CSV cells; as it is, where nothing in it can do harm, as nearly always."""
+    types = set(map(type, column))
+    if types <= _PLAIN_TYPES:
+        texts = set(column) if types == {str} else {value for value in column if type(value) is str}
+        if _FORMULA_STARTS.isdisjoint([text[:1] for text in texts]) and "\0" not in "".join(texts):
+            return column
+    return [_cell(value) for value in column]
 
 
 def _cell(value: Any) -> Any:

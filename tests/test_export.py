@@ -365,7 +365,7 @@ class Row(dict[str, Any]):
     """A record that tells when it is forgotten."""
 
 
-def test_records_are_taken_one_by_one_written_on_the_way_and_forgotten(tmp_path: Path) -> None:
+def test_records_are_taken_a_few_at_a_time_written_on_the_way_and_forgotten(tmp_path: Path) -> None:
     alive: set[int] = set()
     most_alive = 0
     sizes: list[int] = []
@@ -385,13 +385,13 @@ def test_records_are_taken_one_by_one_written_on_the_way_and_forgotten(tmp_path:
     export_results_to_csv(records(), str(tmp_path / "out.csv"))
     least = [number * len("49999,0123456789\r\n") - 100_000 for number in (50_000, 100_000, 150_000, 200_000)]
     assert [size > bytes_ for size, bytes_ in zip(sizes, least, strict=True)] == [True] * 4
-    assert most_alive <= 3  # the first, the one before, and this one
+    assert most_alive <= 1000
     assert (tmp_path / "out.csv").read_bytes().count(b"\n") == 200_001
 
 
 def test_memory_does_not_grow_with_the_records(tmp_path: Path) -> None:
     with traced() as peaks:
-        for count in (100, 30_000):
+        for count in (1000, 30_000):
             tracemalloc.reset_peak()
             export_results_to_csv((dict(ALEX) for _ in range(count)), str(tmp_path / f"{count}.csv"))
             peaks.append(tracemalloc.get_traced_memory()[1])
