@@ -14,13 +14,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 from uuid import UUID
 
 ID_VERSION = "ue1"  # change it and every event without an id of its own is sent again, as another event
@@ -60,6 +62,12 @@ class Rules:
     name_column: str | None = None
     id_column: str | None = None
 
+    @cached_property
+    def event_openings(self) -> tuple[tuple[str, str], ...]:
+        """The event's columns in the order of their fields' names, each with what stands before its value in JSON."""
+        by_name = sorted(self.event_fields, key=itemgetter(1))
+        return tuple((column, f"{_quote(name)}:") for column, name in by_name)
+
 
 # Identity -----------------------------------------------------------------------------------------------------------
 
@@ -75,7 +83,9 @@ _DOMAIN = re.compile(rf"(?:{_LABEL}\.)+(?:[a-z]{{2,63}}|xn--[a-z0-9-]{{1,58}}[a-
 
 def identity(row: Mapping[str, Any], rules: Rules) -> str:
     """Who the row is about: the e-mail in lower case, as Iterable stores it, or the userId to the letter."""
-    text = _id_text(row[rules.identity_column], rules.identity_column)
+    text = row[rules.identity_column]
+    if type(text) is not str:
+        text = _id_text(text, rules.identity_column)
     return _user_id(text, rules.identity_column) if rules.by_user_id else _email(text, rules.identity_column)
 
 
@@ -159,40 +169,62 @@ def user_update(row: Mapping[str, Any], who: str, rules: Rules) -> JsonObject:
     return payload
 
 
-class Event(NamedTuple):
-    """An event's id, and the whole of its payload in JSON."""
-
-    id: str
-    payload: bytes
+Event = tuple[str, bytes]  # its id, and the whole of its payload in JSON
 
 
 def event(row: Mapping[str, Any], who: str, rules: Rules) -> Event | None:
-    """The body of events/track, which is also an element of events/trackBulk; None for a row without an event.
+    """The body of events/track, which is also an element of events/trackBulk; None for a row without an event."""
+    (found,) = events([row], [who], rules)
+    if isinstance(found, InvalidRecord):
+        raise found
+    return found
 
-    It is put together from parts that are JSON already: encoding the fields once for the id and once more for the
-    payload would be the dearest thing that happens to a row.
+
+def events(
+    rows: Sequence[Mapping[str, Any]], people: Sequence[str], rules: Rules
+) -> Sequence[Event | InvalidRecord | None]:
+    """For each row, which is about the person at the same place: what `event` returns, or raises.
+
+    Rows are converted by the column, in a third of the time that they take one by one. Only where one of them can't be
+    sent, each is converted alone.
     """
-    if rules.time_column is None:
-        return None
-    moment = row[rules.time_column]
-    if moment is None or moment == "":
-        _refuse_event_without_time(row, rules)
-        return None
-    name = _event_name(row, rules)
-    microseconds = unix_microseconds(moment, rules.zone, rules.time_column)
-    created_at = microseconds // 1_000_000
-    _check_time(created_at, rules)
-    fields = _data_fields(row, rules.event_fields, rules)
-    fields_json = _canonical(fields)
-    event_id = _given_event_id(row, rules)
-    if not event_id:
-        event_id = derived_event_id(name, who, microseconds, _without_nulls(fields, fields_json))
-    identity_name = "userId" if rules.by_user_id else "email"
-    payload = (
-        f'{{"{identity_name}":{_quote(who)},"eventName":{_quote(name)},'
-        f'"id":{_quote(event_id)},"createdAt":{created_at},"dataFields":{fields_json}}}'
-    )
-    return Event(event_id, payload.encode("utf-8"))
+    if rules.time_column is None or not rows:
+        return [None] * len(rows)
+    moments = [row[rules.time_column] for row in rows]
+    try:
+        if None not in moments and "" not in moments:
+            return _convert_events(rows, people, moments, rules)
+        if len(rows) == 1:
+            _refuse_event_without_time(rows[0], rules)
+            return [None]
+    except InvalidRecord as problem:
+        if len(rows) == 1:
+            return [problem]
+    return [events([row], [who], rules)[0] for row, who in zip(rows, people, strict=True)]
+
+
+def _convert_events(
+    rows: Sequence[Mapping[str, Any]], people: Sequence[str], moments: list[Any], rules: Rules
+) -> list[Event]:
+    """Rows that all carry an event -> their events, put together from parts that are JSON already."""
+    microseconds = _unix_microseconds(moments, rules)
+    names = _event_names(rows, rules)
+    who = list(map(_quote, people))
+    filled = _fields_json(rows, rules, nulls=False)
+    ids = list(map(derived_event_id, names, who, microseconds, filled))
+    if rules.id_column is not None:
+        given = [_given_event_id(row[rules.id_column], rules.id_column) for row in rows]
+        ids = [one or other for one, other in zip(given, ids, strict=True)]
+    fields = _fields_json(rows, rules, nulls=True) if rules.clear_nulls else filled
+    opening = '{"userId":' if rules.by_user_id else '{"email":'
+    return [
+        (
+            event_id,
+            f'{opening}{person},"eventName":{name},"id":{_quote(event_id)},"createdAt":{moment // 1_000_000},'
+            f'"dataFields":{{{each}}}}}'.encode(),
+        )
+        for person, name, event_id, moment, each in zip(who, names, ids, microseconds, fields, strict=True)
+    ]
 
 
 def has_event(row: Mapping[str, Any], rules: Rules) -> bool:
@@ -211,42 +243,58 @@ def _refuse_event_without_time(row: Mapping[str, Any], rules: Rules) -> None:
         raise InvalidRecord(f"{rules.time_column} is empty, although {filled[0]} says that there was an event")
 
 
-def _event_name(row: Mapping[str, Any], rules: Rules) -> str:
-    if rules.name_column is None:
-        return rules.event_name
-    name = row[rules.name_column]
+def _event_names(rows: Sequence[Mapping[str, Any]], rules: Rules) -> list[str]:
+    """The names in JSON."""
+    column = rules.name_column
+    if column is None:
+        return [_quote(rules.event_name)] * len(rows)
+    return [_quote(_event_name(row[column], column)) for row in rows]
+
+
+def _event_name(name: Any, column: str) -> str:
     if not isinstance(name, str) or not name.strip():
-        raise InvalidRecord(f"{rules.name_column} is empty or no text")
-    if not _is_unicode(name):
-        raise InvalidRecord(f"{rules.name_column} has bytes that are no UTF-8")
-    return name
+        raise InvalidRecord(f"{column} is empty or no text")
+    return _text(name, column)
 
 
-def _given_event_id(row: Mapping[str, Any], rules: Rules) -> str:
+def _given_event_id(value: Any, column: str) -> str:
     """The query's own event id, at most 512 bytes as Iterable's connectors document it; empty where there is none."""
-    if rules.id_column is None:
-        return ""
-    text = _id_text(row[rules.id_column], rules.id_column)
+    text = _id_text(value, column)
     if not _is_unicode(text):
-        raise InvalidRecord(f"{rules.id_column} has bytes that are no UTF-8")
+        raise InvalidRecord(f"{column} has bytes that are no UTF-8")
     if len(text.encode("utf-8")) > MAX_EVENT_ID_BYTES:
-        raise InvalidRecord(f"{rules.id_column} is longer than {MAX_EVENT_ID_BYTES} bytes")
+        raise InvalidRecord(f"{column} is longer than {MAX_EVENT_ID_BYTES} bytes")
     return text if text.strip() else ""
 
 
-def derived_event_id(name: str, who: str, microseconds: int, fields_json: str) -> str:
+def derived_event_id(name: str, who: str, microseconds: int, fields: str) -> str:
     """The same for the same event in every run, on every machine: its name, person, time and fields but for NULLs.
 
-    fields_json: with its keys in order, so that the order of EVENT_FIELDS does not matter.
+    All of them in JSON; the fields without braces and in the order of their names, so that the order of EVENT_FIELDS
+    does not matter.
     """
-    content = f'["{ID_VERSION}",{_quote(name)},{_quote(who)},{microseconds},{fields_json}]'
-    return f"{ID_VERSION}-{hashlib.sha256(content.encode('utf-8')).hexdigest()[:40]}"
+    content = f'["{ID_VERSION}",{name},{who},{microseconds},{{{fields}}}]'
+    return f"{ID_VERSION}-{hashlib.sha256(content.encode()).hexdigest()[:40]}"
 
 
-def _without_nulls(fields: JsonObject, fields_json: str) -> str:
-    if None not in fields.values():
-        return fields_json
-    return _canonical({name: value for name, value in fields.items() if value is not None})
+def _fields_json(rows: Sequence[Mapping[str, Any]], rules: Rules, *, nulls: bool) -> list[str]:
+    """The events' fields in JSON, without braces, in the order of their names. nulls: whether to write them."""
+    if not rules.event_openings:
+        return [""] * len(rows)
+    columns = [
+        _column_json([row[column] for row in rows], column, opening, f"{opening}null" if nulls else "", rules.zone)
+        for column, opening in rules.event_openings
+    ]
+    if any("" in column for column in columns):
+        return [",".join(filter(None, fields)) for fields in zip(*columns, strict=True)]
+    return list(map(",".join, zip(*columns, strict=True)))
+
+
+def _column_json(values: list[Any], column: str, opening: str, null: str, zone: tzinfo) -> list[str]:
+    """A column's values as parts of JSON objects, each with its field's name; `null` in place of NULLs."""
+    if set(map(type, values)) == {str} and "".join(values).isascii():
+        return [opening + _quote(value) for value in values]
+    return [null if value is None else opening + _canonical(json_value(value, column, zone)) for value in values]
 
 
 def _make_encoder(*, sort_keys: bool) -> Callable[[Any], str]:
@@ -399,10 +447,30 @@ _CONVERTERS: dict[type, Callable[[Any, str], Any]] = {
 _EPOCH = datetime(1970, 1, 1)
 _EPOCH_UTC = _EPOCH.replace(tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
+_PLAIN_TIME = ("-- ::", "--T::")  # what 2026-01-13 08:45:12, as nearly all texts are, has at every third place from 4
 _TIME_TEXT = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?(?:[.,](\d{1,9}))?)?\s?(?:(Z|UTC|GMT)|([+-]\d\d)(?::?(\d\d))?)?",
     re.ASCII | re.IGNORECASE,
 )
+
+
+def _unix_microseconds(moments: Sequence[Any], rules: Rules) -> list[int]:
+    """The times of events -> microseconds since 1970, within the bounds of what Iterable should be sent."""
+    column = str(rules.time_column)
+    found: list[int] = []
+    if rules.zone is timezone.utc and set(map(type, moments)) == {str}:
+        with suppress(ValueError):  # it can't be told here which one it is
+            found = [
+                (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
+                for text in moments
+                if len(text) == 19 and text[4:17:3] in _PLAIN_TIME
+            ]
+    if len(found) != len(moments):
+        found = [unix_microseconds(moment, rules.zone, column) for moment in moments]
+    if min(found) < 0 or max(found) // 1_000_000 > rules.latest_s:
+        for each in found:
+            _check_time(each // 1_000_000, rules)
+    return found
 
 
 def unix_microseconds(value: Any, zone: tzinfo, column: str) -> int:
@@ -427,10 +495,8 @@ def unix_microseconds(value: Any, zone: tzinfo, column: str) -> int:
 
 def _parse_time(text: str, column: str) -> datetime:
     """ISO 8601 and its usual relatives: a space for the T, Z or UTC, fractions of any length, dates alone."""
-    # 2026-01-13 08:45:12, which nearly all texts are, needs no look at its parts.
-    plain = len(text) == 19 and text[4:17:3] in ("-- ::", "--T::")
     try:
-        return datetime.fromisoformat(text if plain else _normal_form(text, column))
+        return datetime.fromisoformat(_normal_form(text, column))
     except ValueError:
         raise InvalidRecord(f"{column} is a day or a time that does not exist") from None
 

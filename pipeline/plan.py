@@ -7,20 +7,25 @@ Sends nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pipeline import payloads
-from pipeline.ledger import Kind, Ledger, Outcome, Record, Verdict
+from pipeline.ledger import Kind, Ledger, Outcome, Record, StagedEvent, Verdict
 from pipeline.payloads import InvalidRecord, Rules
 from pipeline.settings import FieldMap, Settings
 
 logger = logging.getLogger("pipeline.plan")
 
-RECORDS_PER_STAGING = 1000
+ROWS_PER_BLOCK = 500
 REMEMBERED_USERS = 10_000
 FUTURE_TOLERANCE_S = 86_400
 MAX_RECORD_BYTES = 3_499_000  # so that a request of 3.5 MB holds at least one; Iterable allows 4 MB in bulk
+Row = Mapping[str, Any]
+
+_TEXTS = frozenset({str, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
 
 
@@ -32,8 +37,8 @@ class _Known(NamedTuple):
     """What was last staged for a user: most rows repeat their user, who need not be encoded again."""
 
     key: bytes
-    values: list[Any] | None
-    types: list[type]  # 1, 1.0 and True are equal, and yet not the same JSON
+    values: tuple[Any, ...] | None
+    types: tuple[type, ...] | None  # 1, 1.0 and True are equal, and yet not the same JSON; None for texts alone
 
 
 class Planner:
@@ -44,43 +49,43 @@ class Planner:
         self._ledger = ledger
         self._rules = rules
         self._users: list[Record] = []
-        self._events: list[Record] = []
+        self._events: list[StagedEvent] = []
         self._invalid: list[Verdict] = []
-        self._user_columns = [column for column, _ in rules.user_fields]
+        self._user_values = _getter([column for column, _ in rules.user_fields])
         self._known: dict[str, _Known] = {}  # by identity
 
-    def watch(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        """Plan each row, and yield it. The stage is complete when the last row was taken."""
-        for row in rows:
-            self.rows += 1
-            self._plan_row(row, self.rows)
-            if len(self._users) + len(self._events) + len(self._invalid) >= RECORDS_PER_STAGING:
-                self._flush()
-            yield row
+    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Plan the rows, some hundred at a time, and yield them. The stage is complete when the last one was taken."""
+        rows = iter(rows)
+        while block := list(islice(rows, ROWS_PER_BLOCK)):
+            self._plan(block)
+            yield from block
+
+    def _plan(self, block: Sequence[Row]) -> None:
+        named = []  # (number, row, who, user_key) of the rows that name somebody
+        for number, row in enumerate(block, start=self.rows + 1):
+            try:
+                who = payloads.identity(row, self._rules)
+            except InvalidRecord as problem:
+                self._refuse(Kind.USER, number, None, problem)
+                if payloads.has_event(row, self._rules):
+                    self._refuse(Kind.EVENT, number, None, problem)
+            else:
+                named.append((number, row, who, self._plan_user(row, number, who)))
+        self.rows += len(block)
+        if named:
+            self._plan_events(*zip(*named, strict=True))
         self._flush()
 
-    def _plan_row(self, row: Mapping[str, Any], number: int) -> None:
-        try:
-            who = payloads.identity(row, self._rules)
-        except InvalidRecord as problem:
-            self._refuse(Kind.USER, number, None, problem)
-            if payloads.has_event(row, self._rules):
-                self._refuse(Kind.EVENT, number, None, problem)
-            return
-        user_key = self._plan_user(row, number, who)
-        self._plan_event(row, number, who, user_key)
-
-    def _plan_user(self, row: Mapping[str, Any], number: int, who: str) -> bytes:
-        values = [row[column] for column in self._user_columns]
-        types = list(map(type, values))
+    def _plan_user(self, row: Row, number: int, who: str) -> bytes:
+        values = self._user_values(row)
         known = self._known.get(who)
-        if known is not None and known.values == values and known.types == types:
+        if known is not None and known.values == values and known.types in (None, tuple(map(type, values))):
             return known.key
         key = known.key if known is not None else self._ledger.user_key(who)
         if len(self._known) >= REMEMBERED_USERS:
             self._known.clear()
-        # The types say nothing about what is inside a list, so that one is never taken for another.
-        self._known[who] = _Known(key, values if _CONTAINERS.isdisjoint(types) else None, types)
+        self._known[who] = _remember(key, values)
         try:
             payload = payloads.encode(payloads.user_update(row, who, self._rules))
             _check_size(payload)
@@ -88,21 +93,27 @@ class Planner:
             self._flush()
             self._ledger.stage_invalid_user(key, number, who, _sentence(problem))
         else:
-            self._users.append(Record(Kind.USER, number, who, key, self._ledger.hash(payload, 16), payload))
+            (fingerprint,) = self._ledger.fingerprints([payload])
+            self._users.append(Record(Kind.USER, number, who, key, fingerprint, payload))
         return key
 
-    def _plan_event(self, row: Mapping[str, Any], number: int, who: str, user_key: bytes) -> None:
-        try:
-            event = payloads.event(row, who, self._rules)
-            if event is None:
-                return
-            _check_size(event.payload)
-        except InvalidRecord as problem:
-            self._refuse(Kind.EVENT, number, who, problem)
-        else:
-            key = self._ledger.event_key(user_key, event.id)
-            fingerprint = self._ledger.hash(event.payload, 16)
-            self._events.append(Record(Kind.EVENT, number, who, key, fingerprint, event.payload))
+    def _plan_events(
+        self, numbers: Sequence[int], rows: Sequence[Row], people: Sequence[str], user_keys: Sequence[bytes]
+    ) -> None:
+        found = payloads.events(rows, people, self._rules)
+        sendable = []  # (number, user_key, event_id, payload)
+        for number, who, user_key, event in zip(numbers, people, user_keys, found, strict=True):
+            if isinstance(event, InvalidRecord):
+                self._refuse(Kind.EVENT, number, who, event)
+            elif event is not None and len(event[1]) > MAX_RECORD_BYTES:
+                self._refuse(Kind.EVENT, number, who, _too_large(event[1]))
+            elif event is not None:
+                sendable.append((number, user_key, *event))
+        if sendable:
+            numbers, user_keys, event_ids, contents = zip(*sendable, strict=True)
+            keys = self._ledger.event_keys(user_keys, event_ids)
+            fingerprints = self._ledger.fingerprints(contents)
+            self._events += zip(numbers, keys, fingerprints, contents, strict=True)
 
     def _refuse(self, kind: Kind, number: int, who: str | None, problem: InvalidRecord) -> None:
         self._invalid.append(Verdict(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", _sentence(problem), 0))
@@ -114,9 +125,29 @@ class Planner:
         self._users, self._events, self._invalid = [], [], []
 
 
+def _getter(columns: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
+    """The values of these columns, at the speed of C where there are two or more."""
+    if len(columns) > 1:
+        return itemgetter(*columns)
+    return lambda row: tuple([row[column] for column in columns])
+
+
+def _remember(key: bytes, values: tuple[Any, ...]) -> _Known:
+    types = tuple(map(type, values))
+    if _TEXTS.issuperset(types):
+        return _Known(key, values, None)
+    # The types say nothing about what is inside a list, so that one is never taken for another.
+    return _Known(key, values if _CONTAINERS.isdisjoint(types) else None, types)
+
+
 def _check_size(payload: bytes) -> None:
     if len(payload) > MAX_RECORD_BYTES:
-        raise InvalidRecord(f"it has {len(payload):,} bytes as JSON, more than the {MAX_RECORD_BYTES:,} of one request")
+        raise _too_large(payload)
+
+
+def _too_large(payload: bytes) -> InvalidRecord:
+    size = f"{len(payload):,} bytes as JSON, more than the {MAX_RECORD_BYTES:,} of one request"
+    return InvalidRecord(f"it has {size}")
 
 
 def _sentence(problem: InvalidRecord) -> str:

@@ -137,11 +137,11 @@ class Job:
     stopping: threading.Event = field(default_factory=threading.Event)
     users: dict[str, int] = field(default_factory=dict)  # their outcomes as the last delivery left them
 
-    def run(self, rows: Rows, mode: Mode, *, sender: Callable[[IterableClient], Sender] | None = None,
+    def run(self, rows: Rows | None, mode: Mode, *, sender: Callable[[IterableClient], Sender] | None = None,
             settle_s: float = 0.0, interrupted: Callable[[], str | None] = lambda: None,
             clock: Callable[[], float] = time.monotonic, progress: Silence | None = None,
             before: Callable[[Ledger], None] = lambda ledger: None, max_retries: int = 3) -> Ran:  # fmt: skip
-        """One whole run over these rows. before: called when all is staged."""
+        """One whole run over these rows, or over what `before`, called when all is staged, stages itself."""
         self.stopping = threading.Event()
         progress = progress or Silence()
         client = IterableClient(
@@ -155,7 +155,8 @@ class Job:
         make_sender = sender or (BulkSender if mode.mixes_users else SingleSender)
         try:
             with open_ledger(self.folder, "project", now=0, lasting=True) as ledger:
-                stage(ledger, rows)
+                if rows is not None:
+                    stage(ledger, rows)
                 before(ledger)
                 delivery = Delivery(
                     ledger,
@@ -187,7 +188,7 @@ def stage(ledger: Ledger, rows: Rows) -> None:
         if event_id is not None
     ]
     ledger.stage_users(users)
-    ledger.stage_events(events)
+    ledger.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
     ledger.finish_staging(skip_unchanged=True)
 
 
@@ -195,8 +196,8 @@ def make_record(ledger: Ledger, kind: Kind, row: int, email: str, content: dict[
     payload = json.dumps({"email": email, **content, "dataFields": {}}).encode()
     key = ledger.user_key(email)
     if kind is Kind.EVENT:
-        key = ledger.event_key(key, content["id"])
-    return Record(kind, row, email, key, ledger.hash(payload, 16), payload)
+        (key,) = ledger.event_keys([key], [content["id"]])
+    return Record(kind, row, email, key, ledger.fingerprints([payload])[0], payload)
 
 
 def shown(counts: dict[Outcome, int]) -> dict[str, int]:
@@ -408,7 +409,7 @@ def test_record_too_large_for_any_request_is_rejected_and_its_neighbours_deliver
         ledger.finish_staging(skip_unchanged=True)
 
     iterable.project.unknown_users = "accept"
-    ran = job.run([], mode, before=plan)
+    ran = job.run(None, mode, before=plan)
     delivered_and_one_rejected = {"delivered": 2, "rejected": 1}
     assert (ran.stop, ran.users, ran.events) == (None, delivered_and_one_rejected, delivered_and_one_rejected)
     assert sorted(iterable.project.users) == [ADA, CY]

@@ -126,7 +126,7 @@ def test_every_file_is_private_under_any_umask(program: Program, sample: Path) -
 # What is sent ---------------------------------------------------------------------------------------------------------
 
 
-def test_users_come_before_events_and_each_in_the_order_of_the_query(
+def test_users_come_before_events_and_those_of_one_user_in_the_order_of_the_query(
     program: Program, iterable: StandIn, tmp_path: Path
 ) -> None:
     rows = [
@@ -134,22 +134,23 @@ def test_users_come_before_events_and_each_in_the_order_of_the_query(
         ("ada@example.com", "Ada", "2026-01-13 09:00:00", "a1"),
         ("bob@example.com", "Bobby", "2026-01-13 10:00:00", "b2"),
         ("eve@example.com", "Eve", None, None),
+        ("bob@example.com", "Bobby", "2026-01-13 07:00:00", "b3"),
     ]
     make_table(tmp_path / "users.db", "email,first_name,event_time,page", rows)
     use_query(program, "SELECT email, first_name, event_time, page FROM rows")
     assert program.run(MAX_WORKERS="1").code == 0
     sent = [(request.path, json.loads(request.body)) for request in iterable.project.requests]
-    assert [(path, body["email"], body["dataFields"]) for path, body in sent] == [
-        ("/api/users/update", "bob@example.com", {"first_name": "Bobby"}),
-        ("/api/users/update", "ada@example.com", {"first_name": "Ada"}),
-        ("/api/users/update", "eve@example.com", {"first_name": "Eve"}),
-        ("/api/events/track", "bob@example.com", {"page": "b1"}),
-        ("/api/events/track", "bob@example.com", {"page": "b2"}),
-        ("/api/events/track", "ada@example.com", {"page": "a1"}),
-    ]
-    events = [body for path, body in sent if path == "/api/events/track"]
-    assert [event["createdAt"] for event in events] == [1768291200, 1768298400, 1768294800]
-    assert len({event["id"] for event in events}) == 3
+    assert [path for path, _ in sent] == ["/api/users/update"] * 3 + ["/api/events/track"] * 4
+    assert {body["email"]: body["dataFields"] for _, body in sent[:3]} == {
+        "bob@example.com": {"first_name": "Bobby"},
+        "ada@example.com": {"first_name": "Ada"},
+        "eve@example.com": {"first_name": "Eve"},
+    }
+    events = [body for _, body in sent[3:]]
+    of_bob = [(body["dataFields"], body["createdAt"]) for body in events if body["email"] == "bob@example.com"]
+    assert of_bob == [({"page": "b1"}, 1768291200), ({"page": "b2"}, 1768298400), ({"page": "b3"}, 1768287600)]
+    assert [body["dataFields"] for body in events if body["email"] == "ada@example.com"] == [{"page": "a1"}]
+    assert len({event["id"] for event in events}) == 4
 
 
 def test_user_ids_identify_where_the_project_says_so(program: Program, iterable: StandIn, tmp_path: Path) -> None:

@@ -63,8 +63,9 @@ def decoded(event: payloads.Event | None) -> dict[str, Any] | None:
     """The payload as an object; its id is the one that the event is known by."""
     if event is None:
         return None
-    payload: dict[str, Any] = json.loads(event.payload.decode("utf-8"), parse_constant=refuse_constant)
-    assert payload["id"] == event.id
+    event_id, encoded = event
+    payload: dict[str, Any] = json.loads(encoded.decode("utf-8"), parse_constant=refuse_constant)
+    assert payload["id"] == event_id
     return payload
 
 
@@ -445,7 +446,7 @@ FUTURE = "event_time is more than a day in the future"
         ("2026-W03-2T08:45:12", NO_FORM),
         ("2026-01-13 08:45:12 PST", NO_FORM),
         ("2026-01-13 08", NO_FORM),
-        ("２０２６-01-13 08:45:12", NO_SUCH),
+        ("２０２６-01-13 08:45:12", NO_FORM),
         ("1768293912", NO_FORM),
         ("2026-01-13x08:45:12", NO_FORM),
         ("2026-01-13 08:45:12\udce9", NO_FORM),
@@ -770,7 +771,7 @@ def test_derived_ids_are_the_same_only_for_the_same_parts(
     one: tuple[str, str, int, dict[str, str]], other: tuple[str, str, int, dict[str, str]]
 ) -> None:
     ids = [
-        payloads.derived_event_id(name, who, time, json.dumps(fields, sort_keys=True))
+        payloads.derived_event_id(json.dumps(name), json.dumps(who), time, json.dumps(fields, sort_keys=True)[1:-1])
         for name, who, time, fields in (one, other)
     ]
     assert (ids[0] == ids[1]) == (one == other)

@@ -90,32 +90,38 @@ def test_row_becomes_a_user_and_an_event(ledger: Ledger) -> None:
     (found,) = ledger.pending_users()
     user_payload = b'{"email":"ada@example.com","dataFields":{"first_name":"Ada","plan_type":"pro"}}'
     key = ledger.user_key("ada@example.com")
-    assert found == Record(Kind.USER, 1, "ada@example.com", key, ledger.hash(user_payload, 16), user_payload)
+    assert found == Record(Kind.USER, 1, "ada@example.com", key, ledger.fingerprints([user_payload])[0], user_payload)
     (found,) = ledger.pending_events()
     event_id = json.loads(found.payload)["id"]
     event_payload = (
         f'{{"email":"ada@example.com","eventName":"page_view","id":"{event_id}","createdAt":1768293912,'
         '"dataFields":{"page":"pricing"}}'
     ).encode()
-    key = ledger.event_key(key, event_id)
-    assert found == Record(Kind.EVENT, 1, "ada@example.com", key, ledger.hash(event_payload, 16), event_payload)
+    (key,) = ledger.event_keys([key], [event_id])
+    assert found == Record(
+        Kind.EVENT, 1, "ada@example.com", key, ledger.fingerprints([event_payload])[0], event_payload
+    )
 
 
 def test_no_rows_plan_nothing(ledger: Ledger) -> None:
     assert plan(ledger, []) == Plan([], [], [], 0)
 
 
-def test_rows_are_handed_on_before_the_next_one_is_taken(ledger: Ledger) -> None:
+def test_rows_are_planned_and_handed_on_a_block_at_a_time(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 2)
     taken = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        for number in range(3):
+        for number in range(5):
             taken.append(number)
             yield ROW
 
-    watched = Planner(ledger, RULES).watch(rows())
+    planner = Planner(ledger, RULES)
+    watched = planner.watch(rows())
     assert next(watched) is ROW
-    assert taken == [0]
+    assert (taken, planner.rows) == ([0, 1], 2)
+    assert list(watched) == [ROW] * 4
+    assert (taken, planner.rows) == ([0, 1, 2, 3, 4], 5)
 
 
 def test_row_of_a_left_join_without_event_is_a_user_only(ledger: Ledger) -> None:
@@ -156,16 +162,14 @@ def test_mixed_case_user_ids_are_two_users(ledger: Ledger) -> None:
     assert [payload["userId"] for _, payload in found.users] == ["u-1", "U-1"]
 
 
-def test_users_keep_the_order_of_their_first_rows_and_events_that_of_the_query(ledger: Ledger) -> None:
-    rows = [ROW | {"email": f"{name}@example.com", "page": str(n)} for n, name in enumerate("bacab")]
+def test_events_come_user_by_user_in_the_order_of_the_users_and_within_it_in_that_of_the_query(ledger: Ledger) -> None:
+    rows = [ROW | {"email": f"{name}@example.com", "page": str(n)} for n, name in enumerate("bacab" * 5)]
     found = plan(ledger, rows)
-    assert [payload["email"][0] for _, payload in found.users] == ["b", "a", "c"]
-    assert [(row, payload["email"][0]) for row, payload in found.events] == [
-        (1, "b"),
-        (5, "b"),
-        (2, "a"),
-        (4, "a"),
-        (3, "c"),
+    users = [payload["email"][0] for _, payload in found.users]
+    assert sorted(users) == ["a", "b", "c"]
+    of_each = {name: [n for n, each in enumerate("bacab" * 5, start=1) if each == name] for name in users}
+    assert [(payload["email"][0], row) for row, payload in found.events] == [
+        (name, row) for name in users for row in of_each[name]
     ]
 
 
@@ -177,7 +181,7 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
         for n in range(100)
     ]
     whole = plan(ledger, rows)
-    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 3)
+    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 3)
     monkeypatch.setattr("pipeline.plan.REMEMBERED_USERS", 2)
     with open_ledger(tmp_path, "project", now=NOW_S, lasting=False) as other:
         piecemeal = plan(other, rows)
@@ -187,9 +191,8 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
 
 
 def test_refused_rows_alone_are_staged_before_the_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 4)
+    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 2)
     watched = Planner(ledger, RULES).watch([ROW | {"email": "nobody"}] * 3)
-    next(watched)
     assert list(ledger.verdicts()) == []
     next(watched)
     assert len(list(ledger.verdicts())) == 4
@@ -265,7 +268,7 @@ def test_user_whose_last_row_is_valid_is_updated_despite_an_earlier_one(ledger: 
 def test_invalid_row_counts_also_when_its_user_was_staged_long_before(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 1)
+    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 1)
     bad = ROW | NO_EVENT | {"plan_type": b"\xff"}
     rows = [ROW | NO_EVENT, ROW | NO_EVENT | {"email": "bob@example.com"}, bad, bad]
     found = plan(ledger, rows)
