@@ -938,7 +938,7 @@ class _Connection(HTTPConnection):
 
 # The CSV --------------------------------------------------------------------------------------------------------------
 
-_ROWS_PER_BLOCK = 200
+_ROWS_PER_BLOCK = 100  # of more, the processor's cache would forget the first before the last are written
 _PLAIN_TYPES = frozenset({str, int, float, Decimal, type(None)})
 _FORMULA_STARTS = frozenset("=+-@\t\r\n")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")

@@ -19,7 +19,8 @@ from pipeline.settings import FieldMap, Settings
 
 logger = logging.getLogger("pipeline.plan")
 
-ROWS_PER_BLOCK = 500
+ROWS_PER_BLOCK = 100  # of more, the processor's cache would forget the first before the last are planned
+RECORDS_PER_STAGING = 500
 REMEMBERED_USERS = 10_000
 FUTURE_TOLERANCE_S = 86_400
 MAX_RECORD_BYTES = 3_499_000  # so that a request of 3.5 MB holds at least one; Iterable allows 4 MB in bulk
@@ -59,7 +60,10 @@ class Planner:
         rows = iter(rows)
         while block := list(islice(rows, ROWS_PER_BLOCK)):
             self._plan(block)
+            if len(self._users) + len(self._events) + len(self._invalid) >= RECORDS_PER_STAGING:
+                self._flush()
             yield from block
+        self._flush()
 
     def _plan(self, block: Sequence[Row]) -> None:
         named = []  # (number, row, who, user_key) of the rows that name somebody
@@ -75,7 +79,6 @@ class Planner:
         self.rows += len(block)
         if named:
             self._plan_events(*zip(*named, strict=True))
-        self._flush()
 
     def _plan_user(self, row: Row, number: int, who: str) -> bytes:
         values = self._user_values(row)

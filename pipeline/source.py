@@ -16,7 +16,8 @@ from sqlalchemy import Connection, CursorResult, Engine, create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 
-ROWS_PER_FETCH = 1000
+ROWS_PER_FETCH = 1000  # from a server
+ROWS_PER_BATCH = 100  # handed on; of more, the processor's cache forgets the first before the last are dealt with
 MAX_QUOTED_CHARS = 500
 LOCK_TIMEOUT_S = 5.0  # of SQLite; ?timeout=60 in the URL changes it, as usual with SQLAlchemy
 MYSQL = ("mysql", "mariadb")
@@ -166,7 +167,7 @@ def _execute(connection: Connection, sql: str) -> CursorResult[Any]:
 
 
 def _read(result: CursorResult[Any], connection: Connection, sql: str) -> Iterator[Sequence[Any]]:
-    """All rows, by the thousand.
+    """All rows, by the hundred.
 
     Bytes that are no UTF-8 must not stop the query. A decoder that knows what to do with them takes nearly as long as
     all the rest of reading, so that SQLite gets it only when it meets the first of them, and then starts again.
@@ -175,7 +176,7 @@ def _read(result: CursorResult[Any], connection: Connection, sql: str) -> Iterat
     try:
         # Without its size, a partition is all rows on PostgreSQL and one on SQLite: SQLAlchemy does not heed yield_per
         # here, for SQL as text.
-        for latest in result.partitions(ROWS_PER_FETCH):
+        for latest in result.partitions(ROWS_PER_BATCH):
             yield latest
             done += 1
         return
@@ -183,7 +184,7 @@ def _read(result: CursorResult[Any], connection: Connection, sql: str) -> Iterat
         _take_any_bytes(connection, error)
     result.close()
     with closing(_execute(connection, sql)) as result:
-        again = result.partitions(ROWS_PER_FETCH)
+        again = result.partitions(ROWS_PER_BATCH)
         if done and next(islice(again, done - 1, None), None) != latest:
             raise SourceError(
                 "The query gives other rows, or another order, each time it runs, and had to run twice, as a text in "

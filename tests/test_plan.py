@@ -182,6 +182,7 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
     ]
     whole = plan(ledger, rows)
     monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 3)
+    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 4)
     monkeypatch.setattr("pipeline.plan.REMEMBERED_USERS", 2)
     with open_ledger(tmp_path, "project", now=NOW_S, lasting=False) as other:
         piecemeal = plan(other, rows)
@@ -191,8 +192,10 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
 
 
 def test_refused_rows_alone_are_staged_before_the_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 2)
+    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 1)
+    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 4)
     watched = Planner(ledger, RULES).watch([ROW | {"email": "nobody"}] * 3)
+    next(watched)
     assert list(ledger.verdicts()) == []
     next(watched)
     assert len(list(ledger.verdicts())) == 4
@@ -269,6 +272,7 @@ def test_invalid_row_counts_also_when_its_user_was_staged_long_before(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 1)
+    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 1)
     bad = ROW | NO_EVENT | {"plan_type": b"\xff"}
     rows = [ROW | NO_EVENT, ROW | NO_EVENT | {"email": "bob@example.com"}, bad, bad]
     found = plan(ledger, rows)
