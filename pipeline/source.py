@@ -1,4 +1,8 @@
-"""A database URL and a query -> rows, streamed. Reads only, changes nothing, and knows nothing of Iterable."""
+"""A database URL and a query -> rows, streamed. Reads only, changes nothing, and knows nothing of Iterable.
+
+SQLite is read with Python's own module, and every other database through SQLAlchemy, whose import takes longer than the
+whole start of a run without it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
-from sqlalchemy import Connection, CursorResult, Engine, create_engine
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, CursorResult
+    from sqlalchemy.engine import URL
 
 ROWS_PER_FETCH = 1000  # from a server
 ROWS_PER_BATCH = 100  # handed on; of more, the processor's cache forgets the first before the last are dealt with
@@ -48,32 +53,15 @@ def open_query(
     root: the folder that a relative SQLite path starts from. should_stop: asked while SQLite works; True ends the
     query. Raises SourceError.
     """
-    url = _parse_url(database_url)
-    sql = _read_query(query_file, url.get_backend_name())
-    with _explained("The database can't be opened"):
-        engine = _open_engine(url, lambda: _open_sqlite(_sqlite_file(database_url, url, root), url, should_stop))
-    try:
-        with _explained("The database can't be reached"):
-            connection = engine.connect()
-        with connection:
-            with _explained(f"The query in {query_file.name} can't be run"):
-                _prepare(connection)
-                result = _execute(connection, sql)
-            with closing(result):
-                columns = _columns(result, query_file)
-                yield QueryResult(columns, _stream(_read(result, connection, sql), columns, query_file))
-    finally:
-        engine.dispose()
-
-
-def _parse_url(database_url: str) -> URL:
-    try:
-        return make_url(database_url)
-    except Exception:  # the text of the error may quote the URL, and so the password
-        raise SourceError(
-            "DATABASE_URL can't be read; it must look like sqlite:///users.db or "
-            "postgresql+psycopg://user:password@host/name."
-        ) from None
+    backend = re.split(r"[+:]", database_url, maxsplit=1)[0]
+    sql = _read_query(query_file, backend)
+    if backend == "sqlite":
+        running = _run_on_sqlite(database_url, sql, query_file.name, root, should_stop)
+    else:
+        running = _run_on_server(database_url, sql, query_file.name)
+    with running as (columns, batches):
+        _check_columns(columns, query_file.name)
+        yield QueryResult(columns, _stream(batches, columns, query_file.name))
 
 
 def _read_query(path: Path, backend: str) -> str:
@@ -99,33 +87,67 @@ _NO_CODE = re.compile(rf"{_COMMON}|\b[eE]'(?:[^'\\]|\\.)*'|'[^']*'|\"[^\"]*\"", 
 _NO_CODE_IN_MYSQL = re.compile(rf"{_COMMON}|#[^\n]*|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
-def _open_engine(url: URL, open_sqlite: Callable[[], sqlite3.Connection]) -> Engine:
-    if url.get_backend_name() == "sqlite":
-        return create_engine("sqlite://", creator=open_sqlite)
-    return create_engine(url)
+def _check_columns(columns: tuple[str, ...], query_name: str) -> None:
+    if not columns:
+        raise SourceError(f"The query in {query_name} returns no rows; it must be a SELECT.")
+    doubled = sorted({column for column in columns if columns.count(column) > 1})
+    if doubled:
+        raise SourceError(
+            f"The query in {query_name} has more than one column named {', '.join(doubled)}; rename them with AS."
+        )
 
 
-def _sqlite_file(database_url: str, url: URL, root: Path) -> Path:
-    """The file that the URL names. A missing one is an error here; SQLite by itself would create it."""
-    if not url.database or url.database == ":memory:":
+_Running = Iterator[tuple[tuple[str, ...], Iterator[Sequence[Any]]]]  # the columns, and the rows in batches
+
+
+def _stream(batches: Iterator[Sequence[Any]], columns: tuple[str, ...], query_name: str) -> Iterator[Row]:
+    with _explained(f"The query in {query_name} failed while its rows were read"):
+        for batch in batches:
+            for row in batch:
+                yield dict(zip(columns, row))  # noqa: B905 - a check that takes time, and a row is as wide as its head
+
+
+# SQLite ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _run_on_sqlite(
+    database_url: str, sql: str, query_name: str, root: Path, should_stop: Callable[[], bool]
+) -> _Running:
+    path, options = _sqlite_file(database_url, root)
+    with _explained("The database can't be reached"):
+        database = _open_sqlite(path, options)
+    with closing(database):
+        database.set_progress_handler(should_stop, 100_000)
+        with _explained(f"The query in {query_name} can't be run"):
+            database.execute("BEGIN")  # what is read, and perhaps read again, is of one moment
+            cursor = _execute(database, sql)
+        columns = tuple(column for column, *_ in cursor.description or ())
+        yield columns, _read_sqlite(cursor, database, sql)
+
+
+def _sqlite_file(database_url: str, root: Path) -> tuple[Path, dict[str, str]]:
+    """The file that the URL names, and its options. A missing file is an error; SQLite by itself would create it."""
+    name = database_url.partition(":///")[2]
+    database, _, options = name.partition("?")
+    if not database or database == ":memory:":
         raise SourceError("DATABASE_URL names no file; write sqlite:///users.db, or sqlite:////srv/data/users.db.")
-    to_the_letter = root / database_url.partition(":///")[2]  # with a ? or a % that is part of the name
-    path = to_the_letter if to_the_letter.exists() else root / url.database
+    to_the_letter = root / name  # with a ? that is part of the name
+    path = to_the_letter if to_the_letter.exists() else root / database
     if not path.exists():
         raise SourceError(f"DATABASE_URL names the SQLite file {path}, which does not exist.")
     if not path.is_file():
         raise SourceError(f"DATABASE_URL names {path}, which is not a file.")
-    return path
+    return path, dict(parse_qsl(options))
 
 
-def _open_sqlite(path: Path, url: URL, should_stop: Callable[[], bool]) -> sqlite3.Connection:
+def _open_sqlite(path: Path, options: dict[str, str]) -> sqlite3.Connection:
     """An SQLite file, read-only."""
-    timeout_s = float(str(url.query.get("timeout", LOCK_TIMEOUT_S)))
+    timeout_s = float(options.get("timeout", LOCK_TIMEOUT_S))
     address = f"{path.absolute().as_uri()}?mode=ro"
-    connection = sqlite3.connect(address, uri=True, timeout=timeout_s, check_same_thread=False)
-    connection.set_progress_handler(should_stop, 100_000)
-    connection.set_authorizer(_refuse_other_files)
-    return connection
+    database = sqlite3.connect(address, uri=True, timeout=timeout_s, isolation_level=None)
+    database.set_authorizer(_refuse_other_files)
+    return database
 
 
 def _refuse_other_files(action: int, *_details: object) -> int:
@@ -133,7 +155,86 @@ def _refuse_other_files(action: int, *_details: object) -> int:
     return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
 
-def _prepare(connection: Connection) -> None:
+def _execute(database: sqlite3.Connection, sql: str) -> sqlite3.Cursor:
+    try:
+        return database.execute(sql)
+    except sqlite3.OperationalError as error:  # Python 3.10 reads the first row at once
+        _take_any_bytes(database, error)
+        return database.execute(sql)
+
+
+def _read_sqlite(cursor: sqlite3.Cursor, database: sqlite3.Connection, sql: str) -> Iterator[Sequence[Any]]:
+    """All rows, in batches.
+
+    Bytes that are no UTF-8 must not stop the query. A decoder that knows what to do with them takes nearly as long as
+    all the rest of reading, so that SQLite gets it only when it meets the first of them, and then starts again.
+    """
+    done, latest = 0, None
+    try:
+        for latest in _batches(cursor):
+            yield latest
+            done += 1
+        return
+    except sqlite3.OperationalError as error:
+        _take_any_bytes(database, error)
+    again = _batches(_execute(database, sql))
+    if done and next(islice(again, done - 1, None), None) != latest:
+        raise SourceError(
+            "The query gives other rows, or another order, each time it runs, and had to run twice, as a text in it is "
+            "no UTF-8; give it an ORDER BY, without random()."
+        )
+    yield from again
+
+
+def _batches(cursor: sqlite3.Cursor) -> Iterator[Sequence[Any]]:
+    return iter(lambda: cursor.fetchmany(ROWS_PER_BATCH), [])
+
+
+def _take_any_bytes(database: sqlite3.Connection, error: sqlite3.OperationalError) -> None:
+    """Let bytes that are no UTF-8 come through as lone surrogates, which refuse their row alone; else raise `error`."""
+    if "Could not decode to UTF-8" not in str(error):
+        raise error
+    database.text_factory = operator.methodcaller("decode", "utf-8", "surrogateescape")
+
+
+# Other databases ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _run_on_server(database_url: str, sql: str, query_name: str) -> _Running:
+    from sqlalchemy import create_engine
+
+    url = _parse_url(database_url)
+    with _explained("The database can't be opened"):
+        engine = create_engine(url)
+    try:
+        with _explained("The database can't be reached"):
+            connection = engine.connect()
+        with connection:
+            with _explained(f"The query in {query_name} can't be run"):
+                _forbid_writing(connection)
+                result = connection.execution_options(yield_per=ROWS_PER_FETCH, no_parameters=True).exec_driver_sql(sql)
+            with closing(result):
+                # Without its size, a partition is all rows on PostgreSQL: SQLAlchemy does not heed yield_per here, for
+                # SQL as text.
+                yield _columns(result), result.partitions(ROWS_PER_BATCH)
+    finally:
+        engine.dispose()
+
+
+def _parse_url(database_url: str) -> URL:
+    from sqlalchemy.engine import make_url
+
+    try:
+        return make_url(database_url)
+    except Exception:  # the text of the error may quote the URL, and so the password
+        raise SourceError(
+            "DATABASE_URL can't be read; it must look like sqlite:///users.db or "
+            "postgresql+psycopg://user:password@host/name."
+        ) from None
+
+
+def _forbid_writing(connection: Connection) -> None:
     """Make the session read-only where the database has a way to say so; elsewhere nothing is ever committed."""
     backend = connection.dialect.name
     if backend == "postgresql":
@@ -141,71 +242,13 @@ def _prepare(connection: Connection) -> None:
     elif backend in MYSQL:
         connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
         connection.rollback()
-    elif backend == "sqlite":
-        connection.exec_driver_sql("BEGIN")  # what is read, and perhaps read again, is of one moment
 
 
-def _columns(result: CursorResult[Any], query_file: Path) -> tuple[str, ...]:
-    if not result.returns_rows:
-        raise SourceError(f"The query in {query_file.name} returns no rows; it must be a SELECT.")
-    columns = tuple(result.keys())
-    doubled = sorted({column for column in columns if columns.count(column) > 1})
-    if doubled:
-        raise SourceError(
-            f"The query in {query_file.name} has more than one column named {', '.join(doubled)}; rename them with AS."
-        )
-    return columns
+def _columns(result: CursorResult[Any]) -> tuple[str, ...]:
+    return tuple(result.keys()) if result.returns_rows else ()
 
 
-def _execute(connection: Connection, sql: str) -> CursorResult[Any]:
-    streamed = connection.execution_options(yield_per=ROWS_PER_FETCH, no_parameters=True)
-    try:
-        return streamed.exec_driver_sql(sql)
-    except OperationalError as error:  # Python 3.10 reads the first row at once
-        _take_any_bytes(connection, error)
-        return streamed.exec_driver_sql(sql)
-
-
-def _read(result: CursorResult[Any], connection: Connection, sql: str) -> Iterator[Sequence[Any]]:
-    """All rows, by the hundred.
-
-    Bytes that are no UTF-8 must not stop the query. A decoder that knows what to do with them takes nearly as long as
-    all the rest of reading, so that SQLite gets it only when it meets the first of them, and then starts again.
-    """
-    done, latest = 0, None
-    try:
-        # Without its size, a partition is all rows on PostgreSQL and one on SQLite: SQLAlchemy does not heed yield_per
-        # here, for SQL as text.
-        for latest in result.partitions(ROWS_PER_BATCH):
-            yield latest
-            done += 1
-        return
-    except OperationalError as error:
-        _take_any_bytes(connection, error)
-    result.close()
-    with closing(_execute(connection, sql)) as result:
-        again = result.partitions(ROWS_PER_BATCH)
-        if done and next(islice(again, done - 1, None), None) != latest:
-            raise SourceError(
-                "The query gives other rows, or another order, each time it runs, and had to run twice, as a text in "
-                "it is no UTF-8; give it an ORDER BY, without random()."
-            )
-        yield from again
-
-
-def _take_any_bytes(connection: Connection, error: OperationalError) -> None:
-    """Let bytes that are no UTF-8 come through as lone surrogates, which refuse their row alone; else raise `error`."""
-    if connection.dialect.name != "sqlite" or "Could not decode to UTF-8" not in str(error.orig):
-        raise error
-    database: Any = connection.connection.dbapi_connection
-    database.text_factory = operator.methodcaller("decode", "utf-8", "surrogateescape")
-
-
-def _stream(batches: Iterator[Sequence[Any]], columns: tuple[str, ...], query_file: Path) -> Iterator[Row]:
-    with _explained(f"The query in {query_file.name} failed while its rows were read"):
-        for batch in batches:
-            for row in batch:
-                yield dict(zip(columns, row))  # noqa: B905 - a check that takes time, and a row is as wide as its head
+# What went wrong ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -215,21 +258,29 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except SourceError:
         raise
-    except NoSuchModuleError as error:
-        package = DIALECTS.get(str(error).rpartition(":")[2].partition(".")[0])
-        if package is not None:
-            raise SourceError(f"{what}: its driver is not installed; run: pip install {package}") from error
-        raise SourceError(
-            f"{what}: DATABASE_URL names an unknown kind of database; it begins, for example, with sqlite:///, "
-            "postgresql+psycopg:// or mysql+pymysql://."
-        ) from error
+    except sqlite3.Error as error:
+        raise SourceError(f"{what}: {_one_line(error)}.") from error
     except ModuleNotFoundError as error:
         package = PACKAGES.get(str(error.name), error.name)
         raise SourceError(f"{what}: its driver is not installed; run: pip install {package}") from error
-    except DBAPIError as error:
-        raise SourceError(f"{what}: {_one_line(error.orig)}.") from error
     except Exception as error:  # drivers raise TypeError for options they don't know, ValueError for odd dates
-        raise SourceError(f"{what}: {type(error).__name__}: {_one_line(error)}.") from error
+        raise SourceError(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+
+    if isinstance(error, DBAPIError):
+        return f"{_one_line(error.orig)}."
+    if not isinstance(error, NoSuchModuleError):
+        return f"{type(error).__name__}: {_one_line(error)}."
+    package = DIALECTS.get(str(error).rpartition(":")[2].partition(".")[0])
+    if package is not None:
+        return f"its driver is not installed; run: pip install {package}"
+    return (
+        "DATABASE_URL names an unknown kind of database; it begins, for example, with sqlite:///, "
+        "postgresql+psycopg:// or mysql+pymysql://."
+    )
 
 
 def _one_line(error: object) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -144,6 +146,18 @@ def test_failure_in_a_later_row_is_explained(users: Path) -> None:
     assert problem("sqlite:///users.db", sql, users.parent) == (
         "The query in query.sql failed while its rows were read: integer overflow."
     )
+
+
+def test_sqlite_is_read_without_the_import_of_sqlalchemy(users: Path) -> None:
+    (users.parent / "query.sql").write_text("SELECT * FROM users")
+    code = (
+        "import sys, main; from pathlib import Path; from pipeline.source import open_query\n"
+        "with open_query('sqlite:///users.db', Path(sys.argv[1], 'query.sql'), root=Path(sys.argv[1])) as query:\n"
+        "    print(len(list(query.rows)), 'sqlalchemy' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, users.parent]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
 
 
 def test_rows_can_not_be_read_after_the_block(users: Path) -> None:
