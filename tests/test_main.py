@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from main import rates
 from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
 from tests.program import Program, make_table, use_query
 
@@ -151,6 +152,20 @@ def test_users_come_before_events_and_those_of_one_user_in_the_order_of_the_quer
     assert of_bob == [({"page": "b1"}, 1768291200), ({"page": "b2"}, 1768298400), ({"page": "b3"}, 1768287600)]
     assert [body["dataFields"] for body in events if body["email"] == "ada@example.com"] == [{"page": "a1"}]
     assert len({event["id"] for event in events}) == 4
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"),
+    [
+        (90, [450, 4.5, 1800, 9]),
+        (98, [490, 4.85, 1960, 9.7]),
+        (100, [495, 4.85, 1980, 9.7]),
+        (200, [1000, 10, 4000, 20]),
+    ],
+)
+def test_pace_is_the_percentage_of_the_limits_and_never_the_limit_itself(percent: float, expected: list[float]) -> None:
+    assert list(rates(percent).values()) == pytest.approx(expected)
+    assert list(rates(percent)) == ["users/update", "users/bulkUpdate", "events/track", "events/trackBulk"]
 
 
 def test_user_ids_identify_where_the_project_says_so(program: Program, iterable: StandIn, tmp_path: Path) -> None:
