@@ -155,7 +155,7 @@ def test_sqlite_is_read_without_the_import_of_sqlalchemy(users: Path) -> None:
         "with open_query('sqlite:///users.db', Path(sys.argv[1], 'query.sql'), root=Path(sys.argv[1])) as query:\n"
         "    print(len(list(query.rows)), 'sqlalchemy' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, users.parent]
+    command = [sys.executable, "-c", code, str(users.parent)]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
     assert done.stdout == "2 False\n"
 
