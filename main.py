@@ -235,7 +235,15 @@ class Job:
 
     def plan(self) -> None:
         """What is to be sent, and how."""
-        self.ledger.finish_staging(skip_unchanged=not self.options.full, ids_are_given=self.rules.id_column is not None)
+        try:
+            self.ledger.finish_staging(
+                skip_unchanged=not self.options.full, ids_are_given=self.rules.id_column is not None
+            )
+        except sqlite3.Error as error:
+            folder = self.settings.output_dir
+            raise OutputError(
+                f"{folder} has no room for the records of this run ({error}); nothing was sent."
+            ) from error
         users, events = (self.ledger.count_pending(kind) for kind in Kind)
         self.mode = self.choose_mode(users + events)
         counts = self.ledger.count_outcomes().values()
@@ -366,7 +374,7 @@ class Job:
                 self.ledger.refresh()
                 self.ledger.commit()
         except sqlite3.Error as problem:
-            logger.error("The ledger can't be written at the end: %s", problem)
+            logger.error("At the end, the ledger or the list of failures can't be written: %s", problem)
         if any(self.ledger.count_pending(kind) for kind in Kind):
             raise AssertionError("some records have no outcome")
         return report.counts_as_json(self.rows, self.ledger.duplicate_events, self.ledger.count_outcomes())

@@ -366,6 +366,45 @@ def test_a_disk_that_is_full_for_the_ledger_is_75_and_the_next_run_completes(
     assert len(iterable.project.users) == len(iterable.project.events) == 5400
 
 
+@pytest.mark.parametrize(
+    ("rows", "page", "most_bytes", "problem"),
+    [
+        (
+            30_000,
+            "p" * 400,
+            13_000_000,
+            r"query_results_\w+\.csv can't be written \(File too large\); nothing was sent\.",
+        ),
+        (
+            60_000,
+            "p" * 200,
+            18_000_000,
+            r"query_results_\w+\.csv can't be written \(disk I/O error\); nothing was sent\.",
+        ),
+        (
+            30_000,
+            "p" * 400,
+            20_000_000,
+            "/out has no room for the records of this run .disk I/O error.; nothing was sent",
+        ),
+    ],
+    ids=["the CSV", "the stage", "its index"],
+)
+def test_a_disk_that_is_full_before_anything_was_sent_is_73(
+    rows: int, page: str, most_bytes: int, problem: str, unlimited: tuple[Program, StandIn]
+) -> None:
+    program, iterable = unlimited
+    use_rows(program, [(f"u{n}@example.com", page, "2026-01-13 08:00:00") for n in range(rows)])
+    run = run_with_file_limit(program, most_bytes)
+    assert run.code == 73
+    assert re.search(problem, run.err), run.err
+    assert len(run.err.splitlines()) == 1
+    assert iterable.project.requests == []
+    assert run.results["exit_code"] == 73
+    assert_sums(run, *[rows if run.files("query_results*") else 0] * 2)
+    assert run.files(".*") == []
+
+
 def test_results_that_no_longer_fit_on_the_disk_are_told_and_75(unlimited: tuple[Program, StandIn]) -> None:
     program, iterable = unlimited
     use_rows(program, [("no address", "p", "2026-01-13 08:00:00")] * 600 + some_rows(5))

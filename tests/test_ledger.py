@@ -594,6 +594,22 @@ def test_shared_event_id_is_refused_also_where_iterable_has_it_from_that_user_al
         }
 
 
+def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_reasons(ledger: Ledger) -> None:
+    stage(
+        ledger,
+        *(user(ledger, row, f"{row}@example.com") for row in range(1, 1001)),
+        event(ledger, 1, "e1", "1@example.com"),
+    )
+    ledger._database.execute("PRAGMA stage.max_page_count = 1")  # which means: as many as there are
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        ledger.note_not_attempted("Not attempted: " + "x" * 500)
+    outcomes = {
+        kind: {each: count for each, count in of.items() if count} for kind, of in ledger.count_outcomes().items()
+    }
+    assert outcomes == {Kind.USER: {Outcome.NOT_ATTEMPTED: 1000}, Kind.EVENT: {Outcome.NOT_ATTEMPTED: 1}}
+    assert pending(ledger) == []
+
+
 def test_held_events_are_settled_until_they_are_released(ledger: Ledger) -> None:
     events = [event(ledger, row, f"e{row}") for row in (1, 2, 3)]
     stage(ledger, user(ledger, 1), *events)
