@@ -21,6 +21,7 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import compress
 from operator import itemgetter
 from typing import Any
 from uuid import UUID
@@ -67,6 +68,13 @@ class Rules:
         """The event's columns in the order of their fields' names, each with what stands before its value in JSON."""
         by_name = sorted(self.event_fields, key=itemgetter(1))
         return tuple((column, f"{_quote(name)}:") for column, name in by_name)
+
+    @cached_property
+    def columns_of_events(self) -> tuple[str, ...]:
+        """The columns that say something about an event alone, and nothing about its user."""
+        of_the_user = {self.identity_column, *(column for column, _ in self.user_fields)}
+        columns = [column for column, _ in self.event_fields if column not in of_the_user]
+        return (*columns, self.id_column) if self.id_column is not None else tuple(columns)
 
 
 # Identity -----------------------------------------------------------------------------------------------------------
@@ -194,13 +202,13 @@ def events(
     try:
         if None not in moments and "" not in moments:
             return _convert_events(rows, people, moments, rules)
-        if len(rows) == 1:
-            _refuse_event_without_time(rows[0], rules)
-            return [None]
     except InvalidRecord as problem:
         if len(rows) == 1:
             return [problem]
-    return [events([row], [who], rules)[0] for row, who in zip(rows, people, strict=True)]
+        return [events([row], [who], rules)[0] for row, who in zip(rows, people, strict=True)]
+    has_event = [moment is not None and moment != "" for moment in moments]
+    found = iter(events(list(compress(rows, has_event)), list(compress(people, has_event)), rules))
+    return [next(found) if has else _row_without_time(row, rules) for row, has in zip(rows, has_event, strict=True)]
 
 
 def _convert_events(
@@ -232,15 +240,12 @@ def has_event(row: Mapping[str, Any], rules: Rules) -> bool:
     return rules.time_column is not None and row[rules.time_column] not in (None, "")
 
 
-def _refuse_event_without_time(row: Mapping[str, Any], rules: Rules) -> None:
+def _row_without_time(row: Mapping[str, Any], rules: Rules) -> InvalidRecord | None:
     """A LEFT JOIN leaves all columns of the event empty, but not those that describe the user in it."""
-    of_the_user = {rules.identity_column, *(column for column, _ in rules.user_fields)}
-    columns = [column for column, _ in rules.event_fields if column not in of_the_user]
-    if rules.id_column is not None:
-        columns.append(rules.id_column)
-    filled = [column for column in columns if row[column] is not None and row[column] != ""]
-    if filled:
-        raise InvalidRecord(f"{rules.time_column} is empty, although {filled[0]} says that there was an event")
+    for column in rules.columns_of_events:
+        if row[column] is not None and row[column] != "":
+            return InvalidRecord(f"{rules.time_column} is empty, although {column} says that there was an event")
+    return None
 
 
 def _event_names(rows: Sequence[Mapping[str, Any]], rules: Rules) -> list[str]:

@@ -742,6 +742,43 @@ def test_any_row_gives_sendable_payloads_or_a_reason(row: dict[str, Any], rules:
         assert_sendable(payload)
 
 
+@given(st.lists(st.tuples(any_rows | st.just(ROW), st.sampled_from(["", "keep", "empty"])), max_size=6), any_rules)
+def test_rows_become_the_same_events_together_as_each_alone(
+    wild: list[tuple[dict[str, Any], str]], rules: Rules
+) -> None:
+    plain = ROW | {"event_name": "page_view", "event_id": None}
+    empty = {"event_time": None, "page": "", "device": None, "event_id": None}
+    rows = [plain | (empty if choice == "empty" else row if choice else {}) for row, choice in wild]
+    people = [f"{number}@example.com" for number in range(len(rows))]
+    alone = [payloads.events([row], [who], rules)[0] for row, who in zip(rows, people, strict=True)]
+    assert list(map(repr, payloads.events(rows, people, rules))) == list(map(repr, alone))
+
+
+def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
+    rows = [
+        ROW,
+        ROW | {"event_time": None, "page": None, "device": ""},
+        ROW | {"page": "tür"},
+        ROW | {"event_time": "yesterday"},
+        ROW | {"event_time": ""},
+        ROW | {"page": None, "device": 17},
+        ROW | {"event_time": datetime(2026, 1, 13, 8, 45, 12)},
+    ]
+    people = ["ada@example.com"] * len(rows)
+    found = payloads.events(rows, people, RULES)
+    told = [str(each) if isinstance(each, InvalidRecord) else decoded(each) for each in found]
+    assert [each if isinstance(each, str) else each and each["dataFields"] for each in told] == [
+        {"page": "pricing", "deviceType": "desktop"},
+        None,
+        {"page": "tür", "deviceType": "desktop"},
+        NO_FORM,
+        "event_time is empty, although page says that there was an event",
+        {"deviceType": 17},
+        {"page": "pricing", "deviceType": "desktop"},
+    ]
+    assert payloads.events([], [], RULES) == []
+
+
 @given(
     st.datetimes(datetime(1970, 1, 3), datetime(2026, 1, 12)),
     st.timezones(),
