@@ -947,7 +947,7 @@ _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
 def export_results_to_csv(
     user_records: Iterable[Mapping[str, Any]], filename: str | None = None, *, columns: Sequence[str] | None = None
 ) -> str:
-    """Write the records as CSV and return the file's path. Records are taken a few hundred at a time and not kept.
+    """Write the records as CSV and return the file's path. Records are taken a hundred at a time and not kept.
 
     The format is that of RFC 4180 in UTF-8, with a header: `columns`, else the keys of the first record, else (no
     record at all) DEFAULT_COLUMNS. None is an empty cell; a text that a spreadsheet would run as a formula
@@ -983,7 +983,7 @@ def _csv_rows(records: Iterator[Mapping[str, Any]], columns: Sequence[str]) -> I
         rows = [tuple(record.values()) for record in block if tuple(record) == header]
         if len(rows) != len(block):
             rows = [_row_of(record, each, header) for each, record in enumerate(block, start=number)]
-        yield from zip(*map(_harmless, zip(*rows, strict=True)), strict=True)
+        yield from zip(*map(_harmless, zip(*rows, strict=True)), strict=True) if header else rows
         number += len(block)
 
 

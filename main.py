@@ -33,7 +33,7 @@ from pipeline.ledger import Kind, Ledger, LedgerBusyError, LedgerError, Outcome,
 from pipeline.plan import ColumnsError, Planner, make_rules
 from pipeline.sending import BulkSender, SingleSender
 from pipeline.settings import Settings, SettingsError, load_settings
-from pipeline.source import SourceError, open_query
+from pipeline.source import SourceError, UndecodableText, open_query
 
 if TYPE_CHECKING:
     from pipeline.sandbox import StandIn  # loaded for --sandbox only
@@ -216,12 +216,26 @@ class Job:
 
     def query_and_export(self) -> None:
         """One pass over the rows: each goes into the CSV and, planned, into the ledger's stage."""
+        self.say(f"Step 3: Connecting to {self.settings.shown_database()}")
+        try:
+            self.read_rows()
+        except UndecodableText as problem:
+            logger.warning("%s All rows are read once more, by a slower decoder that takes any bytes.", problem)
+            self.ledger.clear_stage()
+            self.read_rows(any_bytes=True)
+        self.say(f"Step 4.5: {self.rows:,} rows exported to {self.csv_name}")
+
+    def read_rows(self, *, any_bytes: bool = False) -> None:
         settings = self.settings
-        self.say(f"Step 3: Connecting to {settings.shown_database()}")
         with open_query(
-            str(settings.database_url), settings.query_file, root=ROOT, should_stop=lambda: bool(self.interrupt.name)
+            str(settings.database_url),
+            settings.query_file,
+            root=ROOT,
+            should_stop=lambda: bool(self.interrupt.name),
+            any_bytes=any_bytes,
         ) as query:
-            self.say(f"Step 4: Running the user-event query, {settings.query_file.name}")
+            if not any_bytes:
+                self.say(f"Step 4: Running the user-event query, {settings.query_file.name}")
             self.rules = make_rules(query.columns, settings, self.started_at.timestamp())
             planner = Planner(self.ledger, self.rules)
             name = report.CSV_NAME.format(self.run_id)
@@ -231,7 +245,6 @@ class Job:
             except (OSError, sqlite3.Error) as error:  # the CSV, or the stage beside it
                 raise OutputError(f"{name} can't be written ({reason_of(error)}); nothing was sent.") from error
         self.csv_name, self.rows = name, planner.rows
-        self.say(f"Step 4.5: {self.rows:,} rows exported to {name}")
 
     def plan(self) -> None:
         """What is to be sent, and how."""

@@ -100,7 +100,7 @@ def check_ledger(folder: Path, project: str) -> Finding:
 def check_source(settings: Settings, root: Path) -> tuple[list[Finding], list[Sample]]:
     """The database, the query and its first rows; and the user fields that they would send."""
     try:
-        with open_query(str(settings.database_url), settings.query_file, root=root) as query:
+        with open_query(str(settings.database_url), settings.query_file, root=root, any_bytes=True) as query:
             rules = make_rules(query.columns, settings, time.time())
             good, bad, samples = _sample(islice(query.rows, SAMPLED_ROWS), rules)
     except (SourceError, ColumnsError) as problem:

@@ -115,6 +115,7 @@ class Ledger:
         self._hashers = {size: hashlib.blake2b(digest_size=size, key=hash_key) for size in (EVENT_BYTES, HASH_BYTES)}
         self._today = today
         self.duplicate_events = 0
+        self._users_are_counted_in = False
         # One byte for each row and kind: its state. A table of this would cost more than everything else on the stage.
         self._states: dict[Kind, bytearray] = {kind: bytearray() for kind in Kind}
 
@@ -176,8 +177,7 @@ class Ledger:
 
         ids_are_given: the events' ids come from the query, so that two users may share one by mistake.
         """
-        for (row,) in self._database.execute("SELECT row FROM stage.users"):
-            self._set_state(Kind.USER, row, _PENDING)
+        self._count_users_in()
         # An index made at the end is sorted once; one kept up to date costs as much as all the rest of the stage.
         self._database.execute("CREATE INDEX stage.events_by_key ON events (key)")
         self._drop_duplicate_events()
@@ -188,10 +188,25 @@ class Ledger:
             for kind in Kind:
                 self._skip_unchanged(kind)
         if self.count_pending(Kind.EVENT):
-            # User by user, in the order of the keys: they enter the ledger in less than half the time of any other.
-            self._database.execute(
-                f"CREATE TABLE stage.event_order AS SELECT row FROM stage.events ORDER BY {_USER_OF_KEY}, row"
-            )
+            self._order_events()
+
+    def _order_events(self) -> None:
+        """User by user, in the order of the keys: they enter the ledger in less than half the time of any other."""
+        self._database.execute(
+            f"CREATE TABLE IF NOT EXISTS stage.event_order AS SELECT row FROM stage.events ORDER BY {_USER_OF_KEY}, row"
+        )
+
+    def _count_users_in(self) -> None:
+        """Only now it is known which row is each user's last."""
+        for (row,) in self._database.execute("SELECT row FROM stage.users"):
+            self._set_state(Kind.USER, row, _PENDING)
+        self._users_are_counted_in = True
+
+    def clear_stage(self) -> None:
+        """Forget all that was staged and noted, to begin anew."""
+        for table in ("users", "events", "verdicts"):
+            self._database.execute(f"DELETE FROM stage.{table}")
+        self._states = {kind: bytearray() for kind in Kind}
 
     def _drop_duplicate_events(self) -> None:
         """Of several events with one id the last one counts, and of equal ones the first."""
@@ -342,7 +357,11 @@ class Ledger:
     def note_not_attempted(self, message: str) -> None:
         """Everything that has no outcome yet was not attempted, for this reason."""
         verdict = (Outcome.NOT_ATTEMPTED, None, None, message, 0)
+        if not self._users_are_counted_in:  # the run broke off before the stage was finished
+            self._count_users_in()
         try:
+            if self.count_pending(Kind.EVENT):
+                self._order_events()
             for kind, pending in ((Kind.USER, self.pending_users()), (Kind.EVENT, self.pending_events())):
                 if self.count_pending(kind):
                     while records := list(islice(pending, ROWS_PER_INSERT)):

@@ -56,7 +56,7 @@ class Planner:
         self._known: dict[str, _Known] = {}  # by identity
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Plan the rows, some hundred at a time, and yield them. The stage is complete when the last one was taken."""
+        """Plan the rows, a hundred at a time, and yield them. The stage is complete when the last one was taken."""
         rows = iter(rows)
         while block := list(islice(rows, ROWS_PER_BLOCK)):
             self._plan(block)

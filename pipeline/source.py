@@ -12,10 +12,9 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 ROWS_PER_FETCH = 1000  # from a server
 ROWS_PER_BATCH = 100  # handed on; of more, the processor's cache forgets the first before the last are dealt with
 MAX_QUOTED_CHARS = 500
-LOCK_TIMEOUT_S = 5.0  # of SQLite; ?timeout=60 in the URL changes it, as usual with SQLAlchemy
+LOCK_TIMEOUT_S = 5.0  # of SQLite; ?timeout=60 in the URL changes it
 MYSQL = ("mysql", "mariadb")
 PACKAGES = {"MySQLdb": "mysqlclient", "psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}  # by module
 DIALECTS = {"snowflake": "snowflake-sqlalchemy", "bigquery": "sqlalchemy-bigquery"}  # by the URL's beginning
@@ -34,6 +33,10 @@ Row = dict[str, Any]
 
 class SourceError(Exception):
     """The database or the query can't be read; the text says which and why."""
+
+
+class UndecodableText(SourceError):
+    """A text in SQLite is no UTF-8. The query can be run again with `any_bytes`."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,23 @@ class QueryResult:
 
 @contextmanager
 def open_query(
-    database_url: str, query_file: Path, *, root: Path, should_stop: Callable[[], bool] = lambda: False
+    database_url: str,
+    query_file: Path,
+    *,
+    root: Path,
+    should_stop: Callable[[], bool] = lambda: False,
+    any_bytes: bool = False,
 ) -> Iterator[QueryResult]:
     """Run the query in `query_file` and stream its rows; the database is left when the block ends.
 
     root: the folder that a relative SQLite path starts from. should_stop: asked while SQLite works; True ends the
-    query. Raises SourceError.
+    query. any_bytes: let bytes in SQLite that are no UTF-8 come through as lone surrogates, which refuse their row
+    alone; it takes nearly twice as long. Raises SourceError.
     """
     backend = re.split(r"[+:]", database_url, maxsplit=1)[0]
     sql = _read_query(query_file, backend)
     if backend == "sqlite":
-        running = _run_on_sqlite(database_url, sql, query_file.name, root, should_stop)
+        running = _run_on_sqlite(database_url, sql, query_file.name, root, should_stop, any_bytes)
     else:
         running = _run_on_server(database_url, sql, query_file.name)
     with running as (columns, batches):
@@ -112,18 +121,18 @@ def _stream(batches: Iterator[Sequence[Any]], columns: tuple[str, ...], query_na
 
 @contextmanager
 def _run_on_sqlite(
-    database_url: str, sql: str, query_name: str, root: Path, should_stop: Callable[[], bool]
+    database_url: str, sql: str, query_name: str, root: Path, should_stop: Callable[[], bool], any_bytes: bool
 ) -> _Running:
-    path, options = _sqlite_file(database_url, root)
     with _explained("The database can't be reached"):
-        database = _open_sqlite(path, options)
+        database = _open_sqlite(*_sqlite_file(database_url, root))
     with closing(database):
         database.set_progress_handler(should_stop, 100_000)
+        if any_bytes:
+            database.text_factory = operator.methodcaller("decode", "utf-8", "surrogateescape")
         with _explained(f"The query in {query_name} can't be run"):
-            database.execute("BEGIN")  # what is read, and perhaps read again, is of one moment
-            cursor = _execute(database, sql)
+            cursor = database.execute(sql)
         columns = tuple(column for column, *_ in cursor.description or ())
-        yield columns, _read_sqlite(cursor, database, sql)
+        yield columns, iter(lambda: cursor.fetchmany(ROWS_PER_BATCH), [])
 
 
 def _sqlite_file(database_url: str, root: Path) -> tuple[Path, dict[str, str]]:
@@ -132,8 +141,8 @@ def _sqlite_file(database_url: str, root: Path) -> tuple[Path, dict[str, str]]:
     database, _, options = name.partition("?")
     if not database or database == ":memory:":
         raise SourceError("DATABASE_URL names no file; write sqlite:///users.db, or sqlite:////srv/data/users.db.")
-    to_the_letter = root / name  # with a ? that is part of the name
-    path = to_the_letter if to_the_letter.exists() else root / database
+    spellings = (name, database, unquote(database))  # a ? or a % may be a part of the name
+    path = next((path for each in spellings if (path := root / each).exists()), root / database)
     if not path.exists():
         raise SourceError(f"DATABASE_URL names the SQLite file {path}, which does not exist.")
     if not path.is_file():
@@ -153,48 +162,6 @@ def _open_sqlite(path: Path, options: dict[str, str]) -> sqlite3.Connection:
 def _refuse_other_files(action: int, *_details: object) -> int:
     """ATTACH and VACUUM INTO create files even on a read-only connection."""
     return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
-
-
-def _execute(database: sqlite3.Connection, sql: str) -> sqlite3.Cursor:
-    try:
-        return database.execute(sql)
-    except sqlite3.OperationalError as error:  # Python 3.10 reads the first row at once
-        _take_any_bytes(database, error)
-        return database.execute(sql)
-
-
-def _read_sqlite(cursor: sqlite3.Cursor, database: sqlite3.Connection, sql: str) -> Iterator[Sequence[Any]]:
-    """All rows, in batches.
-
-    Bytes that are no UTF-8 must not stop the query. A decoder that knows what to do with them takes nearly as long as
-    all the rest of reading, so that SQLite gets it only when it meets the first of them, and then starts again.
-    """
-    done, latest = 0, None
-    try:
-        for latest in _batches(cursor):
-            yield latest
-            done += 1
-        return
-    except sqlite3.OperationalError as error:
-        _take_any_bytes(database, error)
-    again = _batches(_execute(database, sql))
-    if done and next(islice(again, done - 1, None), None) != latest:
-        raise SourceError(
-            "The query gives other rows, or another order, each time it runs, and had to run twice, as a text in it is "
-            "no UTF-8; give it an ORDER BY, without random()."
-        )
-    yield from again
-
-
-def _batches(cursor: sqlite3.Cursor) -> Iterator[Sequence[Any]]:
-    return iter(lambda: cursor.fetchmany(ROWS_PER_BATCH), [])
-
-
-def _take_any_bytes(database: sqlite3.Connection, error: sqlite3.OperationalError) -> None:
-    """Let bytes that are no UTF-8 come through as lone surrogates, which refuse their row alone; else raise `error`."""
-    if "Could not decode to UTF-8" not in str(error):
-        raise error
-    database.text_factory = operator.methodcaller("decode", "utf-8", "surrogateescape")
 
 
 # Other databases ------------------------------------------------------------------------------------------------------
@@ -259,6 +226,8 @@ def _explained(what: str) -> Iterator[None]:
     except SourceError:
         raise
     except sqlite3.Error as error:
+        if "Could not decode to UTF-8" in str(error):  # and the text itself, which is no matter for a log
+            raise UndecodableText(f"{what}: a text is no UTF-8.") from error
         raise SourceError(f"{what}: {_one_line(error)}.") from error
     except ModuleNotFoundError as error:
         package = PACKAGES.get(str(error.name), error.name)

@@ -365,6 +365,25 @@ class Row(dict[str, Any]):
     """A record that tells when it is forgotten."""
 
 
+def test_formula_is_guarded_also_in_a_column_of_mixed_values(tmp_path: Path) -> None:
+    values = ["plain", None, 17, 1.5, Decimal("2.50"), "=1+1", "nul\0", *["x"] * 200, "@x", None, -5, "-5", "-x"]
+    export_results_to_csv([{"a": value, "b": "y"} for value in values], str(tmp_path / "out.csv"))
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        cells = [row[0] for row in csv.reader(file)][1:]
+    assert cells == ["plain", "", "17", "1.5", "2.50", "'=1+1", "nul\\x00", *["x"] * 200, "'@x", "", "-5", "-5", "'-x"]
+
+
+def test_record_with_an_unknown_key_is_numbered_also_far_down(tmp_path: Path) -> None:
+    records = [{"a": 1}] * 350 + [{"a": 1, "b": 2}]
+    with pytest.raises(ValueError, match=r"^Record 351 has 'b', for which the CSV has no column\.$"):
+        export_results_to_csv(records, str(tmp_path / "out.csv"))
+
+
+def test_records_without_any_column_are_empty_lines(tmp_path: Path) -> None:
+    export_results_to_csv([{}, {}], str(tmp_path / "out.csv"))
+    assert (tmp_path / "out.csv").read_bytes() == b"\r\n" * 3
+
+
 def test_records_are_taken_a_few_at_a_time_written_on_the_way_and_forgotten(tmp_path: Path) -> None:
     alive: set[int] = set()
     most_alive = 0

@@ -274,6 +274,18 @@ def test_a_signal_in_the_query_of_sqlite_ends_it(
     assert not iterable.project.request_counts
 
 
+def test_a_signal_while_the_stage_is_finished_ends_the_run_with_a_whole_account(
+    program: Program, iterable: StandIn
+) -> None:
+    use_rows(program, some_rows(60_000))
+    process = program.start()
+    wait_until(lambda: has_logged(program, "Step 4.5:"))
+    process.send_signal(signal.SIGTERM)
+    run = program.wait_for(process)
+    assert_interrupted(run, 143, 60_000)
+    assert_sums(run, 60_000, 60_000)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_the_query_of_postgresql_ends_it(
     number: signal.Signals, program: Program, iterable: StandIn, postgresql_url: str

@@ -610,6 +610,65 @@ def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_
     assert pending(ledger) == []
 
 
+def test_run_that_broke_off_before_its_stage_was_finished_has_a_whole_account(ledger: Ledger) -> None:
+    ledger.stage_users([user(ledger, 1, ADA), user(ledger, 2, BOB), user(ledger, 3, ADA, "free")])
+    stage_events(ledger, event(ledger, 1, "e1"), event(ledger, 3, "e3"))
+    ledger.note_not_attempted("Not attempted: the run was interrupted.")
+    assert [(each.kind, each.row, each.identity) for each in ledger.verdicts()] == [
+        (Kind.EVENT, 1, ADA),
+        (Kind.USER, 2, BOB),
+        (Kind.USER, 3, ADA),
+        (Kind.EVENT, 3, ADA),
+    ]
+    outcomes = {
+        kind: {each: count for each, count in of.items() if count} for kind, of in ledger.count_outcomes().items()
+    }
+    assert outcomes == {Kind.USER: {Outcome.NOT_ATTEMPTED: 2}, Kind.EVENT: {Outcome.NOT_ATTEMPTED: 2}}
+
+
+def test_cleared_stage_is_as_new(ledger: Ledger) -> None:
+    ledger.stage_users([user(ledger, 1, ADA), user(ledger, 2, BOB)])
+    stage_events(ledger, event(ledger, 1, "e1"))
+    ledger.note([rejected(Kind.EVENT, 2)])
+    ledger.clear_stage()
+    assert (list(ledger.verdicts()), ledger.count_pending(Kind.EVENT)) == ([], 0)
+    stage(ledger, user(ledger, 3, CY), event(ledger, 3, "e1", CY))
+    assert shown(pending(ledger)) == ["user cy@example.com row 3: pro", "event cy@example.com row 3: e1"]
+
+
+def test_events_have_their_own_user_also_behind_users_without_any(ledger: Ledger) -> None:
+    people = [f"{number}@example.com" for number in range(50)]
+    users = [user(ledger, row, who) for row, who in enumerate(people, start=1)]
+    events = [event(ledger, row, "e", who) for row, who in enumerate(people, start=1) if row % 7 == 0]
+    stage(ledger, *users, *events)
+    assert {(each.row, each.identity) for each in ledger.pending_events()} == {
+        (each.row, each.identity) for each in events
+    }
+
+
+@pytest.mark.parametrize("first_row", [1, 300, 70_000])
+@pytest.mark.parametrize(
+    ("pages", "kept"), [("aab", 2), ("abb", 1), ("aba", 2), ("abab", 3), ("aaa", 0), ("baa", 1), ("abbcc", 3)]
+)
+def test_of_doubled_events_the_first_with_the_last_content_is_sent(
+    ledger: Ledger, pages: str, kept: int, first_row: int
+) -> None:
+    ledger.stage_users([user(ledger, first_row)])
+    stage_events(ledger, *(event(ledger, row, "e", page=page) for row, page in enumerate(pages, start=first_row)))
+    ledger.finish_staging(skip_unchanged=True)
+    assert [each.row for each in ledger.pending_events()] == [first_row + kept]
+    assert ledger.count_pending(Kind.EVENT) == 1
+    assert ledger.duplicate_events == len(pages) - 1
+
+
+def test_keys_and_fingerprints_stay_what_they_are_as_every_ledger_holds_them(ledger: Ledger) -> None:
+    """A change of them would send everything again."""
+    key = ledger.user_key(ADA)
+    assert key.hex() == "9e5b2f6943190cafe424e5dd17e996c4"
+    assert ledger.event_keys([key], ["e1"])[0].hex() == "9e5b2f6943190cafe6bca3349f4233cff9b54f2f"
+    assert ledger.fingerprints([b"{}"])[0].hex() == "5eaa1d979121833b946a59bb83110cb7"
+
+
 def test_held_events_are_settled_until_they_are_released(ledger: Ledger) -> None:
     events = [event(ledger, row, f"e{row}") for row in (1, 2, 3)]
     stage(ledger, user(ledger, 1), *events)

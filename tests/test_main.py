@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from main import rates
+from main import make_client, rates
 from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
+from pipeline.settings import load_settings
 from tests.program import Program, make_table, use_query
 
 COLUMNS = "id,email,first_name,last_name,plan_type,candidate,page,device,browser,location,event_time"
@@ -165,7 +166,32 @@ def test_users_come_before_events_and_those_of_one_user_in_the_order_of_the_quer
 )
 def test_pace_is_the_percentage_of_the_limits_and_never_the_limit_itself(percent: float, expected: list[float]) -> None:
     assert list(rates(percent).values()) == pytest.approx(expected)
+    needed = {"ITERABLE_API_KEY": SANDBOX_KEY, "DATABASE_URL": "sqlite:///users.db"}
+    client = make_client(load_settings(Path("/no/.env"), needed | {"RATE_LIMIT_PERCENT": str(percent)}), time.sleep)
+    assert [pacer._interval_s for pacer in client._pacers.values()] == pytest.approx([1 / rate for rate in expected])
     assert list(rates(percent)) == ["users/update", "users/bulkUpdate", "events/track", "events/trackBulk"]
+
+
+def test_text_that_is_no_utf8_refuses_its_row_alone_and_nothing_doubles(
+    program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    rows = [(f"u{n}@example.com", "2026-01-13 08:00:00", f"p{n}") for n in range(700)]
+    make_table(tmp_path / "users.db", "email,event_time,page", rows)
+    bad = "CASE email WHEN 'u650@example.com' THEN CAST(x'c3a9e9' AS TEXT) ELSE page END AS page"
+    use_query(program, f"SELECT email, event_time, {bad}, strftime('%f', 'now') AS read_at, random() AS r FROM rows")
+    iterable.project.unknown_users = "accept"
+    run = program.run(RATE_LIMIT_PERCENT="10000")
+    assert run.code == 1
+    assert run.counts("users") == {"delivered": 700}
+    assert run.counts("events") == {"delivered": 699, "rejected": 1}
+    assert run.results["counts"]["rows"] == 700
+    assert [(each["row"], each["message"]) for each in run.results["failures"]] == [
+        (651, "page has bytes that are no UTF-8.")
+    ]
+    assert "a text is no UTF-8. All rows are read once more" in run.log
+    assert run.out.count("Step 3") == run.out.count("Step 4: ") == 1
+    (path,) = run.files("query_results_*.csv")
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 701
 
 
 def test_user_ids_identify_where_the_project_says_so(program: Program, iterable: StandIn, tmp_path: Path) -> None:

@@ -754,6 +754,17 @@ def test_rows_become_the_same_events_together_as_each_alone(
     assert list(map(repr, payloads.events(rows, people, rules))) == list(map(repr, alone))
 
 
+def test_derived_id_goes_by_the_names_of_the_fields_and_not_of_their_columns() -> None:
+    crossed = replace(RULES, event_fields=(("page", "b"), ("device", "a")))
+    straight = replace(RULES, event_fields=(("page", "a"), ("device", "b")))
+    assert sent_event(crossed, page="1", device="2")["id"] == sent_event(straight, page="2", device="1")["id"]
+
+
+def test_field_name_with_a_quote_is_sent() -> None:
+    rules = replace(RULES, event_fields=(("page", 'the "page"\\'),))
+    assert sent_event(rules)["dataFields"] == {'the "page"\\': "pricing"}
+
+
 def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
     rows = [
         ROW,
@@ -763,6 +774,10 @@ def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
         ROW | {"event_time": ""},
         ROW | {"page": None, "device": 17},
         ROW | {"event_time": datetime(2026, 1, 13, 8, 45, 12)},
+        ROW | {"event_time": "1969-12-31 23:59:59"},
+        ROW | {"event_time": "2026-01-15 08:45:12"},
+        ROW | {"page": "caf\udce9"},
+        ROW,
     ]
     people = ["ada@example.com"] * len(rows)
     found = payloads.events(rows, people, RULES)
@@ -774,6 +789,10 @@ def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
         NO_FORM,
         "event_time is empty, although page says that there was an event",
         {"deviceType": 17},
+        {"page": "pricing", "deviceType": "desktop"},
+        "event_time is before 1970",
+        FUTURE,
+        "page has bytes that are no UTF-8",
         {"page": "pricing", "deviceType": "desktop"},
     ]
     assert payloads.events([], [], RULES) == []

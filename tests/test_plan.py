@@ -201,6 +201,23 @@ def test_refused_rows_alone_are_staged_before_the_end(ledger: Ledger, monkeypatc
     assert len(list(ledger.verdicts())) == 4
 
 
+def test_single_user_field_that_changes_is_sent_with_its_last_value(ledger: Ledger) -> None:
+    rules = replace(RULES, user_fields=(("plan_type", "plan_type"),))
+    found = plan(ledger, [ROW, ROW | {"plan_type": "rpo"}, ROW | {"plan_type": "free"}], rules)
+    assert found.users == [(3, {"email": "ada@example.com", "dataFields": {"plan_type": "free"}})]
+
+
+def test_users_alone_are_staged_before_the_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 1)
+    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 2)
+    watched = Planner(ledger, RULES).watch([ROW | NO_EVENT | {"email": f"{n}@example.com"} for n in range(3)])
+    next(watched)
+    assert list(ledger.pending_users()) == []
+    next(watched)
+    ledger.finish_staging(skip_unchanged=True)
+    assert len(list(ledger.pending_users())) == 2
+
+
 # What is refused --------------------------------------------------------------------------------------------------
 
 
