@@ -947,7 +947,7 @@ _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
 def export_results_to_csv(
     user_records: Iterable[Mapping[str, Any]], filename: str | None = None, *, columns: Sequence[str] | None = None
 ) -> str:
-    """Write the records as CSV and return the file's path. Records are taken a hundred at a time and not kept.
+    """Write the records as CSV and return the file's path. Records are taken one by one and not kept.
 
     The format is that of RFC 4180 in UTF-8, with a header: `columns`, else the keys of the first record, else (no
     record at all) DEFAULT_COLUMNS. None is an empty cell; a text that a spreadsheet would run as a formula
@@ -978,13 +978,12 @@ def _chain(first: Mapping[str, Any], rest: Iterator[Mapping[str, Any]]) -> Itera
 def _csv_rows(records: Iterator[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[Sequence[Any]]:
     """Records -> rows of harmless cells. They are looked at by the column, which takes half the time."""
     header = tuple(columns)
-    number = 1
-    while block := list(islice(records, _ROWS_PER_BLOCK)):
-        rows = [tuple(record.values()) for record in block if tuple(record) == header]
-        if len(rows) != len(block):
-            rows = [_row_of(record, each, header) for each, record in enumerate(block, start=number)]
+    numbered = enumerate(records, start=1)
+    while rows := [
+        tuple(record.values()) if tuple(record) == header else _row_of(record, number, header)
+        for number, record in islice(numbered, _ROWS_PER_BLOCK)
+    ]:
         yield from zip(*map(_harmless, zip(*rows, strict=True)), strict=True) if header else rows
-        number += len(block)
 
 
 def _row_of(record: Mapping[str, Any], number: int, header: tuple[str, ...]) -> tuple[Any, ...]:

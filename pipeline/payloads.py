@@ -215,8 +215,8 @@ def _convert_events(
     rows: Sequence[Mapping[str, Any]], people: Sequence[str], moments: list[Any], rules: Rules
 ) -> list[Event]:
     """Rows that all carry an event -> their events, put together from parts that are JSON already."""
-    microseconds = _unix_microseconds(moments, rules)
     names = _event_names(rows, rules)
+    microseconds = _unix_microseconds(moments, rules)
     who = list(map(_quote, people))
     filled = _fields_json(rows, rules, nulls=False)
     ids = list(map(derived_event_id, names, who, microseconds, filled))
