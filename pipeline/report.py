@@ -9,19 +9,22 @@ import csv
 import json
 import logging
 import logging.handlers
+import math
 import os
 import re
 import sys
 import textwrap
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import lru_cache
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from iterable_client import RequestCounts, export_results_to_csv, new_file
 from pipeline.ledger import Kind, Outcome, Verdict
@@ -34,6 +37,7 @@ LOG_FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 LOG_DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 LOG_MAX_BYTES = 10_000_000
 LOG_FILES = 5
+LOG_DELAY_S = 0.5
 OUR_LOGGERS = ("iterable_client", "pipeline", "main", "py.warnings")
 
 RESULT_VERSION = 1
@@ -126,10 +130,15 @@ class _LogFormatter(logging.Formatter):
     def __init__(self, redactor: Redactor) -> None:
         super().__init__(LOG_FORMAT, LOG_DATE_FORMAT)
         self._redactor = redactor
+        self._line = lru_cache(maxsize=16)(redactor.line)  # most lines say that a call went well
+        self._time = (-1, "")  # the last second, and how it is written
 
     def format(self, record: logging.LogRecord) -> str:
-        head = f"{self.formatTime(record, self.datefmt)} - {record.name} - {record.levelname} - "
-        lines = [head + self._redactor.line(record.getMessage())]
+        second, written = self._time
+        if second != int(record.created):
+            written = self.formatTime(record, self.datefmt)
+            self._time = (int(record.created), written)
+        lines = [f"{written} - {record.name} - {record.levelname} - {self._line(record.getMessage())}"]
         if record.exc_info:
             trace = "".join(traceback.format_exception(*record.exc_info))
             lines += [f"    | {self._redactor.line(line)}" for line in trace.splitlines()]
@@ -137,7 +146,43 @@ class _LogFormatter(logging.Formatter):
 
 
 class _PrivateLogFile(logging.handlers.RotatingFileHandler):
-    """A log file that only its owner can read, from its first byte. A symbolic link in its place is refused."""
+    """A log file that only its owner can read, from its first byte. A symbolic link in its place is refused.
+
+    Lines about calls that went well are written some at a time, and without the lock that others would wait for: one by
+    one, they take a quarter of all the time that single requests do. Every other line is written at once, with those
+    before it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._waiting: deque[str] = deque()
+        self._written_at = -math.inf
+        super().__init__(path, maxBytes=LOG_MAX_BYTES, backupCount=LOG_FILES - 1)
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._waiting.append(self.format(record) + self.terminator)
+            is_routine = record.name == "iterable_client" and record.levelno <= logging.INFO
+            if not is_routine or time.monotonic() - self._written_at > LOG_DELAY_S:
+                self.flush()
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what waits, whole lines in one piece, so that a run that is killed leaves no half of one."""
+        with cast(Any, self.lock):
+            lines = "".join(self._waiting.popleft() for _ in range(len(self._waiting)))
+            if not lines:
+                return
+            self._written_at = time.monotonic()
+            if self.stream is None:  # as a full disk has kept it from being opened anew
+                self.stream = self._open()
+            os.write(self.stream.fileno(), lines.encode("utf-8", errors="backslashreplace"))
+            if os.fstat(self.stream.fileno()).st_size >= self.maxBytes:
+                self.doRollover()
 
     def _open(self) -> TextIOWrapper:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
@@ -148,9 +193,9 @@ class _PrivateLogFile(logging.handlers.RotatingFileHandler):
         """A full disk must not stop the run, nor fill the console with tracebacks: the results JSON tells the rest."""
 
     def close(self) -> None:
-        # Python keeps the line that a full disk has refused, and tries to write it once more here, and when it exits.
-        with suppress(OSError):
-            super().close()
+        with suppress(OSError):  # which takes what waits away, so that it fails once only
+            self.flush()
+        super().close()
 
 
 def open_log(folder: Path, redactor: Redactor) -> logging.Handler:
@@ -158,7 +203,7 @@ def open_log(folder: Path, redactor: Redactor) -> logging.Handler:
 
     OSError where it can't be written.
     """
-    handler = _PrivateLogFile(folder / LOG_NAME, maxBytes=LOG_MAX_BYTES, backupCount=LOG_FILES - 1)
+    handler = _PrivateLogFile(folder / LOG_NAME)
     handler.setFormatter(_LogFormatter(redactor))
     logging.captureWarnings(True)
     for name in OUR_LOGGERS:

@@ -90,6 +90,28 @@ def test_the_log_rotates_and_stays_private(tmp_path: Path, monkeypatch: pytest.M
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
 
 
+def test_lines_about_calls_that_went_well_wait_for_the_next_other_line_and_keep_their_order(tmp_path: Path) -> None:
+    client, main = logging.getLogger("iterable_client"), logging.getLogger("main")
+
+    def written() -> list[str]:
+        return [line.rpartition(" - ")[2] for line in (tmp_path / LOG_NAME).read_text().splitlines()]
+
+    handler = open_log(tmp_path, Redactor())
+    try:
+        for number in range(3):
+            client.info("call %d", number)
+        assert written() == ["call 0"]
+        main.info("step")
+        assert written() == ["call 0", "call 1", "call 2", "step"]
+        client.debug("call 3")
+        client.warning("retry")
+        assert written()[4:] == ["call 3", "retry"]
+        client.info("call 4")
+    finally:
+        close_log(handler)
+    assert written()[6:] == ["call 4"]
+
+
 def test_a_planted_link_in_the_logs_place_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("untouched")
