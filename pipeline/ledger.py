@@ -534,7 +534,7 @@ def _connect(path: str) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA temp_store = FILE")
-        database.execute("PRAGMA cache_size = -16000")  # KiB
+        database.execute("PRAGMA cache_size = -8000")  # KiB; it is read and written in the order of its keys
         database.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; each checkpoint waits for the disk
         database.execute("BEGIN EXCLUSIVE")  # takes the lock, which then stays until the connection is closed
         _check_content(database)
