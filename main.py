@@ -15,6 +15,7 @@ import sqlite3
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -610,7 +611,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     options = parse_options(sys.argv[1:] if arguments is None else arguments)
-    return int(run_check(options) if options.check else run(options))
+    try:
+        return int(run_check(options) if options.check else run(options))
+    except Exception as bug:  # Python's own exit code would be 1, which says that some records were rejected
+        traceback.print_tb(bug.__traceback__)  # without the bug's text, which may quote anything
+        sys.stderr.write(f"A bug: {type(bug).__name__}. Please report it with the lines above.\n")
+        return int(ExitCode.BUG)
 
 
 if __name__ == "__main__":

@@ -357,9 +357,9 @@ class Ledger:
     def note_not_attempted(self, message: str) -> None:
         """Everything that has no outcome yet was not attempted, for this reason."""
         verdict = (Outcome.NOT_ATTEMPTED, None, None, message, 0)
-        if not self._users_are_counted_in:  # the run broke off before the stage was finished
-            self._count_users_in()
         try:
+            if not self._users_are_counted_in:  # the run broke off before the stage was finished
+                self._count_users_in()
             if self.count_pending(Kind.EVENT):
                 self._order_events()
             for kind, pending in ((Kind.USER, self.pending_users()), (Kind.EVENT, self.pending_events())):

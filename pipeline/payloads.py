@@ -264,9 +264,7 @@ def _event_name(name: Any, column: str) -> str:
 
 def _given_event_id(value: Any, column: str) -> str:
     """The query's own event id, at most 512 bytes as Iterable's connectors document it; empty where there is none."""
-    text = _id_text(value, column)
-    if not _is_unicode(text):
-        raise InvalidRecord(f"{column} has bytes that are no UTF-8")
+    text = _text(_id_text(value, column), column)
     if len(text.encode("utf-8")) > MAX_EVENT_ID_BYTES:
         raise InvalidRecord(f"{column} is longer than {MAX_EVENT_ID_BYTES} bytes")
     return text if text.strip() else ""

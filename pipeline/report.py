@@ -9,11 +9,11 @@ import csv
 import json
 import logging
 import logging.handlers
-import math
 import os
 import re
 import sys
 import textwrap
+import threading
 import time
 import traceback
 from collections import deque
@@ -148,14 +148,14 @@ class _LogFormatter(logging.Formatter):
 class _PrivateLogFile(logging.handlers.RotatingFileHandler):
     """A log file that only its owner can read, from its first byte. A symbolic link in its place is refused.
 
-    Lines about calls that went well are written some at a time, and without the lock that others would wait for: one by
-    one, they take a quarter of all the time that single requests do. Every other line is written at once, with those
-    before it.
+    Lines about calls that went well are written some at a time, within LOG_DELAY_S, and without the lock that others
+    would wait for: one by one, they take a quarter of all the time that single requests do. Every other line is written
+    at once, with those before it.
     """
 
     def __init__(self, path: Path) -> None:
         self._waiting: deque[str] = deque()
-        self._written_at = -math.inf
+        self._timer: threading.Timer | None = None
         super().__init__(path, maxBytes=LOG_MAX_BYTES, backupCount=LOG_FILES - 1)
 
     def handle(self, record: logging.LogRecord) -> bool:
@@ -165,11 +165,19 @@ class _PrivateLogFile(logging.handlers.RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._waiting.append(self.format(record) + self.terminator)
-            is_routine = record.name == "iterable_client" and record.levelno <= logging.INFO
-            if not is_routine or time.monotonic() - self._written_at > LOG_DELAY_S:
+            if record.name != "iterable_client" or record.levelno > logging.INFO:
                 self.flush()
+            elif self._timer is None:
+                self._timer = threading.Timer(LOG_DELAY_S, self._flush_late)
+                self._timer.daemon = True
+                self._timer.start()
         except Exception:
             self.handleError(record)
+
+    def _flush_late(self) -> None:
+        self._timer = None
+        with suppress(OSError):
+            self.flush()
 
     def flush(self) -> None:
         """Write what waits, whole lines in one piece, so that a run that is killed leaves no half of one."""
@@ -177,7 +185,6 @@ class _PrivateLogFile(logging.handlers.RotatingFileHandler):
             lines = "".join(self._waiting.popleft() for _ in range(len(self._waiting)))
             if not lines:
                 return
-            self._written_at = time.monotonic()
             if self.stream is None:  # as a full disk has kept it from being opened anew
                 self.stream = self._open()
             os.write(self.stream.fileno(), lines.encode("utf-8", errors="backslashreplace"))
@@ -193,8 +200,9 @@ class _PrivateLogFile(logging.handlers.RotatingFileHandler):
         """A full disk must not stop the run, nor fill the console with tracebacks: the results JSON tells the rest."""
 
     def close(self) -> None:
-        with suppress(OSError):  # which takes what waits away, so that it fails once only
-            self.flush()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._flush_late()  # which takes what waits away, so that a full disk makes it fail once only
         super().close()
 
 
@@ -521,7 +529,7 @@ _ADVICE = {
     "UnknownEmailError": "see why the user update of these people was refused, and mend that first",
     "UnknownUserIdError": "see why the user update of these people was refused, and mend that first",
     "UniqueFieldsLimitExceeded": "the project has as many fields as it may; send fewer (USER_FIELDS, EVENT_FIELDS)",
-    "BadApiKey": "check ITERABLE_API_KEY, and that ITERABLE_BASE_URL is the data centre that it belongs to",
+    "BadApiKey": "check that ITERABLE_API_KEY is a key of this project, and ITERABLE_BASE_URL its data centre",
     "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",
 }
 _ADVICE_BY_OUTCOME = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 ROWS_PER_FETCH = 1000  # from a server
-ROWS_PER_BATCH = 100  # handed on; of more, the processor's cache forgets the first before the last are dealt with
+ROWS_PER_BLOCK = 100  # handed on; of more, the processor's cache forgets the first before the last are dealt with
 MAX_QUOTED_CHARS = 500
 LOCK_TIMEOUT_S = 5.0  # of SQLite; ?timeout=60 in the URL changes it
 MYSQL = ("mysql", "mariadb")
@@ -68,9 +68,9 @@ def open_query(
         running = _run_on_sqlite(database_url, sql, query_file.name, root, should_stop, any_bytes)
     else:
         running = _run_on_server(database_url, sql, query_file.name)
-    with running as (columns, batches):
+    with running as (columns, blocks):
         _check_columns(columns, query_file.name)
-        yield QueryResult(columns, _stream(batches, columns, query_file.name))
+        yield QueryResult(columns, _stream(blocks, columns, query_file.name))
 
 
 def _read_query(path: Path, backend: str) -> str:
@@ -106,13 +106,13 @@ def _check_columns(columns: tuple[str, ...], query_name: str) -> None:
         )
 
 
-_Running = Iterator[tuple[tuple[str, ...], Iterator[Sequence[Any]]]]  # the columns, and the rows in batches
+_Running = Iterator[tuple[tuple[str, ...], Iterator[Sequence[Any]]]]  # the columns, and the rows in blocks
 
 
-def _stream(batches: Iterator[Sequence[Any]], columns: tuple[str, ...], query_name: str) -> Iterator[Row]:
+def _stream(blocks: Iterator[Sequence[Any]], columns: tuple[str, ...], query_name: str) -> Iterator[Row]:
     with _explained(f"The query in {query_name} failed while its rows were read"):
-        for batch in batches:
-            for row in batch:
+        for block in blocks:
+            for row in block:
                 yield dict(zip(columns, row))  # noqa: B905 - a check that takes time, and a row is as wide as its head
 
 
@@ -132,7 +132,7 @@ def _run_on_sqlite(
         with _explained(f"The query in {query_name} can't be run"):
             cursor = database.execute(sql)
         columns = tuple(column for column, *_ in cursor.description or ())
-        yield columns, iter(lambda: cursor.fetchmany(ROWS_PER_BATCH), [])
+        yield columns, iter(lambda: cursor.fetchmany(ROWS_PER_BLOCK), [])
 
 
 def _sqlite_file(database_url: str, root: Path) -> tuple[Path, dict[str, str]]:
@@ -184,7 +184,7 @@ def _run_on_server(database_url: str, sql: str, query_name: str) -> _Running:
             with closing(result):
                 # Without its size, a partition is all rows on PostgreSQL: SQLAlchemy does not heed yield_per here, for
                 # SQL as text.
-                yield _columns(result), result.partitions(ROWS_PER_BATCH)
+                yield _columns(result), result.partitions(ROWS_PER_BLOCK)
     finally:
         engine.dispose()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import re
 import resource
@@ -14,6 +15,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -448,6 +450,15 @@ def test_a_full_disk_for_the_log_does_not_stop_the_run(program: Program, iterabl
     assert len(iterable.project.events) == 36
     assert run.results["status"] == "success"
     assert (program.folder / LOG_NAME).stat().st_size == 200_000
+
+
+def test_a_bug_at_the_very_end_is_70_and_not_what_rejected_records_are(sample: Path) -> None:
+    code = "import main; main.report.write_results = None; raise SystemExit(main.main(['--sandbox', '--quiet']))"
+    environment = {"PATH": os.environ["PATH"], "OUTPUT_DIR": str(sample.parent)}
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 70
+    assert done.stderr.endswith("A bug: TypeError. Please report it with the lines above.\n")
 
 
 # Secrets and people ---------------------------------------------------------------------------------------------------
