@@ -536,7 +536,7 @@ def test_four_failures_then_a_success_then_four_more_are_no_outage(job: Job, ite
 
 
 def test_what_was_delivered_before_an_outage_is_not_sent_by_the_next_run(job: Job, iterable: StandIn) -> None:
-    iterable.inject(Fault(status=503, skip=7))
+    iterable.inject(Fault(status=503, skip=7, latency_s=0.05))
     first = job.run(some_users(30), single_mode(1))
     assert (first.stop_kind, first.users["delivered"]) == (StopKind.OUTAGE, 7)
     assert first.users["unacknowledged"] in (5, 6)  # the worker may begin another one while the fifth is judged
