@@ -6,11 +6,13 @@ In: settings. Out: `Finding`s, one line each with what to do. The types of the p
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -19,17 +21,20 @@ from typing import Any
 
 from iterable_client import Failure, IterableClient
 from pipeline import payloads
+from pipeline.ending import CHECK_ADDRESS, CHECK_KEY, ExitCode
 from pipeline.ledger import LedgerBusyError, LedgerError, open_ledger
+from pipeline.log import Console, Redactor
+from pipeline.opening import make_client, settings_for
 from pipeline.payloads import InvalidRecord, Rules
 from pipeline.plan import ColumnsError, make_rules
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings, SettingsError
 from pipeline.source import Row, SourceError, open_query
 
 SAMPLED_ROWS = 10_000
 
 
 class Area(str, Enum):
-    """What a finding is about; main.py knows the exit code of each."""
+    """What a finding is about."""
 
     SETTINGS = "settings"
     OUTPUT = "output folder"
@@ -39,6 +44,18 @@ class Area(str, Enum):
     ANSWER = "Iterable"
     CONNECTION = "connection"
     FIELDS = "fields"
+
+
+CODES = {
+    Area.SETTINGS: ExitCode.SETTINGS,
+    Area.OUTPUT: ExitCode.NO_OUTPUT,
+    Area.LEDGER: ExitCode.TEMPORARY,
+    Area.SOURCE: ExitCode.NO_INPUT,
+    Area.KEY: ExitCode.CREDENTIALS,
+    Area.ANSWER: ExitCode.NOT_ITERABLE,
+    Area.CONNECTION: ExitCode.TEMPORARY,
+    Area.FIELDS: ExitCode.REJECTED,
+}
 
 
 class Mark(str, Enum):
@@ -162,9 +179,7 @@ def check_iterable(client: IterableClient, settings: Settings, samples: list[Sam
         yield _explain(answer)
         return
     fields = answer["fields"] if isinstance(answer["fields"], dict) else {}
-    yield Finding(
-        Mark.GOOD, Area.KEY, f"Iterable answers and takes the key; the project has {len(fields):,} user fields"
-    )
+    yield Finding(Mark.GOOD, Area.KEY, f"Iterable accepted the key; the project has {len(fields):,} user fields")
     yield from compare_fields(fields, samples)
 
 
@@ -185,10 +200,9 @@ def _check_jwt_key(client: IterableClient) -> Iterator[Finding]:
 def _explain(details: Mapping[str, Any]) -> Finding:
     failure, error = details["failure"], str(details["error"])
     if failure in (Failure.BAD_API_KEY, Failure.UNAUTHORIZED):
-        remedy = "check ITERABLE_API_KEY (a server-side key), and that ITERABLE_BASE_URL is its data centre"
-        return Finding(Mark.BAD, Area.KEY, error, remedy)
+        return Finding(Mark.BAD, Area.KEY, error, CHECK_KEY)
     if failure in (Failure.UNREADABLE, Failure.REDIRECTED, Failure.BAD_CERTIFICATE):
-        return Finding(Mark.BAD, Area.ANSWER, error, "check ITERABLE_BASE_URL, and any proxy on the way")
+        return Finding(Mark.BAD, Area.ANSWER, error, CHECK_ADDRESS)
     return Finding(Mark.BAD, Area.CONNECTION, error, "check the network, or try again later")
 
 
@@ -223,3 +237,41 @@ def _fits(found: str, expected: str) -> bool:
     if expected not in ("string", "date", "long", "double", "boolean", "object"):
         return True
     return found == expected or (found, expected) == ("date", "string")
+
+
+# The whole check ------------------------------------------------------------------------------------------------------
+
+
+def run_check(options: argparse.Namespace) -> ExitCode:
+    """Show each finding; the exit code is that of the first bad one, 0 only where a run would start and go through."""
+    console = Console(quiet=options.quiet, verbose=options.verbose)
+    code = ExitCode.SUCCESS
+    for finding in _findings(options, console):
+        if finding.mark is Mark.BAD:
+            code = code or CODES[finding.area]
+        if finding.mark is Mark.BAD and console.quiet:
+            console.error(finding.line())
+        else:
+            console.say(finding.line())
+    console.say("Ready to run." if code is ExitCode.SUCCESS else "Fix what is marked BAD, and check again.")
+    return code
+
+
+def _findings(options: argparse.Namespace, console: Console) -> Iterator[Finding]:
+    with ExitStack() as stack:
+        try:
+            settings, _ = settings_for(options, stack)
+            client = make_client(settings)
+        except SettingsError as error:
+            for problem in error.problems:
+                yield Finding(Mark.BAD, Area.SETTINGS, problem)
+            return
+        console.redactor = Redactor(settings.secrets())
+        yield Finding(Mark.GOOD, Area.SETTINGS, "all settings can be read")
+        for warning in settings.warnings:
+            yield Finding(Mark.NOTE, Area.SETTINGS, warning)
+        yield check_output(settings.output_dir)
+        yield check_ledger(settings.output_dir, settings.project())
+        found, samples = check_source(settings, ROOT)
+        yield from found
+        yield from check_iterable(client, settings, samples)

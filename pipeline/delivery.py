@@ -16,15 +16,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Protocol
 
 from iterable_client import Abandoned, Failure
-from pipeline.ledger import Kind, Ledger, Outcome, Record, Verdict
-from pipeline.sending import Report, Sender
+from pipeline.batch import Sender, Settled
+from pipeline.ending import FAILURES, GO_ON, Ending, ExitCode, stopped_by
+from pipeline.ledger import Ledger
+from pipeline.records import Kind, Outcome, Record, Undelivered
+from pipeline.settings import Settings
+from pipeline.stage import Stage
 
 logger = logging.getLogger("pipeline.delivery")
 
+BULK_ABOVE = 100  # pending records, for PUSH_MODE=auto
 MAX_RECORDS_A_BATCH = 1000
 MAX_BYTES_A_BATCH = 3_500_000  # Iterable allows 4 MB in bulk, and does not say whether that is 4,000,000 bytes or more
 EVENTS_A_TURN = 20  # of one user, in single mode: how many a worker takes at once
@@ -33,27 +37,6 @@ RECORDS_PER_COMMIT = 2000
 SECONDS_PER_COMMIT = 0.5
 GRACE_S = 5.0  # for what is under way when the run stops
 TICK_S = 0.1
-
-MAX_OUT_OF_ATTEMPTS = 5  # in a row
-MAX_UNAUTHORIZED = 3
-MAX_UNREADABLE = 3
-
-
-class StopKind(str, Enum):
-    """Why a run ends before everything was sent."""
-
-    CREDENTIALS = "credentials"
-    NOT_ITERABLE = "not_iterable"
-    OUTAGE = "outage"
-    INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The reason, and the sentence for it."""
-
-    kind: StopKind
-    message: str
 
 
 @dataclass(frozen=True)
@@ -77,6 +60,14 @@ def bulk_mode(workers: int | None) -> Mode:
     """Up to 1,000 records and 3.5 MB a request; 16 workers reach Iterable's limits many times over."""
     endpoints = ("users/bulkUpdate", "events/trackBulk")
     return Mode("bulk", workers or 16, MAX_RECORDS_A_BATCH, MAX_BYTES_A_BATCH, True, endpoints)
+
+
+def choose_mode(settings: Settings, pending: int) -> Mode:
+    """The one path of a run with so many pending records. JWT-enabled keys can't call the bulk endpoints [keys]."""
+    wants_bulk = settings.push_mode == "bulk" or (settings.push_mode == "auto" and pending > BULK_ABOVE)
+    if wants_bulk and not settings.use_jwt_auth:
+        return bulk_mode(settings.max_workers)
+    return single_mode(settings.max_workers)
 
 
 def make_batches(records: Iterable[Record], mode: Mode) -> Iterator[list[Record]]:
@@ -119,7 +110,7 @@ class _Workers:
     finished run alive."""
 
     def __init__(self, sender: Sender, count: int, stopping: threading.Event) -> None:
-        self.results: queue.SimpleQueue[tuple[_Batch, Report | BaseException | None]] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[tuple[_Batch, Settled | BaseException | None]] = queue.SimpleQueue()
         self._sender = sender
         self._count = count
         self._stopping = stopping
@@ -150,26 +141,14 @@ class _Workers:
     def _work(self) -> None:
         while (batch := self._tasks.get()) is not None:
             try:
-                for report in self._sender.send(batch.records, self._stopping.is_set):
-                    self.results.put((batch, report))
+                for settled in self._sender.send(batch.records, self._stopping.is_set):
+                    self.results.put((batch, settled))
                 self.results.put((batch, None))
             except BaseException as bug:  # raised again by the main thread, which then ends the run
                 self.results.put((batch, bug))
 
 
 # The breaker ----------------------------------------------------------------------------------------------------------
-
-_AT_ONCE = {
-    Failure.BAD_API_KEY: StopKind.CREDENTIALS,
-    Failure.REDIRECTED: StopKind.NOT_ITERABLE,
-    Failure.BAD_CERTIFICATE: StopKind.NOT_ITERABLE,
-    Failure.THROTTLED: StopKind.OUTAGE,
-}
-_AFTER_SOME = {
-    Failure.UNACKNOWLEDGED: (MAX_OUT_OF_ATTEMPTS, StopKind.OUTAGE),
-    Failure.UNAUTHORIZED: (MAX_UNAUTHORIZED, StopKind.CREDENTIALS),
-    Failure.UNREADABLE: (MAX_UNREADABLE, StopKind.NOT_ITERABLE),
-}
 
 
 class Breaker:
@@ -179,18 +158,14 @@ class Breaker:
         self._last: Failure | None = None
         self._in_a_row = 0
 
-    def judge(self, failure: Failure | None, message: str) -> Stop | None:
-        """One more answer, or none: `failure` is None for a success. Returns the reason to stop, if there is one."""
+    def judge(self, failure: Failure | None, message: str) -> Ending | None:
+        """One more answer, or none: `failure` is None for a success. Returns how the run ends, if it has to."""
         if failure is Failure.ABANDONED:
             return None
-        if failure in _AT_ONCE:
-            return Stop(_AT_ONCE[failure], message)
         self._in_a_row = self._in_a_row + 1 if failure is self._last else 1
         self._last = failure
-        if failure in _AFTER_SOME:
-            most, kind = _AFTER_SOME[failure]
-            if self._in_a_row >= most:
-                return Stop(kind, f"{message.rstrip('.')}. That makes {most} such failures in a row.")
+        if failure is not None and 0 < FAILURES[failure].ends_run_after <= self._in_a_row:
+            return stopped_by(failure, message)
         return None
 
 
@@ -216,12 +191,22 @@ def pause_until(stopping: threading.Event) -> Callable[[float], None]:
     return sleep
 
 
+@dataclass(frozen=True)
+class Delivered:
+    """What is known of a delivery that is over. stopped: how the run ends, if it had to stop early."""
+
+    stopped: Ending | None = None
+    filtered_out_fields: frozenset[str] = frozenset()
+    created_fields: frozenset[str] = frozenset()
+
+
 class Delivery:
-    """Sends what is pending in the ledger's stage: users first, then events. `run` it once."""
+    """Sends what is pending in the stage: users first, then events. `run` it once."""
 
     def __init__(
         self,
         ledger: Ledger,
+        stage: Stage,
         sender: Sender,
         mode: Mode,
         *,
@@ -233,9 +218,10 @@ class Delivery:
     ) -> None:
         """settle_s: how long Iterable may take to know a user that was just updated. stopping: set here when the run
         stops; the client's sleep obeys it. interrupted: the name of the signal that asks for the end, or None."""
-        self.filtered_out_fields: set[str] = set()
-        self.created_fields: set[str] = set()
+        self._filtered_out_fields: set[str] = set()
+        self._created_fields: set[str] = set()
         self._ledger = ledger
+        self._stage = stage
         self._mode = mode
         self._settle_s = settle_s
         self._stopping = stopping
@@ -244,7 +230,7 @@ class Delivery:
         self._clock = clock
         self._workers = _Workers(sender, mode.workers, stopping)
         self._breaker = Breaker()
-        self._stop: Stop | None = None
+        self._stop: Ending | None = None
         self._deadline = math.inf
         self._under_way: dict[int, _Batch] = {}
         self._busy: set[str] = set()  # the last user of each batch under way
@@ -255,20 +241,20 @@ class Delivery:
         self._held = 0
         self._is_second_try = False
 
-    def run(self) -> Stop | None:
-        """Send everything. Returns why it stopped early, or None. Afterwards, what was not attempted has no outcome."""
+    def run(self) -> Delivered:
+        """Send everything. Afterwards, what was not attempted has no outcome."""
         try:
-            self._send(Kind.USER, self._ledger.pending_users())
-            self._send(Kind.EVENT, self._ledger.pending_events())
+            self._send(Kind.USER, self._stage.pending_users())
+            self._send(Kind.EVENT, self._stage.pending_events())
             if self._held and self._stop is None:
                 self._send_held()
         except sqlite3.Error as error:
             if self._stop is None:
                 problem = f"The ledger can't be written ({error}); make room and run again."
-                self._begin_stop(Stop(StopKind.OUTAGE, problem))
+                self._begin_stop(Ending(ExitCode.TEMPORARY, f"{problem} {GO_ON}"))
         finally:
             self._wind_up()
-        return self._stop
+        return Delivered(self._stop, frozenset(self._filtered_out_fields), frozenset(self._created_fields))
 
     def _wind_up(self) -> None:
         """Whatever has ended the run: take in what is still answered, and enter what was accepted."""
@@ -280,14 +266,14 @@ class Delivery:
         with suppress(sqlite3.Error):
             self._commit()
         with suppress(sqlite3.Error):
-            self._ledger.give_up_held()
+            self._stage.give_up_held()
 
     def _send(self, kind: Kind, records: Iterator[Record]) -> None:
         """All records of a kind: one batch alone until Iterable has read one, then as many at once as the mode allows.
 
         The first one alone shows a wrong key at the cost of one request, and lets Iterable create new fields once.
         """
-        total = self._ledger.count_pending(kind)
+        total = self._stage.count_pending(kind)
         if not total or self._stop is not None:
             return
         self._progress.start(kind, total)
@@ -322,41 +308,41 @@ class Delivery:
     def _settle_one(self) -> None:
         """Take in one report, if there is one within TICK_S, and see whether the run was interrupted."""
         with suppress(queue.Empty):
-            batch, report = self._workers.results.get(timeout=TICK_S)
-            if isinstance(report, BaseException):
+            batch, settled = self._workers.results.get(timeout=TICK_S)
+            if isinstance(settled, BaseException):
                 self._abandon(batch, "Its request was not brought to an end because of a bug.")
-                raise report
-            if report is None:
+                raise settled
+            if settled is None:
                 self._finish(batch)
             else:
-                self._take_in(batch, report)
+                self._take_in(batch, settled)
         if len(self._accepted) >= RECORDS_PER_COMMIT or self._clock() - self._committed_at > SECONDS_PER_COMMIT:
             self._commit()
         signal_name = self._interrupted()
         if signal_name is not None and self._stop is None:
-            self._begin_stop(Stop(StopKind.INTERRUPTED, f"The run was interrupted by {signal_name}."))
+            self._begin_stop(Ending(ExitCode[signal_name], f"The run was interrupted by {signal_name}."))
 
-    def _take_in(self, batch: _Batch, report: Report) -> None:
-        for row in report.rows():
+    def _take_in(self, batch: _Batch, settled: Settled) -> None:
+        for row in settled.rows():
             batch.unreported.pop(row, None)
-        self._accepted += report.delivered
-        self._ledger.note(report.failed)
+        self._accepted += settled.delivered
+        self._stage.note(settled.failed)
         if self._is_second_try:
-            self._ledger.note(report.unknown)
+            self._stage.note(settled.unknown)
         else:
-            self._ledger.hold(report.unknown)
-            self._held += len(report.unknown)
-        self.filtered_out_fields |= report.filtered_out_fields
-        self.created_fields |= report.created_fields
-        self._progress.advance(len(report.delivered) + len(report.failed) + len(report.unknown))
-        if report.failure in (None, Failure.REJECTED):
+            self._stage.hold(settled.unknown)
+            self._held += len(settled.unknown)
+        self._filtered_out_fields |= settled.filtered_out_fields
+        self._created_fields |= settled.created_fields
+        self._progress.advance(len(settled.delivered) + len(settled.failed) + len(settled.unknown))
+        if settled.failure in (None, Failure.REJECTED):
             self._room = self._mode.workers + WAITING_BATCHES
-        stop = self._breaker.judge(report.failure, report.message)
+        stop = self._breaker.judge(settled.failure, settled.message)
         if stop is not None and self._stop is None:
             self._begin_stop(stop)
 
-    def _begin_stop(self, stop: Stop) -> None:
-        logger.error("Stopping: %s", stop.message)
+    def _begin_stop(self, stop: Ending) -> None:
+        logger.error("Stopping: %s", stop.reason)
         self._stop = stop
         self._halt()
 
@@ -377,9 +363,9 @@ class Delivery:
         self._finish(batch)
         left = list(batch.unreported.values())
         attempted = left if self._mode.mixes_users else left[:1]
-        self._ledger.note(
+        self._stage.note(
             [
-                Verdict(each.kind, each.row, each.identity, Outcome.UNACKNOWLEDGED, None, None, message, 1)
+                Undelivered(each.kind, each.row, each.identity, Outcome.UNACKNOWLEDGED, None, None, message, 1)
                 for each in attempted
             ]
         )
@@ -387,6 +373,7 @@ class Delivery:
     def _commit(self) -> None:
         """Enter what was accepted, so that no later run sends it again."""
         if self._accepted:
+            self._stage.note_delivered(self._accepted)
             self._ledger.accept(self._accepted)
             self._ledger.commit()
             self._accepted = []
@@ -405,5 +392,5 @@ class Delivery:
             self._settle_one()
         if self._stop is None:
             self._is_second_try = True
-            self._ledger.release_held()
-            self._send(Kind.EVENT, self._ledger.pending_events())
+            self._stage.release_held()
+            self._send(Kind.EVENT, self._stage.pending_events())

@@ -1,4 +1,4 @@
-"""Rows -> pending records in the ledger's stage, while they pass on their way to the CSV.
+"""Rows -> pending records in the stage, while they pass on their way to the CSV.
 
 Decides what each row becomes: at most one user update and one event. What can't be sent is set apart with its reason.
 Sends nothing.
@@ -13,9 +13,12 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pipeline import payloads
-from pipeline.ledger import Kind, Ledger, Outcome, Record, StagedEvent, Verdict
+from pipeline.ending import ExitCode, RunError
+from pipeline.ledger import Ledger
 from pipeline.payloads import InvalidRecord, Rules
+from pipeline.records import Kind, Outcome, Record, Undelivered
 from pipeline.settings import FieldMap, Settings
+from pipeline.stage import Stage, StagedEvent
 
 logger = logging.getLogger("pipeline.plan")
 
@@ -30,8 +33,10 @@ _TEXTS = frozenset({str, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
 
 
-class ColumnsError(Exception):
+class ColumnsError(RunError):
     """The query lacks a column that the settings ask for."""
+
+    code = ExitCode.NO_INPUT
 
 
 class _Known(NamedTuple):
@@ -43,15 +48,16 @@ class _Known(NamedTuple):
 
 
 class Planner:
-    """Takes rows in, hands them on unchanged, and leaves records and verdicts in the ledger's stage."""
+    """Takes rows in, hands them on unchanged, and leaves what became of them in the stage."""
 
-    def __init__(self, ledger: Ledger, rules: Rules) -> None:
+    def __init__(self, ledger: Ledger, stage: Stage, rules: Rules) -> None:
         self.rows = 0
         self._ledger = ledger
+        self._stage = stage
         self._rules = rules
         self._users: list[Record] = []
         self._events: list[StagedEvent] = []
-        self._invalid: list[Verdict] = []
+        self._invalid: list[Undelivered] = []
         self._user_values = _getter([column for column, _ in rules.user_fields])
         self._known: dict[str, _Known] = {}  # by identity
 
@@ -94,7 +100,7 @@ class Planner:
             _check_size(payload)
         except InvalidRecord as problem:
             self._flush()
-            self._ledger.stage_invalid_user(key, number, who, _sentence(problem))
+            self._stage.stage_invalid_user(key, number, who, _sentence(problem))
         else:
             (fingerprint,) = self._ledger.fingerprints([payload])
             self._users.append(Record(Kind.USER, number, who, key, fingerprint, payload))
@@ -119,12 +125,14 @@ class Planner:
             self._events += zip(numbers, keys, fingerprints, contents, strict=True)
 
     def _refuse(self, kind: Kind, number: int, who: str | None, problem: InvalidRecord) -> None:
-        self._invalid.append(Verdict(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", _sentence(problem), 0))
+        self._invalid.append(
+            Undelivered(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", _sentence(problem), 0)
+        )
 
     def _flush(self) -> None:
-        self._ledger.stage_users(self._users)
-        self._ledger.stage_events(self._events)
-        self._ledger.note(self._invalid)
+        self._stage.stage_users(self._users)
+        self._stage.stage_events(self._events)
+        self._stage.note(self._invalid)
         self._users, self._events, self._invalid = [], [], []
 
 

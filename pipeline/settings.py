@@ -22,6 +22,8 @@ from zoneinfo import ZoneInfo
 
 from dotenv.parser import Binding, parse_stream
 
+from pipeline.ending import ExitCode, RunError
+
 PLACEHOLDER = "your-"  # what the values of .env.example that must be replaced begin with
 OFFICIAL_HOSTS = ("api.iterable.com", "api.eu.iterable.com")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -30,8 +32,10 @@ QUOTES = "\"'`“”‘’„‚«»"
 MAX_QUOTED_CHARS = 24  # of a wrong value, so that a secret in the wrong line is not shown
 
 
-class SettingsError(Exception):
+class SettingsError(RunError):
     """One or more settings are missing or wrong. `problems` holds a sentence for each."""
+
+    code = ExitCode.SETTINGS
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(" ".join(problems))

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
+from pipeline.ending import ExitCode, RunError
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult
     from sqlalchemy.engine import URL
@@ -31,8 +33,10 @@ DIALECTS = {"snowflake": "snowflake-sqlalchemy", "bigquery": "sqlalchemy-bigquer
 Row = dict[str, Any]
 
 
-class SourceError(Exception):
+class SourceError(RunError):
     """The database or the query can't be read; the text says which and why."""
+
+    code = ExitCode.NO_INPUT
 
 
 class UndecodableText(SourceError):

@@ -33,7 +33,7 @@ def test_each_bad_thing_is_told_with_its_remedy_and_the_first_decides_the_code(
     bad = [line for line in lines(run.out) if line.startswith("[BAD ]")]
     assert [line.split(":")[0] for line in bad] == ["[BAD ] database", "[BAD ] key"]
     assert "does not exist" in bad[0]
-    assert "check ITERABLE_API_KEY" in bad[1]
+    assert "Check ITERABLE_API_KEY" in bad[1]
     assert "wrong-key" not in run.out
 
 
@@ -58,7 +58,7 @@ def test_html_is_not_iterable(program: Program, iterable: StandIn, sample: Any) 
     iterable.inject(Fault(status=200, body=b"<html></html>"))
     run = program.run("--check")
     assert run.code == 76
-    assert "check ITERABLE_BASE_URL" in run.out
+    assert "Check ITERABLE_BASE_URL" in run.out
 
 
 def test_a_jwt_key_is_checked_without_touching_anybody(tmp_path: Any, sample: Any) -> None:

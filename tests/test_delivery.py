@@ -25,25 +25,28 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from iterable_client import Failure, IterableClient
+from pipeline.batch import BulkSender, Sender, Settled, SingleSender
 from pipeline.delivery import (
     GRACE_S,
     MAX_BYTES_A_BATCH,
     WAITING_BATCHES,
     Breaker,
+    Delivered,
     Delivery,
     Mode,
-    Stop,
-    StopKind,
     bulk_mode,
     make_batches,
     pause_until,
     single_mode,
 )
-from pipeline.ledger import LEDGER_NAME, Kind, Ledger, Outcome, Record, Verdict, open_ledger
+from pipeline.ending import Ending, ExitCode
+from pipeline.ledger import LEDGER_NAME
 from pipeline.payloads import Rules
 from pipeline.plan import MAX_RECORD_BYTES, Planner
+from pipeline.records import Kind, Outcome, Record, Undelivered
 from pipeline.sandbox import SANDBOX_KEY, Fault, StandIn
-from pipeline.sending import BulkSender, Report, Sender, SingleSender
+from pipeline.stage import Stage
+from tests.opened import Opened, open_both
 
 ROOT = Path(__file__).parent.parent
 ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
@@ -113,19 +116,19 @@ class Clock:
 class Ran:
     """A delivery that is over, every record with its outcome."""
 
-    stop: Stop | None
+    stop: Ending | None
     users: dict[str, int]
     events: dict[str, int]
-    verdicts: list[Verdict]
+    undelivered: list[Undelivered]
     progress: Silence
-    delivery: Delivery
+    delivered: Delivered
 
     @property
-    def stop_kind(self) -> StopKind | None:
-        return self.stop.kind if self.stop else None
+    def stop_code(self) -> ExitCode | None:
+        return self.stop.code if self.stop else None
 
     def messages(self, outcome: Outcome) -> set[str]:
-        return {verdict.message for verdict in self.verdicts if verdict.outcome is outcome}
+        return {undelivered.message for undelivered in self.undelivered if undelivered.outcome is outcome}
 
 
 @dataclass
@@ -140,7 +143,7 @@ class Job:
     def run(self, rows: Rows | None, mode: Mode, *, sender: Callable[[IterableClient], Sender] | None = None,
             settle_s: float = 0.0, interrupted: Callable[[], str | None] = lambda: None,
             clock: Callable[[], float] = time.monotonic, progress: Silence | None = None,
-            before: Callable[[Ledger], None] = lambda ledger: None, max_retries: int = 3) -> Ran:  # fmt: skip
+            before: Callable[[Opened], None] = lambda ledger: None, max_retries: int = 3) -> Ran:  # fmt: skip
         """One whole run over these rows, or over what `before`, called when all is staged, stages itself."""
         self.stopping = threading.Event()
         progress = progress or Silence()
@@ -154,12 +157,13 @@ class Job:
         )
         make_sender = sender or (BulkSender if mode.mixes_users else SingleSender)
         try:
-            with open_ledger(self.folder, "project", now=0, lasting=True) as ledger:
+            with open_both(self.folder, "project", now=0, lasting=True) as opened:
                 if rows is not None:
-                    stage(ledger, rows)
-                before(ledger)
+                    stage(opened, rows)
+                before(opened)
                 delivery = Delivery(
-                    ledger,
+                    opened.ledger,
+                    opened.stage,
                     make_sender(client),
                     mode,
                     settle_s=settle_s,
@@ -169,35 +173,35 @@ class Job:
                     clock=clock,
                 )
                 try:
-                    stop = delivery.run()
+                    delivered = delivery.run()
                 finally:
-                    self.users = shown(ledger.count_outcomes()[Kind.USER])
-                ledger.note_not_attempted("not attempted")
-                ledger.commit()
-                users, events = (shown(ledger.count_outcomes()[kind]) for kind in Kind)
-                return Ran(stop, users, events, list(ledger.verdicts()), progress, delivery)
+                    self.users = shown(opened.stage.count_outcomes()[Kind.USER])
+                opened.stage.note_not_attempted("not attempted")
+                opened.ledger.commit()
+                users, events = (shown(opened.stage.count_outcomes()[kind]) for kind in Kind)
+                return Ran(delivered.stopped, users, events, list(opened.stage.undelivered()), progress, delivered)
         finally:
             client.session.close()
 
 
-def stage(ledger: Ledger, rows: Rows) -> None:
-    users = [make_record(ledger, Kind.USER, row, email, {}) for row, (email, _) in enumerate(rows, 1)]
+def stage(opened: Opened, rows: Rows) -> None:
+    users = [make_record(opened, Kind.USER, row, email, {}) for row, (email, _) in enumerate(rows, 1)]
     events = [
-        make_record(ledger, Kind.EVENT, row, email, {"eventName": "visit", "id": event_id, "createdAt": row})
+        make_record(opened, Kind.EVENT, row, email, {"eventName": "visit", "id": event_id, "createdAt": row})
         for row, (email, event_id) in enumerate(rows, 1)
         if event_id is not None
     ]
-    ledger.stage_users(users)
-    ledger.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
-    ledger.finish_staging(skip_unchanged=True)
+    opened.stage.stage_users(users)
+    opened.stage.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
+    opened.finish_staging(skip_unchanged=True)
 
 
-def make_record(ledger: Ledger, kind: Kind, row: int, email: str, content: dict[str, Any]) -> Record:
+def make_record(opened: Opened, kind: Kind, row: int, email: str, content: dict[str, Any]) -> Record:
     payload = json.dumps({"email": email, **content, "dataFields": {}}).encode()
-    key = ledger.user_key(email)
+    key = opened.ledger.user_key(email)
     if kind is Kind.EVENT:
-        (key,) = ledger.event_keys([key], [content["id"]])
-    return Record(kind, row, email, key, ledger.fingerprints([payload])[0], payload)
+        (key,) = opened.ledger.event_keys([key], [content["id"]])
+    return Record(kind, row, email, key, opened.ledger.fingerprints([payload])[0], payload)
 
 
 def shown(counts: dict[Outcome, int]) -> dict[str, int]:
@@ -269,11 +273,11 @@ def test_dropped_and_created_fields_are_known_after_the_run(job: Job, iterable: 
     iterable.project.dropped_fields.add("age")
     payload = b'{"email":"ada@example.com","dataFields":{"age":7,"plan":"pro"}}'
 
-    def change(ledger: Ledger) -> None:
-        ledger.stage_users([Record(Kind.USER, 1, ADA, ledger.user_key(ADA), b"f" * 16, payload)])
+    def change(opened: Opened) -> None:
+        opened.stage.stage_users([Record(Kind.USER, 1, ADA, opened.ledger.user_key(ADA), b"f" * 16, payload)])
 
-    delivery = job.run([(ADA, None)], MODES["bulk"], before=change).delivery
-    assert (delivery.filtered_out_fields, delivery.created_fields) == ({"age"}, {"plan"})
+    delivered = job.run([(ADA, None)], MODES["bulk"], before=change).delivered
+    assert (set(delivered.filtered_out_fields), set(delivered.created_fields)) == ({"age"}, {"plan"})
 
 
 # Order and concurrency ------------------------------------------------------------------------------------------------
@@ -312,8 +316,8 @@ def test_first_batch_goes_alone_until_iterable_has_answered(job: Job, iterable: 
     assert min(later - earlier for earlier, later in pairwise(others)) < 0.05
 
 
-class WatchedLedger(Ledger):
-    """A ledger that counts which of its events are taken, and how many of those have no end yet."""
+class WatchedStage(Stage):
+    """A stage that counts which of its events are taken, and how many of those have no end yet."""
 
     progress: Silence
     taken: int
@@ -332,13 +336,14 @@ def test_no_more_is_taken_from_the_stage_than_a_batch_a_worker_and_a_few_to_foll
 ) -> None:
     iterable.latency_s = 0.003
     progress = Silence()
-    watched: list[WatchedLedger] = []
+    watched: list[WatchedStage] = []
 
-    def watch(ledger: Ledger) -> None:
-        ledger.__class__ = WatchedLedger
-        assert isinstance(ledger, WatchedLedger)
-        ledger.progress, ledger.taken, ledger.most = progress, 30, 0  # the users, who have their end already
-        watched.append(ledger)
+    def watch(opened: Opened) -> None:
+        stage = opened.stage
+        stage.__class__ = WatchedStage
+        assert isinstance(stage, WatchedStage)
+        stage.progress, stage.taken, stage.most = progress, 30, 0  # the users, who have their end already
+        watched.append(stage)
 
     ran = job.run(some_events(300, users=30), mode, progress=progress, before=watch)  # 10 to a batch in both modes
     assert ran.events == {"delivered": 300}
@@ -396,7 +401,7 @@ RULES = Rules(
 def test_record_too_large_for_any_request_is_rejected_and_its_neighbours_delivered(
     job: Job, iterable: StandIn, mode: Mode
 ) -> None:
-    def plan(ledger: Ledger) -> None:
+    def plan(opened: Opened) -> None:
         rows = [
             {"email": email, "notes": notes, "text": text, "event_time": 1768293912}
             for email, notes, text in (
@@ -405,8 +410,8 @@ def test_record_too_large_for_any_request_is_rejected_and_its_neighbours_deliver
                 (CY, "x" * 3_400_000, "short"),
             )
         ]
-        assert len(list(Planner(ledger, RULES).watch(rows))) == 3
-        ledger.finish_staging(skip_unchanged=True)
+        assert len(list(Planner(opened.ledger, opened.stage, RULES).watch(rows))) == 3
+        opened.finish_staging(skip_unchanged=True)
 
     iterable.project.unknown_users = "accept"
     ran = job.run(None, mode, before=plan)
@@ -414,7 +419,9 @@ def test_record_too_large_for_any_request_is_rejected_and_its_neighbours_deliver
     assert (ran.stop, ran.users, ran.events) == (None, delivered_and_one_rejected, delivered_and_one_rejected)
     assert sorted(iterable.project.users) == [ADA, CY]
     assert sorted(event["email"] for event in iterable.project.events.values()) == [BOB, CY]
-    assert {(verdict.kind, verdict.row, verdict.code, verdict.attempts) for verdict in ran.verdicts} == {
+    assert {
+        (undelivered.kind, undelivered.row, undelivered.code, undelivered.attempts) for undelivered in ran.undelivered
+    } == {
         (Kind.EVENT, 1, "InvalidRecord", 0),
         (Kind.USER, 2, "InvalidRecord", 0),
     }
@@ -428,35 +435,35 @@ OUT, NO_AUTH, NO_JSON = Failure.UNACKNOWLEDGED, Failure.UNAUTHORIZED, Failure.UN
 
 
 @pytest.mark.parametrize(
-    ("failures", "kind"),
+    ("failures", "code"),
     [
         ([OUT] * 4, None),
-        ([OUT] * 5, StopKind.OUTAGE),
+        ([OUT] * 5, ExitCode.TEMPORARY),
         ([OUT] * 4 + [None] + [OUT] * 4, None),
         ([OUT] * 4 + [Failure.REJECTED] + [OUT] * 4, None),
-        ([OUT] * 4 + [Failure.ABANDONED, OUT], StopKind.OUTAGE),
+        ([OUT] * 4 + [Failure.ABANDONED, OUT], ExitCode.TEMPORARY),
         ([NO_AUTH] * 2, None),
-        ([NO_AUTH] * 3, StopKind.CREDENTIALS),
+        ([NO_AUTH] * 3, ExitCode.CREDENTIALS),
         ([NO_AUTH, None] * 3, None),
         ([NO_JSON] * 2, None),
-        ([NO_JSON] * 3, StopKind.NOT_ITERABLE),
+        ([NO_JSON] * 3, ExitCode.NOT_ITERABLE),
         ([NO_JSON, NO_AUTH] * 3, None),
         ([Failure.REJECTED] * 1000, None),
         ([Failure.ABANDONED] * 10, None),
-        ([None, Failure.BAD_API_KEY], StopKind.CREDENTIALS),
-        ([None, Failure.REDIRECTED], StopKind.NOT_ITERABLE),
-        ([None, Failure.BAD_CERTIFICATE], StopKind.NOT_ITERABLE),
-        ([None, Failure.THROTTLED], StopKind.OUTAGE),
+        ([None, Failure.BAD_API_KEY], ExitCode.CREDENTIALS),
+        ([None, Failure.REDIRECTED], ExitCode.NOT_ITERABLE),
+        ([None, Failure.BAD_CERTIFICATE], ExitCode.NOT_ITERABLE),
+        ([None, Failure.THROTTLED], ExitCode.TEMPORARY),
     ],
 )
 def test_breaker_stops_at_the_last_failure_and_not_before(
-    failures: list[Failure | None], kind: StopKind | None
+    failures: list[Failure | None], code: ExitCode | None
 ) -> None:
     breaker = Breaker()
     *before, last = [breaker.judge(failure, "why.") for failure in failures]
     assert before == [None] * len(before)
-    assert (last.kind if last else None) is kind
-    assert last is None or last.message.startswith("why.")
+    assert (last.code if last else None) is code
+    assert last is None or last.reason.startswith("why.")
 
 
 HTML = Fault(status=200, body=b"<html>Welcome to our hotel</html>")
@@ -464,26 +471,26 @@ FORBIDDEN = Fault(status=403, body=b'{"msg":"no","code":"Forbidden"}')
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "requests", "outcome", "records"),
+    ("fault", "code", "requests", "outcome", "records"),
     [
-        (BAD_KEY, StopKind.CREDENTIALS, 1, "rejected", 1),
-        (FORBIDDEN, StopKind.CREDENTIALS, 3, "rejected", 3),
-        (HTML, StopKind.NOT_ITERABLE, 3, "unacknowledged", 3),
-        (Fault(status=302, headers={"Location": "/"}), StopKind.NOT_ITERABLE, 1, "unacknowledged", 1),
-        (Fault(status=429, headers={"Retry-After": "3600"}), StopKind.OUTAGE, 1, "unacknowledged", 1),
-        (Fault(status=503), StopKind.OUTAGE, 15, "unacknowledged", 5),
-        (Fault(disconnect=True), StopKind.OUTAGE, 15, "unacknowledged", 5),
+        (BAD_KEY, ExitCode.CREDENTIALS, 1, "rejected", 1),
+        (FORBIDDEN, ExitCode.CREDENTIALS, 3, "rejected", 3),
+        (HTML, ExitCode.NOT_ITERABLE, 3, "unacknowledged", 3),
+        (Fault(status=302, headers={"Location": "/"}), ExitCode.NOT_ITERABLE, 1, "unacknowledged", 1),
+        (Fault(status=429, headers={"Retry-After": "3600"}), ExitCode.TEMPORARY, 1, "unacknowledged", 1),
+        (Fault(status=503), ExitCode.TEMPORARY, 15, "unacknowledged", 5),
+        (Fault(disconnect=True), ExitCode.TEMPORARY, 15, "unacknowledged", 5),
     ],
 )
 @each_mode
 def test_iterable_that_never_takes_anything_stops_the_run_after_few_requests(
-    job: Job, iterable: StandIn, mode: Mode, fault: Fault, kind: StopKind, requests: int, outcome: str, records: int
+    job: Job, iterable: StandIn, mode: Mode, fault: Fault, code: ExitCode, requests: int, outcome: str, records: int
 ) -> None:
     fault = iterable.inject(Fault(status=fault.status, headers=fault.headers, body=fault.body,
                                   disconnect=fault.disconnect))  # fmt: skip
     ran = job.run(some_users(500), mode)
     a_batch = 10 if mode.mixes_users else 1
-    assert ran.stop_kind is kind
+    assert ran.stop_code is code
     assert ran.users == {outcome: records * a_batch, "not_attempted": 500 - records * a_batch}
     assert fault.matched == requests
 
@@ -497,7 +504,7 @@ def test_wrong_key_costs_one_request_also_where_one_user_has_all_the_events(
     iterable.project.api_key = "another key"
     iterable.project.requests.clear()
     ran = job.run(rows, mode)
-    assert ran.stop_kind is StopKind.CREDENTIALS
+    assert ran.stop_code is ExitCode.CREDENTIALS
     a_batch = 10 if mode.mixes_users else 1
     assert ran.events == {"rejected": a_batch, "not_attempted": 100 - a_batch}
     assert [request.status for request in iterable.project.requests] == [401]
@@ -506,7 +513,7 @@ def test_wrong_key_costs_one_request_also_where_one_user_has_all_the_events(
 def test_server_that_always_answers_500_is_an_outage_after_few_halves(job: Job, iterable: StandIn) -> None:
     fault = iterable.inject(Fault(status=500, body=b'{"msg":"","code":"GenericError"}'))
     ran = job.run(some_users(1000), bulk_mode(None))
-    assert ran.stop_kind is StopKind.OUTAGE
+    assert ran.stop_code is ExitCode.TEMPORARY
     assert ran.users == {"unacknowledged": 1000}
     assert 5 * 3 <= fault.matched <= 10 * 3  # the worker may begin others while the fifth failure is judged
 
@@ -525,7 +532,7 @@ def test_closed_port_is_an_outage(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     ran = Job(tmp_path, f"http://127.0.0.1:{port}").run(some_users(20), MODES["single"])
-    assert (ran.stop_kind, ran.users) == (StopKind.OUTAGE, {"unacknowledged": 5, "not_attempted": 15})
+    assert (ran.stop_code, ran.users) == (ExitCode.TEMPORARY, {"unacknowledged": 5, "not_attempted": 15})
 
 
 def test_four_failures_then_a_success_then_four_more_are_no_outage(job: Job, iterable: StandIn) -> None:
@@ -538,7 +545,7 @@ def test_four_failures_then_a_success_then_four_more_are_no_outage(job: Job, ite
 def test_what_was_delivered_before_an_outage_is_not_sent_by_the_next_run(job: Job, iterable: StandIn) -> None:
     iterable.inject(Fault(status=503, skip=7, latency_s=0.05))
     first = job.run(some_users(30), single_mode(1))
-    assert (first.stop_kind, first.users["delivered"]) == (StopKind.OUTAGE, 7)
+    assert (first.stop_code, first.users["delivered"]) == (ExitCode.TEMPORARY, 7)
     assert first.users["unacknowledged"] in (5, 6)  # the worker may begin another one while the fifth is judged
     iterable.clear_faults()
     second = job.run(some_users(30), single_mode(1))
@@ -581,7 +588,7 @@ def test_events_of_users_that_stay_unknown_are_rejected_after_a_second_try(tmp_p
     tried = [each["id"] for request in requests_of(stand_in, f"/api/{mode.endpoints[1]}")
              for each in records_in(request.body)]  # fmt: skip
     assert Counter(tried) == dict.fromkeys((f"e{number:04d}" for number in range(1, 16)), 2)
-    assert {verdict.code for verdict in ran.verdicts} <= {"notFoundEmails", "UnknownEmailError"}
+    assert {undelivered.code for undelivered in ran.undelivered} <= {"notFoundEmails", "UnknownEmailError"}
 
 
 @each_mode
@@ -611,8 +618,8 @@ def test_run_interrupted_while_events_are_held_leaves_them_to_the_next_run(
     ran = job.run(
         rows, mode, settle_s=3600, progress=progress, interrupted=lambda: "SIGTERM" if progress.said else None
     )
-    assert (ran.stop_kind, ran.users, ran.events) == (
-        StopKind.INTERRUPTED,
+    assert (ran.stop_code, ran.users, ran.events) == (
+        ExitCode.SIGTERM,
         {"delivered": 3},
         {"unacknowledged": 15},
     )
@@ -631,7 +638,7 @@ def test_interrupted_run_takes_in_what_is_under_way_and_begins_nothing_new(
     iterable.latency_s = 0.1
     rows = some_users(400)
     ran = job.run(rows, mode, interrupted=lambda: "SIGINT" if len(iterable.project.requests) > 4 else None)
-    assert ran.stop == Stop(StopKind.INTERRUPTED, "The run was interrupted by SIGINT.")
+    assert ran.stop == Ending(ExitCode.SIGINT, "The run was interrupted by SIGINT.")
     reached = len(iterable.project.users)
     assert 4 < reached < 400
     assert ran.users == {"delivered": reached, "not_attempted": 400 - reached}
@@ -650,7 +657,7 @@ def test_interrupted_run_ends_within_its_grace_where_no_answer_comes(
         some_users(100), mode, clock=Clock(1.0), interrupted=lambda: "SIGTERM" if fault.matched == 3 else None
     )
     assert time.monotonic() - before < GRACE_S
-    assert ran.stop == Stop(StopKind.INTERRUPTED, "The run was interrupted by SIGTERM.")
+    assert ran.stop == Ending(ExitCode.SIGTERM, "The run was interrupted by SIGTERM.")
     first = sent // 2
     assert ran.users == {"delivered": first, "unacknowledged": sent, "not_attempted": 100 - first - sent}
     assert ran.messages(Outcome.UNACKNOWLEDGED) == {"No answer came within 5 s after the run was stopped."}
@@ -679,13 +686,13 @@ class Scripted:
         self._has_bug = has_bug
         self._lock = threading.Lock()
 
-    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]:
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Settled]:
         with self._lock:
             self.batches += 1
             if self._has_bug and self.batches == 3:
                 raise Bug
             self.delivered += len(records)
-        yield Report(delivered=records)
+        yield Settled(delivered=records)
 
 
 @each_mode
@@ -726,9 +733,9 @@ def test_ledger_that_cannot_be_written_stops_the_run_and_loses_nothing_that_is_k
     with file_size_limit(40_000):
         ran = job.run(rows, mode, clock=lambda: clock.now if job.stopping.is_set() else clock())
     reached = len(iterable.project.users)
-    assert ran.stop_kind is StopKind.OUTAGE
+    assert ran.stop_code is ExitCode.TEMPORARY
     assert ran.stop is not None
-    assert ran.stop.message.startswith("The ledger can't be written (")
+    assert ran.stop.reason.startswith("The ledger can't be written (")
     assert 0 < reached < 1000
     assert ran.users == {"delivered": reached, "not_attempted": 1000 - reached}
     iterable.latency_s = 0.0
@@ -740,8 +747,8 @@ def test_ledger_that_cannot_be_written_stops_the_run_and_loses_nothing_that_is_k
 def test_ledger_that_cannot_be_written_at_the_end_leaves_the_reason_for_which_the_run_stopped(
     job: Job, iterable: StandIn
 ) -> None:
-    def fill_the_disk(ledger: Ledger) -> None:
-        ledger.commit()
+    def fill_the_disk(opened: Opened) -> None:
+        opened.ledger.commit()
         limit.enter_context(file_size_limit((job.folder / f"{LEDGER_NAME}-wal").stat().st_size))
 
     with ExitStack() as limit:
@@ -751,7 +758,7 @@ def test_ledger_that_cannot_be_written_at_the_end_leaves_the_reason_for_which_th
             before=fill_the_disk,
             interrupted=lambda: "SIGINT" if iterable.project.users else None,
         )
-    assert ran.stop_kind is StopKind.INTERRUPTED
+    assert ran.stop_code is ExitCode.SIGINT
     assert ran.users["delivered"] == len(iterable.project.users)
     assert job.run(some_users(50), MODES["bulk"]).users == {"delivered": 50}
 

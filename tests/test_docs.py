@@ -16,7 +16,7 @@ from sqlalchemy.exc import NoSuchModuleError
 
 from main import ExitCode
 from pipeline.delivery import bulk_mode, single_mode
-from pipeline.ledger import Outcome
+from pipeline.records import Outcome
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from pipeline.settings import SETTINGS
 from tests.program import ROOT, Program, use_query

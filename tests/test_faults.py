@@ -27,7 +27,7 @@ from urllib.parse import quote
 import pytest
 
 from pipeline.ledger import LEDGER_NAME
-from pipeline.report import LOG_NAME
+from pipeline.log import LOG_NAME
 from pipeline.sandbox import Answer, Fault, Project, StandIn
 from tests.program import Finished, Program, has_logged, make_table, use_query, wait_until
 
@@ -453,7 +453,7 @@ def test_a_full_disk_for_the_log_does_not_stop_the_run(program: Program, iterabl
 
 
 def test_a_bug_at_the_very_end_is_70_and_not_what_rejected_records_are(sample: Path) -> None:
-    code = "import main; main.report.write_results = None; raise SystemExit(main.main(['--sandbox', '--quiet']))"
+    code = "import main, pipeline.results as results; results.write_results = None; raise SystemExit(main.main(['--sandbox', '--quiet']))"
     environment = {"PATH": os.environ["PATH"], "OUTPUT_DIR": str(sample.parent)}
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)

@@ -19,15 +19,11 @@ from pipeline.ledger import (
     KEEP_DAYS,
     LEDGER_NAME,
     REFRESH_DAYS,
-    Kind,
-    Ledger,
     LedgerBusyError,
     LedgerError,
-    Outcome,
-    Record,
-    Verdict,
-    open_ledger,
 )
+from pipeline.records import Kind, Outcome, Record, Undelivered
+from tests.opened import Opened, open_both
 
 ROOT = Path(__file__).parent.parent
 DAY_S = 86_400
@@ -38,43 +34,47 @@ ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
 posix_only = pytest.mark.skipif(os.name == "nt", reason="modes, links and SIGKILL are POSIX")
 
 
-def opened(folder: Path, *, project: str = PROJECT, day: int = TODAY, **options: Any) -> AbstractContextManager[Ledger]:
-    return open_ledger(folder, project, now=day * DAY_S, **{"lasting": True, **options})
+def opening(
+    folder: Path, *, project: str = PROJECT, day: int = TODAY, **options: Any
+) -> AbstractContextManager[Opened]:
+    return open_both(folder, project, now=day * DAY_S, **options)
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with opened(tmp_path) as opened_ledger:
-        yield opened_ledger
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    with opening(tmp_path) as both:
+        yield both
 
 
-def user(ledger: Ledger, row: int, email: str = ADA, plan: str = "pro") -> Record:
+def user(opened: Opened, row: int, email: str = ADA, plan: str = "pro") -> Record:
     payload = json.dumps({"email": email, "dataFields": {"plan": plan}}).encode()
-    return Record(Kind.USER, row, email, ledger.user_key(email), ledger.fingerprints([payload])[0], payload)
+    return Record(
+        Kind.USER, row, email, opened.ledger.user_key(email), opened.ledger.fingerprints([payload])[0], payload
+    )
 
 
-def event(ledger: Ledger, row: int, event_id: str, email: str = ADA, page: str = "pricing") -> Record:
+def event(opened: Opened, row: int, event_id: str, email: str = ADA, page: str = "pricing") -> Record:
     payload = json.dumps({"email": email, "eventName": "visit", "id": event_id, "dataFields": {"page": page}}).encode()
-    (key,) = ledger.event_keys([ledger.user_key(email)], [event_id])
-    return Record(Kind.EVENT, row, email, key, ledger.fingerprints([payload])[0], payload)
+    (key,) = opened.ledger.event_keys([opened.ledger.user_key(email)], [event_id])
+    return Record(Kind.EVENT, row, email, key, opened.ledger.fingerprints([payload])[0], payload)
 
 
-def stage_events(ledger: Ledger, *events: Record) -> None:
-    ledger.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
+def stage_events(opened: Opened, *events: Record) -> None:
+    opened.stage.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
 
 
-def rejected(kind: Kind, row: int, email: str | None = ADA, outcome: Outcome = Outcome.REJECTED) -> Verdict:
-    return Verdict(kind, row, email, outcome, 400, "BadParams", "refused", 1)
+def rejected(kind: Kind, row: int, email: str | None = ADA, outcome: Outcome = Outcome.REJECTED) -> Undelivered:
+    return Undelivered(kind, row, email, outcome, 400, "BadParams", "refused", 1)
 
 
-def stage(ledger: Ledger, *records: Record, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
-    ledger.stage_users([record for record in records if record.kind is Kind.USER])
-    stage_events(ledger, *(record for record in records if record.kind is Kind.EVENT))
-    ledger.finish_staging(skip_unchanged=skip_unchanged, ids_are_given=ids_are_given)
+def stage(opened: Opened, *records: Record, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
+    opened.stage.stage_users([record for record in records if record.kind is Kind.USER])
+    stage_events(opened, *(record for record in records if record.kind is Kind.EVENT))
+    opened.finish_staging(skip_unchanged=skip_unchanged, ids_are_given=ids_are_given)
 
 
-def pending(ledger: Ledger) -> list[Record]:
-    return [*ledger.pending_users(), *ledger.pending_events()]
+def pending(opened: Opened) -> list[Record]:
+    return [*opened.stage.pending_users(), *opened.stage.pending_events()]
 
 
 def shown(records: Sequence[Record]) -> list[str]:
@@ -89,14 +89,14 @@ def shown(records: Sequence[Record]) -> list[str]:
 
 def run(folder: Path, *rows: tuple[str, str, str | None], skip_unchanged: bool = True, **options: Any) -> list[str]:
     """A whole run over rows of (email, plan, event id), in which Iterable takes everything -> what was sent."""
-    with opened(folder, **options) as ledger:
-        users = [user(ledger, row, email, plan) for row, (email, plan, _) in enumerate(rows, 1)]
-        events = [event(ledger, row, name, email) for row, (email, _, name) in enumerate(rows, 1) if name]
-        stage(ledger, *users, *events, skip_unchanged=skip_unchanged)
-        records = pending(ledger)
-        ledger.accept(records)
-        ledger.refresh()
-        ledger.commit()
+    with opening(folder, **options) as opened:
+        users = [user(opened, row, email, plan) for row, (email, plan, _) in enumerate(rows, 1)]
+        events = [event(opened, row, name, email) for row, (email, _, name) in enumerate(rows, 1) if name]
+        stage(opened, *users, *events, skip_unchanged=skip_unchanged)
+        records = pending(opened)
+        opened.accept(records)
+        opened.refresh()
+        opened.ledger.commit()
         return shown(records)
 
 
@@ -133,9 +133,9 @@ def test_event_is_sent_once_ever_and_a_new_one_beside_it_alone(tmp_path: Path) -
 
 def test_event_whose_content_changed_under_its_id_is_sent_again(tmp_path: Path) -> None:
     run(tmp_path, (ADA, "pro", "e1"))
-    with opened(tmp_path) as ledger:
-        stage(ledger, user(ledger, 1), event(ledger, 1, "e1", page="home"))
-        assert shown(pending(ledger)) == ["event ada@example.com row 1: e1"]
+    with opening(tmp_path) as opened:
+        stage(opened, user(opened, 1), event(opened, 1, "e1", page="home"))
+        assert shown(pending(opened)) == ["event ada@example.com row 1: e1"]
 
 
 def test_full_run_sends_everything_again(tmp_path: Path) -> None:
@@ -144,35 +144,35 @@ def test_full_run_sends_everything_again(tmp_path: Path) -> None:
 
 
 def test_what_was_not_accepted_is_offered_again(tmp_path: Path) -> None:
-    def offer(ledger: Ledger) -> list[str]:
-        stage(ledger, *[user(ledger, row, f"{row}@example.com") for row in range(1, 7)])
-        return sorted(record.identity for record in ledger.pending_users())
+    def offer(opened: Opened) -> list[str]:
+        stage(opened, *[user(opened, row, f"{row}@example.com") for row in range(1, 7)])
+        return sorted(record.identity for record in opened.stage.pending_users())
 
-    with opened(tmp_path) as ledger:
-        offer(ledger)
-        ledger.accept([user(ledger, 1, "1@example.com")])
-        ledger.note([rejected(Kind.USER, 2), rejected(Kind.USER, 3, outcome=Outcome.UNACKNOWLEDGED)])
-        ledger.hold([rejected(Kind.USER, 4)])
-        ledger.give_up_held()
-        ledger.note_not_attempted("the run stopped")
-        ledger.commit()
-        assert ledger.count_outcomes()[Kind.USER] == {
+    with opening(tmp_path) as opened:
+        offer(opened)
+        opened.accept([user(opened, 1, "1@example.com")])
+        opened.stage.note([rejected(Kind.USER, 2), rejected(Kind.USER, 3, outcome=Outcome.UNACKNOWLEDGED)])
+        opened.stage.hold([rejected(Kind.USER, 4)])
+        opened.stage.give_up_held()
+        opened.stage.note_not_attempted("the run stopped")
+        opened.ledger.commit()
+        assert opened.stage.count_outcomes()[Kind.USER] == {
             Outcome.DELIVERED: 1,
             Outcome.UNCHANGED: 0,
             Outcome.REJECTED: 1,
             Outcome.UNACKNOWLEDGED: 2,
             Outcome.NOT_ATTEMPTED: 2,
         }
-    with opened(tmp_path) as ledger:
-        assert offer(ledger) == [f"{row}@example.com" for row in range(2, 7)]
+    with opening(tmp_path) as opened:
+        assert offer(opened) == [f"{row}@example.com" for row in range(2, 7)]
 
 
 def break_off(folder: Path) -> None:
-    with opened(folder) as ledger:
-        stage(ledger, user(ledger, 1, ADA), user(ledger, 2, BOB))
-        ledger.accept([user(ledger, 1, ADA)])
-        ledger.commit()
-        ledger.accept([user(ledger, 2, BOB)])
+    with opening(folder) as opened:
+        stage(opened, user(opened, 1, ADA), user(opened, 2, BOB))
+        opened.accept([user(opened, 1, ADA)])
+        opened.ledger.commit()
+        opened.accept([user(opened, 2, BOB)])
         raise InterruptedError
 
 
@@ -195,12 +195,12 @@ def test_ledger_without_a_file_lasts_for_its_run_only(tmp_path: Path) -> None:
 
 
 def test_files_hold_hashes_only(tmp_path: Path) -> None:
-    with opened(tmp_path) as ledger:
-        records = [user(ledger, 1, ADA, "Lovelace"), event(ledger, 1, "event-id-17", page="secret page")]
-        stage(ledger, *records)
-        ledger.accept(records)
-        ledger.note([rejected(Kind.EVENT, 2)])
-        ledger.commit()
+    with opening(tmp_path) as opened:
+        records = [user(opened, 1, ADA, "Lovelace"), event(opened, 1, "event-id-17", page="secret page")]
+        stage(opened, *records)
+        opened.accept(records)
+        opened.stage.note([rejected(Kind.EVENT, 2)])
+        opened.ledger.commit()
         while_open = b"".join(path.read_bytes() for path in tmp_path.iterdir())
         assert records[0].key in while_open
     assert [path.name for path in tmp_path.iterdir()] == [LEDGER_NAME]
@@ -210,10 +210,10 @@ def test_files_hold_hashes_only(tmp_path: Path) -> None:
 
 
 def test_hashes_depend_on_the_project_so_that_addresses_cannot_be_tried_out(tmp_path: Path) -> None:
-    with opened(tmp_path, project="one") as ledger:
-        one = user(ledger, 1)
-    with opened(tmp_path, project="two") as ledger:
-        two = user(ledger, 1)
+    with opening(tmp_path, project="one") as opened:
+        one = user(opened, 1)
+    with opening(tmp_path, project="two") as opened:
+        two = user(opened, 1)
     assert (one.key == two.key, one.fingerprint == two.fingerprint) == (False, False)
 
 
@@ -258,9 +258,10 @@ def test_entry_shown_each_month_is_never_dropped(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.ledger import *
-with open_ledger(Path(sys.argv[1]), "project", now=0, lasting=True) as ledger:
-    ledger.stage_events([(row, b"%012d" % row, b"f" * 16, b"x" * 300) for row in range(1, 100_001)])
+from pipeline.records import *
+from tests.opened import open_both
+with open_both(Path(sys.argv[1]), "project", now=0, lasting=True) as opened:
+    opened.stage.stage_events([(row, b"%012d" % row, b"f" * 16, b"x" * 300) for row in range(1, 100_001)])
     print("staged", flush=True)
     sys.stdin.read()
 """
@@ -268,10 +269,11 @@ with open_ledger(Path(sys.argv[1]), "project", now=0, lasting=True) as ledger:
 OPEN = """
 import sys, time
 from pathlib import Path
-from pipeline.ledger import LedgerBusyError, open_ledger
+from pipeline.ledger import LedgerBusyError
+from tests.opened import open_both
 before = time.monotonic()
 try:
-    with open_ledger(Path(sys.argv[1]), "project", now=0, lasting=True):
+    with open_both(Path(sys.argv[1]), "project", now=0, lasting=True):
         print("opened")
 except LedgerBusyError as error:
     print(f"busy within a second: {time.monotonic() - before < 1}; {error}")
@@ -294,7 +296,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_second_process_finds_the_ledger_busy_within_a_second_and_free_after_the_first(tmp_path: Path) -> None:
-    with opened(tmp_path), child(OPEN, tmp_path) as process:
+    with opening(tmp_path), child(OPEN, tmp_path) as process:
         told, _ = process.communicate(timeout=10)
     path = tmp_path / LEDGER_NAME
     assert told == (
@@ -306,9 +308,9 @@ def test_second_process_finds_the_ledger_busy_within_a_second_and_free_after_the
 
 def test_ledger_held_elsewhere_is_busy_here_also_for_a_dry_run(tmp_path: Path) -> None:
     with holder(tmp_path):
-        with pytest.raises(LedgerBusyError), opened(tmp_path):
+        with pytest.raises(LedgerBusyError), opening(tmp_path):
             pass
-        with pytest.raises(LedgerBusyError), opened(tmp_path, read_only=True):
+        with pytest.raises(LedgerBusyError), opening(tmp_path, read_only=True):
             pass
 
 
@@ -338,10 +340,10 @@ def test_stage_is_an_unlinked_file_in_the_outputs_folder(tmp_path: Path) -> None
 def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        with opened(tmp_path) as ledger:
-            stage(ledger, user(ledger, 1))
-            ledger.accept([user(ledger, 1)])
-            ledger.commit()
+        with opening(tmp_path) as opened:
+            stage(opened, user(opened, 1))
+            opened.accept([user(opened, 1)])
+            opened.ledger.commit()
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     finally:
         os.umask(before)
@@ -358,13 +360,13 @@ def test_planted_symbolic_link_is_refused_and_its_target_untouched(tmp_path: Pat
     folder = tmp_path / "outputs"
     folder.mkdir()
     (folder / name).symlink_to(target)
-    with pytest.raises(LedgerError, match="symbolic link"), opened(folder):
+    with pytest.raises(LedgerError, match="symbolic link"), opening(folder):
         pass
     assert (target.exists(), exists and target.read_bytes()) == (exists, exists and b"precious")
 
 
 def test_dry_run_in_a_folder_that_is_gone_is_a_ledger_error(tmp_path: Path) -> None:
-    with pytest.raises(LedgerError, match="can't hold the records"), opened(tmp_path / "gone", read_only=True):
+    with pytest.raises(LedgerError, match="can't hold the records"), opening(tmp_path / "gone", read_only=True):
         pass
 
 
@@ -376,7 +378,7 @@ def test_folder_with_a_quote_in_its_name_is_as_good_as_any(tmp_path: Path) -> No
 
 def test_folder_in_the_ledgers_place_is_a_ledger_error(tmp_path: Path) -> None:
     (tmp_path / LEDGER_NAME).mkdir()
-    with pytest.raises(LedgerError, match="can't be opened"), opened(tmp_path):
+    with pytest.raises(LedgerError, match="can't be opened"), opening(tmp_path):
         pass
 
 
@@ -400,11 +402,11 @@ def test_damaged_ledger_is_set_aside_with_a_warning_and_everything_sent_again(tm
     content = damage(many_entries(tmp_path))
     (tmp_path / LEDGER_NAME).write_bytes(content)
     aside = tmp_path / f"{LEDGER_NAME}.damaged-{TODAY * DAY_S}"
-    with opened(tmp_path) as ledger:
-        warning = ledger.warning
-        stage(ledger, user(ledger, 1))
-        ledger.accept([user(ledger, 1)])
-        ledger.commit()
+    with opening(tmp_path) as opened:
+        warning = opened.ledger.warning
+        stage(opened, user(opened, 1))
+        opened.accept([user(opened, 1)])
+        opened.ledger.commit()
     assert warning.startswith("The ledger was damaged (")
     assert warning.endswith(
         f") and is now {aside.name}. Everything is sent again; the events' ids keep them from doubling."
@@ -429,8 +431,8 @@ def test_helper_file_of_garbage_is_let_be(tmp_path: Path) -> None:
 
 def test_empty_file_is_a_new_ledger_without_a_warning(tmp_path: Path) -> None:
     (tmp_path / LEDGER_NAME).touch()
-    with opened(tmp_path) as ledger:
-        assert ledger.warning == ""
+    with opening(tmp_path) as opened:
+        assert opened.ledger.warning == ""
     assert [path.name for path in tmp_path.iterdir()] == [LEDGER_NAME]
 
 
@@ -439,15 +441,15 @@ def test_ledger_of_another_version_is_refused_and_kept(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / LEDGER_NAME) as database:
         database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(LedgerError, match=r"another version of this program \(format 7\)"), opened(tmp_path):
+    with pytest.raises(LedgerError, match=r"another version of this program \(format 7\)"), opening(tmp_path):
         pass
     assert known_days(tmp_path) == [TODAY]
 
 
 def test_read_only_without_a_file_makes_none(tmp_path: Path) -> None:
-    with opened(tmp_path, read_only=True) as ledger:
-        stage(ledger, user(ledger, 1))
-        assert shown(pending(ledger)) == ["user ada@example.com row 1: pro"]
+    with opening(tmp_path, read_only=True) as opened:
+        stage(opened, user(opened, 1))
+        assert shown(pending(opened)) == ["user ada@example.com row 1: pro"]
         assert list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -455,10 +457,10 @@ def test_read_only_without_a_file_makes_none(tmp_path: Path) -> None:
 def test_read_only_knows_what_was_accepted_and_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     run(tmp_path, (ADA, "pro", None))
     before = (tmp_path / LEDGER_NAME).read_bytes()
-    with opened(tmp_path, read_only=True, day=TODAY + 1000) as ledger:
-        stage(ledger, user(ledger, 1), user(ledger, 2, BOB))
-        ledger.note_not_attempted("a dry run")
-        assert ledger.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 1
+    with opening(tmp_path, read_only=True, day=TODAY + 1000) as opened:
+        stage(opened, user(opened, 1), user(opened, 2, BOB))
+        opened.stage.note_not_attempted("a dry run")
+        assert opened.stage.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {LEDGER_NAME: before}
 
 
@@ -467,23 +469,24 @@ def test_read_only_knows_what_was_accepted_and_leaves_the_file_as_it_is(tmp_path
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from pipeline.ledger import *
+from pipeline.records import *
+from tests.opened import open_both
 
 def peak_mb():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform.startswith("linux") else peak / 1024 ** 2
 
-with open_ledger(Path(sys.argv[1]), "project", now=0, lasting=True) as ledger:
+with open_both(Path(sys.argv[1]), "project", now=0, lasting=True) as opened:
     before = peak_mb()
     for start in range(0, int(sys.argv[2]), 1000):
         who = f"{start}@example.com"
-        key = ledger.user_key(who)
-        ledger.stage_users([Record(Kind.USER, start + 1, who, key, b"f" * 16, b"{}")])
+        key = opened.ledger.user_key(who)
+        opened.stage.stage_users([Record(Kind.USER, start + 1, who, key, b"f" * 16, b"{}")])
         rows = range(start + 1, start + 1001)
-        keys = ledger.event_keys([key] * len(rows), map(str, rows))
-        ledger.stage_events([(row, each, b"f" * 16, b"x" * 500) for row, each in zip(rows, keys)])
-    ledger.finish_staging(skip_unchanged=True)
-    print(sum(1 for _ in ledger.pending_events()), peak_mb() - before)
+        keys = opened.ledger.event_keys([key] * len(rows), map(str, rows))
+        opened.stage.stage_events([(row, each, b"f" * 16, b"x" * 500) for row, each in zip(rows, keys)])
+    opened.finish_staging(skip_unchanged=True)
+    print(sum(1 for _ in opened.stage.pending_events()), peak_mb() - before)
 """
 
 
@@ -496,152 +499,152 @@ def test_memory_stays_flat_however_many_events_are_staged(tmp_path: Path) -> Non
     assert float(growth_mb) < 60  # their payloads alone are 150 MB
 
 
-def test_last_row_of_a_user_wins_also_across_batches(ledger: Ledger) -> None:
-    ledger.stage_users([user(ledger, 1, CY, "a"), user(ledger, 2, ADA, "b"), user(ledger, 3, CY, "c")])
-    ledger.stage_users([user(ledger, 4, BOB, "d"), user(ledger, 5, ADA, "e")])
-    stage(ledger, user(ledger, 6, ADA, "f"))
-    assert shown(pending(ledger)) == [
+def test_last_row_of_a_user_wins_also_across_batches(opened: Opened) -> None:
+    opened.stage.stage_users([user(opened, 1, CY, "a"), user(opened, 2, ADA, "b"), user(opened, 3, CY, "c")])
+    opened.stage.stage_users([user(opened, 4, BOB, "d"), user(opened, 5, ADA, "e")])
+    stage(opened, user(opened, 6, ADA, "f"))
+    assert shown(pending(opened)) == [
         "user cy@example.com row 3: c",
         "user bob@example.com row 4: d",
         "user ada@example.com row 6: f",
     ]
 
 
-def test_records_come_in_the_order_of_the_users_keys_and_within_a_user_by_row(ledger: Ledger) -> None:
-    ledger.stage_users([user(ledger, 1, CY), user(ledger, 2, ADA), user(ledger, 3, BOB)])
-    stage_events(ledger, event(ledger, 9, "z", ADA), event(ledger, 5, "y", CY), event(ledger, 7, "x", ADA))
-    stage_events(ledger, event(ledger, 2, "w", ADA), event(ledger, 6, "v", CY), event(ledger, 8, "u", BOB))
-    ledger.finish_staging(skip_unchanged=True)
-    in_order = sorted([ADA, BOB, CY], key=ledger.user_key)
-    assert [record.identity for record in ledger.pending_users()] == in_order
+def test_records_come_in_the_order_of_the_users_keys_and_within_a_user_by_row(opened: Opened) -> None:
+    opened.stage.stage_users([user(opened, 1, CY), user(opened, 2, ADA), user(opened, 3, BOB)])
+    stage_events(opened, event(opened, 9, "z", ADA), event(opened, 5, "y", CY), event(opened, 7, "x", ADA))
+    stage_events(opened, event(opened, 2, "w", ADA), event(opened, 6, "v", CY), event(opened, 8, "u", BOB))
+    opened.finish_staging(skip_unchanged=True)
+    in_order = sorted([ADA, BOB, CY], key=opened.ledger.user_key)
+    assert [record.identity for record in opened.stage.pending_users()] == in_order
     of_each = {ADA: [2, 7, 9], BOB: [8], CY: [5, 6]}
-    assert [(record.identity, record.row) for record in ledger.pending_events()] == [
+    assert [(record.identity, record.row) for record in opened.stage.pending_events()] == [
         (who, row) for who in in_order for row in of_each[who]
     ]
 
 
-def test_doubled_events_are_counted_and_sent_once_with_the_last_content(ledger: Ledger) -> None:
-    ledger.stage_users([user(ledger, 1)])
-    stage_events(ledger, event(ledger, 1, "same"), event(ledger, 2, "same"), event(ledger, 3, "changed", page="old"))
-    stage_events(ledger, event(ledger, 4, "changed", page="new"), event(ledger, 5, "same"))
-    ledger.finish_staging(skip_unchanged=True)
-    assert ledger.duplicate_events == 3
-    assert [(each.row, json.loads(each.payload)["dataFields"]) for each in ledger.pending_events()] == [
+def test_doubled_events_are_counted_and_sent_once_with_the_last_content(opened: Opened) -> None:
+    opened.stage.stage_users([user(opened, 1)])
+    stage_events(opened, event(opened, 1, "same"), event(opened, 2, "same"), event(opened, 3, "changed", page="old"))
+    stage_events(opened, event(opened, 4, "changed", page="new"), event(opened, 5, "same"))
+    opened.finish_staging(skip_unchanged=True)
+    assert opened.stage.duplicate_events == 3
+    assert [(each.row, json.loads(each.payload)["dataFields"]) for each in opened.stage.pending_events()] == [
         (1, {"page": "pricing"}),
         (4, {"page": "new"}),
     ]
 
 
-def test_user_whose_last_row_is_invalid_is_rejected_and_the_row_before_not_sent(ledger: Ledger) -> None:
-    ledger.stage_users([user(ledger, 1, ADA), user(ledger, 2, BOB)])
-    ledger.stage_invalid_user(ledger.user_key(ADA), 3, ADA, "plan is NaN.")
-    ledger.finish_staging(skip_unchanged=True)
-    assert shown(pending(ledger)) == ["user bob@example.com row 2: pro"]
-    assert list(ledger.verdicts()) == [
-        Verdict(Kind.USER, 3, ADA, Outcome.REJECTED, None, "InvalidRecord", "plan is NaN.", 0)
+def test_user_whose_last_row_is_invalid_is_rejected_and_the_row_before_not_sent(opened: Opened) -> None:
+    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
+    opened.stage.stage_invalid_user(opened.ledger.user_key(ADA), 3, ADA, "plan is NaN.")
+    opened.finish_staging(skip_unchanged=True)
+    assert shown(pending(opened)) == ["user bob@example.com row 2: pro"]
+    assert list(opened.stage.undelivered()) == [
+        Undelivered(Kind.USER, 3, ADA, Outcome.REJECTED, None, "InvalidRecord", "plan is NaN.", 0)
     ]
 
 
-def test_user_whose_last_row_is_valid_again_is_sent(ledger: Ledger) -> None:
-    ledger.stage_invalid_user(ledger.user_key(ADA), 1, ADA, "plan is NaN.")
-    stage(ledger, user(ledger, 2, ADA))
-    assert shown(pending(ledger)) == ["user ada@example.com row 2: pro"]
-    assert list(ledger.verdicts()) == []
+def test_user_whose_last_row_is_valid_again_is_sent(opened: Opened) -> None:
+    opened.stage.stage_invalid_user(opened.ledger.user_key(ADA), 1, ADA, "plan is NaN.")
+    stage(opened, user(opened, 2, ADA))
+    assert shown(pending(opened)) == ["user ada@example.com row 2: pro"]
+    assert list(opened.stage.undelivered()) == []
 
 
-def test_events_of_a_user_whose_row_is_invalid_are_sent_all_the_same(ledger: Ledger) -> None:
-    ledger.stage_invalid_user(ledger.user_key(ADA), 1, ADA, "plan is NaN.")
-    stage_events(ledger, event(ledger, 1, "e1"))
-    ledger.finish_staging(skip_unchanged=True)
-    assert shown(pending(ledger)) == ["event ada@example.com row 1: e1"]
+def test_events_of_a_user_whose_row_is_invalid_are_sent_all_the_same(opened: Opened) -> None:
+    opened.stage.stage_invalid_user(opened.ledger.user_key(ADA), 1, ADA, "plan is NaN.")
+    stage_events(opened, event(opened, 1, "e1"))
+    opened.finish_staging(skip_unchanged=True)
+    assert shown(pending(opened)) == ["event ada@example.com row 1: e1"]
 
 
-def test_event_id_of_another_user_is_refused_in_the_later_row(ledger: Ledger) -> None:
+def test_event_id_of_another_user_is_refused_in_the_later_row(opened: Opened) -> None:
     stage(
-        ledger,
-        user(ledger, 1, ADA),
-        user(ledger, 2, BOB),
-        event(ledger, 1, "same", ADA),
-        event(ledger, 2, "same", BOB),
-        event(ledger, 3, "own", BOB),
+        opened,
+        user(opened, 1, ADA),
+        user(opened, 2, BOB),
+        event(opened, 1, "same", ADA),
+        event(opened, 2, "same", BOB),
+        event(opened, 3, "own", BOB),
         ids_are_given=True,
     )
-    assert shown(list(ledger.pending_events())) == [
+    assert shown(list(opened.stage.pending_events())) == [
         "event ada@example.com row 1: same",
         "event bob@example.com row 3: own",
     ]
     message = "event_id is the same as in row 1, which is about another user."
-    assert list(ledger.verdicts()) == [
-        Verdict(Kind.EVENT, 2, None, Outcome.REJECTED, None, "InvalidRecord", message, 0)
+    assert list(opened.stage.undelivered()) == [
+        Undelivered(Kind.EVENT, 2, None, Outcome.REJECTED, None, "InvalidRecord", message, 0)
     ]
 
 
 def test_shared_event_id_is_refused_also_where_iterable_has_it_from_that_user_already(tmp_path: Path) -> None:
     run(tmp_path, (ADA, "pro", "same"))
-    with opened(tmp_path) as ledger:
+    with opening(tmp_path) as opened:
         stage(
-            ledger,
-            user(ledger, 1, BOB),
-            user(ledger, 2, ADA),
-            event(ledger, 1, "same", BOB),
-            event(ledger, 2, "same", ADA),
+            opened,
+            user(opened, 1, BOB),
+            user(opened, 2, ADA),
+            event(opened, 1, "same", BOB),
+            event(opened, 2, "same", ADA),
             ids_are_given=True,
         )
-        ledger.accept(pending(ledger))
-        assert {outcome: count for outcome, count in ledger.count_outcomes()[Kind.EVENT].items() if count} == {
+        opened.accept(pending(opened))
+        assert {outcome: count for outcome, count in opened.stage.count_outcomes()[Kind.EVENT].items() if count} == {
             Outcome.DELIVERED: 1,
             Outcome.REJECTED: 1,
         }
 
 
-def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_reasons(ledger: Ledger) -> None:
+def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_reasons(opened: Opened) -> None:
     stage(
-        ledger,
-        *(user(ledger, row, f"{row}@example.com") for row in range(1, 1001)),
-        event(ledger, 1, "e1", "1@example.com"),
+        opened,
+        *(user(opened, row, f"{row}@example.com") for row in range(1, 1001)),
+        event(opened, 1, "e1", "1@example.com"),
     )
-    ledger._database.execute("PRAGMA stage.max_page_count = 1")  # which means: as many as there are
+    opened.stage._database.execute("PRAGMA max_page_count = 1")  # which means: as many as there are
     with pytest.raises(sqlite3.OperationalError, match="full"):
-        ledger.note_not_attempted("Not attempted: " + "x" * 500)
+        opened.stage.note_not_attempted("Not attempted: " + "x" * 500)
     outcomes = {
-        kind: {each: count for each, count in of.items() if count} for kind, of in ledger.count_outcomes().items()
+        kind: {each: count for each, count in of.items() if count} for kind, of in opened.stage.count_outcomes().items()
     }
     assert outcomes == {Kind.USER: {Outcome.NOT_ATTEMPTED: 1000}, Kind.EVENT: {Outcome.NOT_ATTEMPTED: 1}}
-    assert pending(ledger) == []
+    assert pending(opened) == []
 
 
-def test_run_that_broke_off_before_its_stage_was_finished_has_a_whole_account(ledger: Ledger) -> None:
-    ledger.stage_users([user(ledger, 1, ADA), user(ledger, 2, BOB), user(ledger, 3, ADA, "free")])
-    stage_events(ledger, event(ledger, 1, "e1"), event(ledger, 3, "e3"))
-    ledger.note_not_attempted("Not attempted: the run was interrupted.")
-    assert [(each.kind, each.row, each.identity) for each in ledger.verdicts()] == [
+def test_run_that_broke_off_before_its_stage_was_finished_has_a_whole_account(opened: Opened) -> None:
+    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB), user(opened, 3, ADA, "free")])
+    stage_events(opened, event(opened, 1, "e1"), event(opened, 3, "e3"))
+    opened.stage.note_not_attempted("Not attempted: the run was interrupted.")
+    assert [(each.kind, each.row, each.identity) for each in opened.stage.undelivered()] == [
         (Kind.EVENT, 1, ADA),
         (Kind.USER, 2, BOB),
         (Kind.USER, 3, ADA),
         (Kind.EVENT, 3, ADA),
     ]
     outcomes = {
-        kind: {each: count for each, count in of.items() if count} for kind, of in ledger.count_outcomes().items()
+        kind: {each: count for each, count in of.items() if count} for kind, of in opened.stage.count_outcomes().items()
     }
     assert outcomes == {Kind.USER: {Outcome.NOT_ATTEMPTED: 2}, Kind.EVENT: {Outcome.NOT_ATTEMPTED: 2}}
 
 
-def test_cleared_stage_is_as_new(ledger: Ledger) -> None:
-    ledger.stage_users([user(ledger, 1, ADA), user(ledger, 2, BOB)])
-    stage_events(ledger, event(ledger, 1, "e1"))
-    ledger.note([rejected(Kind.EVENT, 2)])
-    ledger.clear_stage()
-    assert (list(ledger.verdicts()), ledger.count_pending(Kind.EVENT)) == ([], 0)
-    stage(ledger, user(ledger, 3, CY), event(ledger, 3, "e1", CY))
-    assert shown(pending(ledger)) == ["user cy@example.com row 3: pro", "event cy@example.com row 3: e1"]
+def test_cleared_stage_is_as_new(opened: Opened) -> None:
+    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
+    stage_events(opened, event(opened, 1, "e1"))
+    opened.stage.note([rejected(Kind.EVENT, 2)])
+    opened.stage.clear()
+    assert (list(opened.stage.undelivered()), opened.stage.count_pending(Kind.EVENT)) == ([], 0)
+    stage(opened, user(opened, 3, CY), event(opened, 3, "e1", CY))
+    assert shown(pending(opened)) == ["user cy@example.com row 3: pro", "event cy@example.com row 3: e1"]
 
 
-def test_events_have_their_own_user_also_behind_users_without_any(ledger: Ledger) -> None:
+def test_events_have_their_own_user_also_behind_users_without_any(opened: Opened) -> None:
     people = [f"{number}@example.com" for number in range(50)]
-    users = [user(ledger, row, who) for row, who in enumerate(people, start=1)]
-    events = [event(ledger, row, "e", who) for row, who in enumerate(people, start=1) if row % 7 == 0]
-    stage(ledger, *users, *events)
-    assert {(each.row, each.identity) for each in ledger.pending_events()} == {
+    users = [user(opened, row, who) for row, who in enumerate(people, start=1)]
+    events = [event(opened, row, "e", who) for row, who in enumerate(people, start=1) if row % 7 == 0]
+    stage(opened, *users, *events)
+    assert {(each.row, each.identity) for each in opened.stage.pending_events()} == {
         (each.row, each.identity) for each in events
     }
 
@@ -651,78 +654,78 @@ def test_events_have_their_own_user_also_behind_users_without_any(ledger: Ledger
     ("pages", "kept"), [("aab", 2), ("abb", 1), ("aba", 2), ("abab", 3), ("aaa", 0), ("baa", 1), ("abbcc", 3)]
 )
 def test_of_doubled_events_the_first_with_the_last_content_is_sent(
-    ledger: Ledger, pages: str, kept: int, first_row: int
+    opened: Opened, pages: str, kept: int, first_row: int
 ) -> None:
-    ledger.stage_users([user(ledger, first_row)])
-    stage_events(ledger, *(event(ledger, row, "e", page=page) for row, page in enumerate(pages, start=first_row)))
-    ledger.finish_staging(skip_unchanged=True)
-    assert [each.row for each in ledger.pending_events()] == [first_row + kept]
-    assert ledger.count_pending(Kind.EVENT) == 1
-    assert ledger.duplicate_events == len(pages) - 1
+    opened.stage.stage_users([user(opened, first_row)])
+    stage_events(opened, *(event(opened, row, "e", page=page) for row, page in enumerate(pages, start=first_row)))
+    opened.finish_staging(skip_unchanged=True)
+    assert [each.row for each in opened.stage.pending_events()] == [first_row + kept]
+    assert opened.stage.count_pending(Kind.EVENT) == 1
+    assert opened.stage.duplicate_events == len(pages) - 1
 
 
-def test_keys_and_fingerprints_stay_what_they_are_as_every_ledger_holds_them(ledger: Ledger) -> None:
+def test_keys_and_fingerprints_stay_what_they_are_as_every_ledger_holds_them(opened: Opened) -> None:
     """A change of them would send everything again."""
-    key = ledger.user_key(ADA)
+    key = opened.ledger.user_key(ADA)
     assert key.hex() == "9e5b2f6943190cafe424e5dd17e996c4"
-    assert ledger.event_keys([key], ["e1"])[0].hex() == "9e5b2f6943190cafe6bca3349f4233cff9b54f2f"
-    assert ledger.fingerprints([b"{}"])[0].hex() == "5eaa1d979121833b946a59bb83110cb7"
+    assert opened.ledger.event_keys([key], ["e1"])[0].hex() == "9e5b2f6943190cafe6bca3349f4233cff9b54f2f"
+    assert opened.ledger.fingerprints([b"{}"])[0].hex() == "5eaa1d979121833b946a59bb83110cb7"
 
 
-def test_held_events_are_settled_until_they_are_released(ledger: Ledger) -> None:
-    events = [event(ledger, row, f"e{row}") for row in (1, 2, 3)]
-    stage(ledger, user(ledger, 1), *events)
-    ledger.accept([user(ledger, 1), events[0]])
-    ledger.hold([rejected(Kind.EVENT, 2), rejected(Kind.EVENT, 3)])
-    assert (pending(ledger), ledger.count_pending(Kind.EVENT)) == ([], 0)
-    ledger.release_held()
-    assert (pending(ledger), ledger.count_pending(Kind.EVENT)) == (events[1:], 2)
-    assert list(ledger.verdicts()) == []
+def test_held_events_are_settled_until_they_are_released(opened: Opened) -> None:
+    events = [event(opened, row, f"e{row}") for row in (1, 2, 3)]
+    stage(opened, user(opened, 1), *events)
+    opened.accept([user(opened, 1), events[0]])
+    opened.stage.hold([rejected(Kind.EVENT, 2), rejected(Kind.EVENT, 3)])
+    assert (pending(opened), opened.stage.count_pending(Kind.EVENT)) == ([], 0)
+    opened.stage.release_held()
+    assert (pending(opened), opened.stage.count_pending(Kind.EVENT)) == (events[1:], 2)
+    assert list(opened.stage.undelivered()) == []
 
 
-def test_held_events_given_up_are_unacknowledged_with_what_iterable_said(ledger: Ledger) -> None:
-    stage(ledger, user(ledger, 1), event(ledger, 1, "e1"))
-    ledger.hold([rejected(Kind.EVENT, 1)])
-    ledger.give_up_held()
-    assert list(ledger.verdicts()) == [rejected(Kind.EVENT, 1, outcome=Outcome.UNACKNOWLEDGED)]
+def test_held_events_given_up_are_unacknowledged_with_what_iterable_said(opened: Opened) -> None:
+    stage(opened, user(opened, 1), event(opened, 1, "e1"))
+    opened.stage.hold([rejected(Kind.EVENT, 1)])
+    opened.stage.give_up_held()
+    assert list(opened.stage.undelivered()) == [rejected(Kind.EVENT, 1, outcome=Outcome.UNACKNOWLEDGED)]
 
 
-def test_what_has_no_outcome_is_not_attempted(ledger: Ledger) -> None:
-    stage(ledger, user(ledger, 1, ADA), user(ledger, 2, BOB), event(ledger, 1, "e1"), event(ledger, 2, "e2", BOB))
-    ledger.accept([user(ledger, 1, ADA)])
-    ledger.note([rejected(Kind.EVENT, 1)])
-    ledger.note_not_attempted("an outage")
+def test_what_has_no_outcome_is_not_attempted(opened: Opened) -> None:
+    stage(opened, user(opened, 1, ADA), user(opened, 2, BOB), event(opened, 1, "e1"), event(opened, 2, "e2", BOB))
+    opened.accept([user(opened, 1, ADA)])
+    opened.stage.note([rejected(Kind.EVENT, 1)])
+    opened.stage.note_not_attempted("an outage")
     not_attempted = (Outcome.NOT_ATTEMPTED, None, None, "an outage", 0)
-    assert list(ledger.verdicts()) == [
+    assert list(opened.stage.undelivered()) == [
         rejected(Kind.EVENT, 1),
-        Verdict(Kind.USER, 2, BOB, *not_attempted),
-        Verdict(Kind.EVENT, 2, BOB, *not_attempted),
+        Undelivered(Kind.USER, 2, BOB, *not_attempted),
+        Undelivered(Kind.EVENT, 2, BOB, *not_attempted),
     ]
-    assert list(ledger.verdicts(with_not_attempted=False)) == [rejected(Kind.EVENT, 1)]
-    assert list(ledger.verdicts(limit=1)) == [rejected(Kind.EVENT, 1)]
+    assert list(opened.stage.undelivered(with_not_attempted=False)) == [rejected(Kind.EVENT, 1)]
+    assert list(opened.stage.undelivered(limit=1)) == [rejected(Kind.EVENT, 1)]
 
 
-def test_counts_cover_every_outcome_and_leave_out_what_is_pending_or_held(ledger: Ledger) -> None:
-    stage(ledger, user(ledger, 1, ADA), user(ledger, 2, BOB), event(ledger, 1, "e1"), event(ledger, 2, "e2", BOB))
-    ledger.accept([user(ledger, 1, ADA)])
-    ledger.hold([rejected(Kind.EVENT, 1)])
-    ledger.note([rejected(Kind.EVENT, 2, BOB)])
+def test_counts_cover_every_outcome_and_leave_out_what_is_pending_or_held(opened: Opened) -> None:
+    stage(opened, user(opened, 1, ADA), user(opened, 2, BOB), event(opened, 1, "e1"), event(opened, 2, "e2", BOB))
+    opened.accept([user(opened, 1, ADA)])
+    opened.stage.hold([rejected(Kind.EVENT, 1)])
+    opened.stage.note([rejected(Kind.EVENT, 2, BOB)])
     nothing = dict.fromkeys(Outcome, 0)
-    assert ledger.count_outcomes() == {
+    assert opened.stage.count_outcomes() == {
         Kind.USER: {**nothing, Outcome.DELIVERED: 1},
         Kind.EVENT: {**nothing, Outcome.REJECTED: 1},
     }
-    assert (ledger.count_pending(Kind.USER), ledger.count_pending(Kind.EVENT)) == (1, 0)
+    assert (opened.stage.count_pending(Kind.USER), opened.stage.count_pending(Kind.EVENT)) == (1, 0)
 
 
-def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(ledger: Ledger) -> None:
+def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(opened: Opened) -> None:
     invalid = [
-        Verdict(Kind.USER, row, None, Outcome.REJECTED, None, "InvalidRecord", text, 0)
+        Undelivered(Kind.USER, row, None, Outcome.REJECTED, None, "InvalidRecord", text, 0)
         for row, text in enumerate(["no email", "no email", "no email", "no plan"], 1)
     ]
     refused = [rejected(Kind.EVENT, row) for row in (1, 2)]
-    ledger.note([*invalid, *refused])
-    assert ledger.count_reasons(2) == [
+    opened.stage.note([*invalid, *refused])
+    assert opened.stage.count_reasons(2) == [
         ("rejected", "InvalidRecord", "no email", 3),
         ("rejected", "BadParams", "refused", 2),
     ]

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from main import STOP_ADVICE
-from pipeline import report
-from pipeline.report import LOG_NAME, Redactor, close_log, free_run_id, open_log
+from pipeline.ending import CODE_ADVICE, FAILURES, OUTCOME_ADVICE
+from pipeline.log import LOG_NAME, Redactor, close_log, open_log
+from pipeline.results import free_run_id
 from pipeline.sandbox import Fault, StandIn
 from tests.program import Program, make_table, use_query, wait_until
 
@@ -80,7 +80,7 @@ def test_the_log_keeps_its_format_hides_secrets_and_marks_tracebacks(tmp_path: P
 
 
 def test_the_log_rotates_and_stays_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.report.LOG_MAX_BYTES", 1000)
+    monkeypatch.setattr("pipeline.log.LOG_MAX_BYTES", 1000)
     handler = open_log(tmp_path, Redactor())
     try:
         for number in range(100):
@@ -116,7 +116,7 @@ def test_lines_about_calls_that_went_well_come_with_the_next_other_line_or_a_lit
 
 
 def test_no_advice_looks_like_a_secret() -> None:
-    advice = [*report._ADVICE.values(), *report._ADVICE_BY_OUTCOME.values(), *STOP_ADVICE.values()]
+    advice = [*CODE_ADVICE.values(), *OUTCOME_ADVICE.values(), *(each.advice for each in FAILURES.values())]
     assert [Redactor().line(text) for text in advice] == advice
 
 
@@ -265,9 +265,9 @@ def test_a_bug_is_70_with_a_traceback_in_the_log_and_one_line_on_stderr(
     root = Path(__file__).resolve().parent.parent
     broken.write_text(
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
-        "import main, pipeline.sending\n"
+        "import main, pipeline.batch\n"
         "def broken(*_): raise RuntimeError('canary-key is broken')\n"
-        "pipeline.sending.SingleSender._call = broken\n"
+        "pipeline.batch.SingleSender._call = broken\n"
         "sys.exit(main.main())\n"
     )
     run = program.run(script=broken)

@@ -1,7 +1,7 @@
 """A few records -> requests -> what became of each. Runs in the workers of `delivery`.
 
-`SingleSender` sends one record a request, `BulkSender` up to a thousand. Both yield a `Report` whenever some records
-have found their end.
+`SingleSender` sends one record a request, `BulkSender` up to a thousand. Both yield a `Settled` whenever it is known
+what became of some records.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from iterable_client import BulkFailures, Failure, IterableClient, read_failures, read_indices
-from pipeline.ledger import Kind, Outcome, Record, Verdict
+from pipeline.ending import FAILURES
+from pipeline.records import Kind, Outcome, Record, Undelivered
 
 # A refused batch is taken apart to find the bad record: one in a thousand takes 10 refusals and 21 requests. Where so
 # many refusals come in a row, or so many requests are made for one batch, its parts are not divided any more, but each
@@ -23,19 +24,10 @@ MIN_REFUSALS_IN_A_ROW = 3  # the batch and its halves
 MAX_REQUESTS_A_BATCH = 400
 
 UNKNOWN_USER_CODES = frozenset({"UnknownEmailError", "UnknownUserIdError"})
-# How one bad record makes the whole batch fail. Of Iterable's 500s, too, some are recorded for bad input.
-_DIVISIBLE = frozenset(
-    {(Failure.REJECTED, 400), (Failure.REJECTED, 409), (Failure.REJECTED, 413), (Failure.UNACKNOWLEDGED, 500)}
-)
-# What has nothing to do with the records: the run is about to end.
-_FATAL = frozenset(
-    {Failure.BAD_API_KEY, Failure.REDIRECTED, Failure.BAD_CERTIFICATE, Failure.THROTTLED, Failure.ABANDONED}
-)
-_REFUSALS = frozenset({Failure.REJECTED, Failure.BAD_API_KEY, Failure.UNAUTHORIZED})  # others may have arrived
 
 
 @dataclass(frozen=True)
-class Report:
+class Settled:
     """What became of some records. Those that are in none of the lists were not attempted.
 
     unknown: refused because their user is not known, which may pass. failure: how their request failed, None if it did
@@ -43,8 +35,8 @@ class Report:
     """
 
     delivered: Sequence[Record] = ()
-    failed: Sequence[Verdict] = ()
-    unknown: Sequence[Verdict] = ()
+    failed: Sequence[Undelivered] = ()
+    unknown: Sequence[Undelivered] = ()
     failure: Failure | None = None
     message: str = ""
     filtered_out_fields: frozenset[str] = frozenset()
@@ -52,14 +44,14 @@ class Report:
 
     def rows(self) -> list[int]:
         """The rows of all records that have found their end, or are to be tried once more."""
-        verdicts = (*self.failed, *self.unknown)
-        return [record.row for record in self.delivered] + [verdict.row for verdict in verdicts]
+        undelivered = (*self.failed, *self.unknown)
+        return [record.row for record in self.delivered] + [each.row for each in undelivered]
 
 
 class Sender(Protocol):
     """Sends the records of one batch, in order. `should_stop` is asked before each request."""
 
-    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]: ...
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Settled]: ...
 
 
 class SingleSender:
@@ -68,15 +60,15 @@ class SingleSender:
     def __init__(self, client: IterableClient) -> None:
         self._client = client
 
-    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]:
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Settled]:
         for record in records:
             if should_stop():
                 return
             ok, answer = self._call(record)
             if not ok and _never_left(answer):
                 return
-            yield Report(delivered=[record]) if ok else _report_failure([record], answer)
-            if not ok and answer["failure"] in _FATAL:
+            yield Settled(delivered=[record]) if ok else _settle_failure([record], answer)
+            if not ok and _ends_the_run(answer):
                 return
 
     def _call(self, record: Record) -> tuple[bool, dict[str, Any]]:
@@ -105,7 +97,7 @@ class BulkSender:
         self._client = client
         self._patience = MAX_REFUSALS_IN_A_ROW  # shared by the workers; whose value wins does not matter
 
-    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Report]:
+    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Settled]:
         """Send the batch. Where it is refused as a whole, take out what the answer names, or else send its halves."""
         pieces = deque([list(records)])
         patience = self._patience
@@ -118,22 +110,22 @@ class BulkSender:
                 break
             requests += 1
             if ok:
-                alone, report = read_bulk_answer(piece, answer)
+                alone, settled = read_bulk_answer(piece, answer)
                 pieces.extendleft([record] for record in reversed(alone))
-                yield report
+                yield settled
                 refusals, patience = 0, MAX_REFUSALS_IN_A_ROW
                 self._patience = patience
             elif _is_divisible(piece, answer) and refusals < patience and requests < MAX_REQUESTS_A_BATCH:
                 bad, smaller = _take_apart(piece, answer)
                 _put_back(pieces, smaller)
-                yield _report_failure(bad, answer)
+                yield _settle_failure(bad, answer)
                 refusals += 1
             else:
-                yield _report_failure(piece, answer, note=_NOT_ALONE if _is_divisible(piece, answer) else "")
-                if answer["failure"] in _FATAL:
+                yield _settle_failure(piece, answer, note=_NOT_ALONE if _is_divisible(piece, answer) else "")
+                if _ends_the_run(answer):
                     break
         if pieces and requests:  # they were part of a request already
-            yield _report_left(pieces)
+            yield _settle_left(pieces)
         if refusals >= patience:
             self._patience = max(patience // 2, MIN_REFUSALS_IN_A_ROW)
 
@@ -149,7 +141,7 @@ class BulkSender:
 
 def _is_divisible(piece: Sequence[Record], details: dict[str, Any]) -> bool:
     """Whether a smaller batch may fare better."""
-    return len(piece) > 1 and (details["failure"], details["status_code"]) in _DIVISIBLE
+    return len(piece) > 1 and details["status_code"] in FAILURES[details["failure"]].divided_for
 
 
 def _take_apart(piece: list[Record], details: dict[str, Any]) -> tuple[list[Record], list[list[Record]]]:
@@ -186,8 +178,8 @@ def _put_back(pieces: deque[list[Record]], smaller: list[list[Record]]) -> None:
 # Answer -> what became of each record ---------------------------------------------------------------------------------
 
 
-def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> tuple[list[Record], Report]:
-    """An answer with counts and lists -> the records to send again one by one, and the report on the others.
+def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> tuple[list[Record], Settled]:
+    """An answer with counts and lists -> the records to send again one by one, and what became of the others.
 
     The lists name users, who may have several records in the batch. As a rule all of a listed user's records have
     failed. Where fewer failures are counted, sending each of them again alone tells which; it is safe, as their ids
@@ -195,17 +187,17 @@ def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> tuple
     """
     failures = read_failures(answer)
     if failures is None:
-        verdicts = [_unacknowledged(record, "its answer has no counts") for record in records]
-        return [], Report(failed=verdicts, failure=Failure.UNREADABLE, message=verdicts[0].message)
+        undelivered = [_unacknowledged(record, "its answer has no counts") for record in records]
+        return [], Settled(failed=undelivered, failure=Failure.UNREADABLE, message=undelivered[0].message)
     blocked, listed, rest = _sort_out(records, failures)
     named = len(listed)
     alone: list[Record] = []
     if not _adds_up(failures, len(records), named, len(blocked)):
         named = _count_named(listed, failures)
         listed, alone = _part_doubtful(listed, failures)
-    verdicts = [_verdict_on_listed(record, failures) for record in listed]
-    failed = [verdict for verdict in verdicts if not _may_pass(verdict)]
-    failed += [_verdict_on_blocked(record) for record in blocked]
+    undelivered = [_refused_as_listed(record, failures) for record in listed]
+    failed = [each for each in undelivered if not _may_pass(each)]
+    failed += [_refused_as_blocked(record) for record in blocked]
     delivered = rest
     if not _adds_up(failures, len(records), named, len(blocked)):
         problem = (
@@ -214,10 +206,10 @@ def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> tuple
         )
         failed += [_unacknowledged(record, problem) for record in rest]
         delivered = []
-    return alone, Report(
+    return alone, Settled(
         delivered=delivered,
         failed=failed,
-        unknown=[verdict for verdict in verdicts if _may_pass(verdict)],
+        unknown=[each for each in undelivered if _may_pass(each)],
         filtered_out_fields=failures.filtered_out_fields,
         created_fields=failures.created_fields,
     )
@@ -263,25 +255,27 @@ def _part_doubtful(listed: Sequence[Record], failures: BulkFailures) -> tuple[li
     )
 
 
-def _may_pass(verdict: Verdict) -> bool:
+def _may_pass(undelivered: Undelivered) -> bool:
     """Whether its user may only not be known yet. A user update makes its user, so there it is a refusal."""
-    return verdict.kind is Kind.EVENT and (verdict.code or "").startswith("notFound")
+    return undelivered.kind is Kind.EVENT and (undelivered.code or "").startswith("notFound")
 
 
-def _verdict_on_listed(record: Record, failures: BulkFailures) -> Verdict:
+def _refused_as_listed(record: Record, failures: BulkFailures) -> Undelivered:
     reason, _ = failures.listed[record.identity]
     message = f"{_endpoint(record)} refused it and lists it under {reason}."
-    return Verdict(record.kind, record.row, record.identity, Outcome.REJECTED, 200, reason, message, 1)
+    return Undelivered(record.kind, record.row, record.identity, Outcome.REJECTED, 200, reason, message, 1)
 
 
-def _verdict_on_blocked(record: Record) -> Verdict:
+def _refused_as_blocked(record: Record) -> Undelivered:
     message = f"{_endpoint(record)} refused it: its event name is disallowed in this project."
-    return Verdict(record.kind, record.row, record.identity, Outcome.REJECTED, 200, "disallowedEventNames", message, 1)
+    return Undelivered(
+        record.kind, record.row, record.identity, Outcome.REJECTED, 200, "disallowedEventNames", message, 1
+    )
 
 
-def _unacknowledged(record: Record, problem: str, status_code: int | None = 200) -> Verdict:
+def _unacknowledged(record: Record, problem: str, status_code: int | None = 200) -> Undelivered:
     message = f"{_endpoint(record)} did not say what became of it: {problem}."
-    return Verdict(record.kind, record.row, record.identity, Outcome.UNACKNOWLEDGED, status_code, None, message, 1)
+    return Undelivered(record.kind, record.row, record.identity, Outcome.UNACKNOWLEDGED, status_code, None, message, 1)
 
 
 def _endpoint(record: Record) -> str:
@@ -289,6 +283,12 @@ def _endpoint(record: Record) -> str:
 
 
 # Failed calls ---------------------------------------------------------------------------------------------------------
+
+
+def _ends_the_run(details: dict[str, Any]) -> bool:
+    """Whether sending more makes no sense: the failure has nothing to do with the records."""
+    failure = details["failure"]
+    return failure is Failure.ABANDONED or FAILURES[failure].ends_run_at_once
 
 
 def _never_left(details: dict[str, Any]) -> bool:
@@ -299,21 +299,21 @@ def _never_left(details: dict[str, Any]) -> bool:
 _NOT_ALONE = " It was sent along with others only, not alone."
 
 
-def _report_failure(records: Sequence[Record], details: dict[str, Any], note: str = "") -> Report:
-    """The details of a failed call -> the report on the records that it was about."""
+def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: str = "") -> Settled:
+    """The details of a failed call -> what became of the records that it was about."""
     failure: Failure = details["failure"]
-    outcome = Outcome.REJECTED if failure in _REFUSALS else Outcome.UNACKNOWLEDGED
+    outcome = FAILURES[failure].outcome
     # A blocked event's answer says Success; the list where a bulk answer has it says what it is.
     code = "disallowedEventNames" if details["code"] == "Success" and failure is Failure.REJECTED else details["code"]
     rest = (outcome, details["status_code"], code, details["error"] + note, details["attempts"])
-    verdicts = [Verdict(record.kind, record.row, record.identity, *rest) for record in records]
+    undelivered = [Undelivered(record.kind, record.row, record.identity, *rest) for record in records]
     is_unknown_user = details["code"] in UNKNOWN_USER_CODES and failure is Failure.REJECTED
     if is_unknown_user and all(record.kind is Kind.EVENT for record in records):
-        return Report(unknown=verdicts, failure=failure, message=details["error"])
-    return Report(failed=verdicts, failure=failure, message=details["error"])
+        return Settled(unknown=undelivered, failure=failure, message=details["error"])
+    return Settled(failed=undelivered, failure=failure, message=details["error"])
 
 
-def _report_left(pieces: Iterable[Sequence[Record]]) -> Report:
+def _settle_left(pieces: Iterable[Sequence[Record]]) -> Settled:
     """The parts of a refused batch that the run's end kept from being sent again."""
     problem = "the run stopped before it was sent again in a smaller batch"
-    return Report(failed=[_unacknowledged(record, problem, None) for piece in pieces for record in piece])
+    return Settled(failed=[_unacknowledged(record, problem, None) for piece in pieces for record in piece])

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from requests import PreparedRequest
 
 from iterable_client import Abandoned, Failure, IterableClient
-from pipeline.ledger import Kind, Outcome, Record, Verdict
-from pipeline.sandbox import SANDBOX_KEY, Fault, StandIn
-from pipeline.sending import (
+from pipeline.batch import (
     MAX_REFUSALS_IN_A_ROW,
     MAX_REQUESTS_A_BATCH,
     MIN_REFUSALS_IN_A_ROW,
     BulkSender,
-    Report,
     Sender,
+    Settled,
     SingleSender,
     read_bulk_answer,
 )
+from pipeline.records import Kind, Outcome, Record, Undelivered
+from pipeline.sandbox import SANDBOX_KEY, Fault, StandIn
 
 ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
 UPDATE, BULK_UPDATE = "/api/users/update", "/api/users/bulkUpdate"
@@ -58,24 +58,24 @@ def never() -> bool:
     return False
 
 
-def told(reports: Iterable[Report]) -> dict[str, list[int]]:
-    """Reports -> the rows by what became of them; a row that is told of twice stands there twice."""
+def told(reports: Iterable[Settled]) -> dict[str, list[int]]:
+    """Settleds -> the rows by what became of them; a row that is told of twice stands there twice."""
     rows: dict[str, list[int]] = {}
     for report in reports:
         for each in report.delivered:
             rows.setdefault("delivered", []).append(each.row)
-        for verdict in report.failed:
-            rows.setdefault(verdict.outcome.value, []).append(verdict.row)
-        for verdict in report.unknown:
-            rows.setdefault("unknown", []).append(verdict.row)
+        for undelivered in report.failed:
+            rows.setdefault(undelivered.outcome.value, []).append(undelivered.row)
+        for undelivered in report.unknown:
+            rows.setdefault("unknown", []).append(undelivered.row)
         assert sorted(report.rows()) == sorted(
             [each.row for each in report.delivered] + [each.row for each in (*report.failed, *report.unknown)]
         )
     return {name: sorted(rows[name]) for name in rows}
 
 
-def verdicts(reports: Iterable[Report]) -> list[Verdict]:
-    return [verdict for report in reports for verdict in (*report.failed, *report.unknown)]
+def undelivered(reports: Iterable[Settled]) -> list[Undelivered]:
+    return [undelivered for report in reports for undelivered in (*report.failed, *report.unknown)]
 
 
 # Two Iterables: the stand-in, and one that a test scripts -------------------------------------------------------------
@@ -140,7 +140,7 @@ def accepted(count: int, **lists: Any) -> Json:
 
 def send_to(
     server: Callable[[list[Json]], tuple[int, Any]], *batches: Sequence[Record], **options: Any
-) -> tuple[list[Report], list[list[Json]]]:
+) -> tuple[list[Settled], list[list[Json]]]:
     """Send batches to a server that is `records of a request -> (status, answer)` -> the reports, the requests."""
     requests: list[list[Json]] = []
 
@@ -196,8 +196,8 @@ def test_listed_record_is_rejected_under_its_reason(kind: Kind, place: str, reas
     alone, report = read_bulk_answer(records, answer)
     endpoint = "users/bulkUpdate" if kind is Kind.USER else "events/trackBulk"
     message = f"{endpoint} refused it and lists it under {reason}."
-    refused = Verdict(kind, 2, "b@example.com", Outcome.REJECTED, 200, reason, message, 1)
-    assert (alone, report) == ([], Report(delivered=records[:1], failed=[refused], unknown=[]))
+    refused = Undelivered(kind, 2, "b@example.com", Outcome.REJECTED, 200, reason, message, 1)
+    assert (alone, report) == ([], Settled(delivered=records[:1], failed=[refused], unknown=[]))
 
 
 @pytest.mark.parametrize("reason", ["notFoundEmails", "notFoundUserIds"])
@@ -358,8 +358,8 @@ def test_counts_that_do_not_add_up_are_told() -> None:
 def test_answer_without_counts_is_unreadable() -> None:
     _, report = read_bulk_answer([event(1)], {"successCount": "many"})
     message = "events/trackBulk did not say what became of it: its answer has no counts."
-    assert report == Report(
-        failed=[Verdict(Kind.EVENT, 1, ADA, Outcome.UNACKNOWLEDGED, 200, None, message, 1)],
+    assert report == Settled(
+        failed=[Undelivered(Kind.EVENT, 1, ADA, Outcome.UNACKNOWLEDGED, 200, None, message, 1)],
         failure=Failure.UNREADABLE,
         message=message,
     )
@@ -446,7 +446,7 @@ def test_refused_users_are_rejected_and_the_others_delivered(connect: Callable[.
     iterable = connect(forgotten={"3@example.com"}, dropped_fields={"age"})
     reports = list(iterable.bulk.send([user(1, plan="pro"), user(2, "bad@"), user(3), user(4, age=7)], never))
     assert told(reports) == {"delivered": [1, 4], "rejected": [2, 3]}
-    assert [verdict.code for verdict in verdicts(reports)] == ["invalidEmails", "forgottenEmails"]
+    assert [undelivered.code for undelivered in undelivered(reports)] == ["invalidEmails", "forgottenEmails"]
     assert [set(report.filtered_out_fields) for report in reports] == [{"age"}]
     assert [set(report.created_fields) for report in reports] == [{"plan"}]
     assert sorted(iterable.project.users) == ["1@example.com", "4@example.com"]
@@ -464,7 +464,7 @@ def test_user_whom_an_email_project_does_not_know_by_id_is_rejected(connect: Cal
     batch = [record(Kind.USER, 1, {"userId": "u-17", "dataFields": {}})]
     reports = [*iterable.bulk.send(batch, never), *iterable.single.send(batch, never)]
     assert told(reports) == {"rejected": [1, 1]}
-    assert [verdict.code for verdict in verdicts(reports)] == ["notFoundUserIds", "UnknownUserIdError"]
+    assert [undelivered.code for undelivered in undelivered(reports)] == ["notFoundUserIds", "UnknownUserIdError"]
 
 
 def test_user_listed_less_often_than_it_has_records_is_asked_about_one_by_one() -> None:
@@ -516,8 +516,8 @@ def test_records_that_a_400_names_are_rejected_and_the_rest_resent_once(
     reports = list(iterable.bulk.send(batch, never))
     assert told(reports) == {"delivered": [1, 3, 4, 6], "rejected": [2, 5]}
     error = "events/trackBulk call failed: 400 BadJsonBody: [/api/events/trackBulk] Invalid JSON body (1 attempt)"
-    assert verdicts(reports) == [
-        Verdict(Kind.EVENT, row, ADA, Outcome.REJECTED, 400, "BadJsonBody", error, 1) for row in (2, 5)
+    assert undelivered(reports) == [
+        Undelivered(Kind.EVENT, row, ADA, Outcome.REJECTED, 400, "BadJsonBody", error, 1) for row in (2, 5)
     ]
     assert [len(body["events"]) for body in iterable.bodies()] == [6, 4]
     assert list(iterable.project.events) == ["e1", "e3", "e4", "e6"]
@@ -566,7 +566,7 @@ def test_one_bad_record_in_a_thousand_is_found_by_halving_in_some_20_requests(
     reports, requests = send_to(refusing([batch[place - 1]], status, code), batch)
     assert told(reports) == {"delivered": [row for row in range(1, 1001) if row != place], "rejected": [place]}
     assert len(requests) in (19, 21)  # 2 * log2(1000) = 19.9
-    assert [(each.status_code, each.code, each.message) for each in verdicts(reports)] == [
+    assert [(each.status_code, each.code, each.message) for each in undelivered(reports)] == [
         (status, code, f"users/bulkUpdate call failed: {status} {code}: no (1 attempt)")
     ]
 
@@ -678,7 +678,7 @@ def test_other_failure_of_a_batch_is_not_split(status: int) -> None:
     outcome = "rejected" if status < 500 else "unacknowledged"
     assert told(reports) == {outcome: list(range(1, 9))}
     assert len(requests) == (3 if status in (503, 504) else 1)
-    assert NOT_ALONE not in verdicts(reports)[0].message
+    assert NOT_ALONE not in undelivered(reports)[0].message
 
 
 # Bulk: a bound on requests --------------------------------------------------------------------------------------------
@@ -694,7 +694,7 @@ def test_batch_of_which_everything_is_refused_takes_127_calls_and_says_what_was_
     reports, requests = send_to(refusing(batch, status), batch)
     assert told(reports) == {outcome: list(range(1, 1001))}
     assert len(requests) == (2 * MAX_REFUSALS_IN_A_ROW + 1) * attempts == 127 * attempts
-    assert {verdict.message.endswith(NOT_ALONE) for verdict in verdicts(reports)} == {True}
+    assert {undelivered.message.endswith(NOT_ALONE) for undelivered in undelivered(reports)} == {True}
 
 
 def test_batches_after_one_that_was_all_bad_take_fewer_requests_each() -> None:
@@ -727,7 +727,7 @@ def test_batch_with_bad_records_everywhere_takes_a_bounded_number_of_requests() 
     ends = told(reports)
     assert sorted(ends["delivered"] + ends["rejected"]) == list(range(1, 1001))
     assert not {each.row for each in bad} & set(ends["delivered"])
-    good_but_not_alone = {each.row for each in verdicts(reports) if each.message.endswith(NOT_ALONE)}
+    good_but_not_alone = {each.row for each in undelivered(reports) if each.message.endswith(NOT_ALONE)}
     assert set(ends["rejected"]) - {each.row for each in bad} <= good_but_not_alone
 
 
@@ -756,7 +756,7 @@ def test_after_what_ends_the_run_no_other_part_of_a_batch_follows(
     reports = list(iterable.bulk.send(users(4), never))
     assert told(reports[:-1]) == {outcome: [1, 2]}
     assert told(reports[-1:]) == {"unacknowledged": [3, 4]}
-    assert [verdict.message for verdict in reports[-1].failed] == [
+    assert [undelivered.message for undelivered in reports[-1].failed] == [
         "users/bulkUpdate did not say what became of it: the run stopped before it was sent again in a smaller batch."
     ] * 2
     assert (refusal.matched, fault.matched) == (2, 1)
@@ -850,7 +850,7 @@ def test_single_refusals_are_told_with_what_iterable_said(connect: Callable[...,
     reports = list(iterable.single.send([user(1, ADA), user(2, "bad@"), user(3, CY)], never))
     reports += iterable.single.send([event(4, ADA), event(5, BOB), event(6, ADA, eventName="blocked")], never)
     assert told(reports) == {"delivered": [1, 4], "rejected": [2, 3, 6], "unknown": [5]}
-    assert [(each.row, each.status_code, each.message) for each in verdicts(reports)] == [
+    assert [(each.row, each.status_code, each.message) for each in undelivered(reports)] == [
         (2, 400, "users/update call failed: 400 InvalidEmailAddressError: Invalid email: bad@ (1 attempt)"),
         (3, 409, "users/update call failed: 409 ForgottenUserError: User is forgotten (1 attempt)"),
         (
@@ -873,8 +873,10 @@ def test_record_out_of_attempts_is_unacknowledged(iterable: Connected, kind: str
     reports = list(iterable.sender(kind).send([user(1)], never))
     name = "users/update" if kind == "single" else "users/bulkUpdate"
     message = f"{name} call failed: {status} GenericError: busy (3 attempts)"
-    unacknowledged = Verdict(Kind.USER, 1, "1@example.com", Outcome.UNACKNOWLEDGED, status, "GenericError", message, 3)
-    assert reports == [Report(failed=[unacknowledged], failure=Failure.UNACKNOWLEDGED, message=message)]
+    unacknowledged = Undelivered(
+        Kind.USER, 1, "1@example.com", Outcome.UNACKNOWLEDGED, status, "GenericError", message, 3
+    )
+    assert reports == [Settled(failed=[unacknowledged], failure=Failure.UNACKNOWLEDGED, message=message)]
     assert fault.matched == 3
 
 

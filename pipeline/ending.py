@@ -1,0 +1,130 @@
+"""How a run ends: the exit codes, and the one table of what each failure of a request means.
+
+A new failure is one line in FAILURES. A new error that ends a run before it sends anything is a subclass of RunError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+from iterable_client import Failure
+from pipeline.records import Outcome
+
+
+class ExitCode(IntEnum):
+    """How a run ends. Cron and the results JSON see it; the README explains it."""
+
+    SUCCESS = 0
+    REJECTED = 1
+    USAGE = 2  # argparse's own
+    NO_INPUT = 66
+    BUG = 70
+    NO_OUTPUT = 73
+    TEMPORARY = 75
+    NOT_ITERABLE = 76
+    CREDENTIALS = 77
+    SETTINGS = 78
+    SIGINT = 130
+    SIGTERM = 143
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The exit code, and the sentence for it."""
+
+    code: ExitCode
+    reason: str
+
+
+class RunError(Exception):
+    """What keeps a run from sending anything. The text is the whole message; each subclass has its exit code."""
+
+    code: ClassVar[ExitCode] = ExitCode.BUG
+
+
+class OutputError(RunError):
+    """A file of this run can't be written."""
+
+    code = ExitCode.NO_OUTPUT
+
+
+CHECK_KEY = (
+    "Check ITERABLE_API_KEY (with USE_JWT_AUTH=true, ITERABLE_JWT_SECRET, too), and that ITERABLE_BASE_URL is its data "
+    "center."
+)
+CHECK_ADDRESS = "Check ITERABLE_BASE_URL and, behind a proxy, ITERABLE_PROXY and ITERABLE_CA_BUNDLE."
+GO_ON = "The next run continues where this one stopped."
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a failure means for its records, for their batch, and for the run.
+
+    outcome: what its records become. divided_for: the statuses for which a smaller batch may fare better.
+    ends_run_after: so many in a row end the run; 0: never. code, advice: how the run then ends.
+    """
+
+    outcome: Outcome
+    divided_for: frozenset[int] = frozenset()
+    ends_run_after: int = 0
+    code: ExitCode = ExitCode.TEMPORARY
+    advice: str = GO_ON
+
+    @property
+    def ends_run_at_once(self) -> bool:
+        return self.ends_run_after == 1
+
+
+# Of Iterable's 500s, too, some are recorded for bad input [iterable-api-client, 2017].
+FAILURES: dict[Failure, Meaning] = {
+    Failure.REJECTED: Meaning(Outcome.REJECTED, divided_for=frozenset({400, 409, 413})),
+    Failure.UNACKNOWLEDGED: Meaning(Outcome.UNACKNOWLEDGED, frozenset({500}), ends_run_after=5),
+    Failure.UNREADABLE: Meaning(Outcome.UNACKNOWLEDGED, frozenset(), 3, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
+    Failure.UNAUTHORIZED: Meaning(Outcome.REJECTED, frozenset(), 3, ExitCode.CREDENTIALS, CHECK_KEY),
+    Failure.BAD_API_KEY: Meaning(Outcome.REJECTED, frozenset(), 1, ExitCode.CREDENTIALS, CHECK_KEY),
+    Failure.REDIRECTED: Meaning(Outcome.UNACKNOWLEDGED, frozenset(), 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
+    Failure.BAD_CERTIFICATE: Meaning(Outcome.UNACKNOWLEDGED, frozenset(), 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
+    Failure.THROTTLED: Meaning(Outcome.UNACKNOWLEDGED, ends_run_after=1),
+    Failure.ABANDONED: Meaning(Outcome.UNACKNOWLEDGED),
+}
+
+
+def stopped_by(failure: Failure, message: str) -> Ending:
+    """How a run ends that this failure, told by `message`, has stopped."""
+    meaning = FAILURES[failure]
+    count = f" Stopped after {meaning.ends_run_after} consecutive failures." if meaning.ends_run_after > 1 else ""
+    return Ending(meaning.code, f"{message.rstrip('.')}.{count} {meaning.advice}")
+
+
+# What to do about a record: by Iterable's code, the list of a bulk answer, or a code of ours; else by its outcome.
+_FIX_ADDRESS = "fix the addresses, or leave these people out of the query"
+_FIX_USER_ID = "fix the user ids: 1 to 52 printable ASCII characters"
+_FIX_TYPE = "python main.py --check names the fields whose types clash"
+_FORGOTTEN = "these people asked to be forgotten; leave them out of the query"
+_UNKNOWN_USER = "see why the update of these users was refused, and fix that first"
+CODE_ADVICE = {
+    "InvalidRecord": "fix these rows in the source, or leave them out of the query",
+    **dict.fromkeys(("InvalidEmailAddressError", "invalidEmails"), _FIX_ADDRESS),
+    **dict.fromkeys(("InvalidUserIdError", "invalidUserIds"), _FIX_USER_ID),
+    **dict.fromkeys(("RequestFieldsTypesMismatched", "invalidDataEmails", "invalidDataUserIds"), _FIX_TYPE),
+    **dict.fromkeys(("ForgottenUserError", "forgottenEmails", "forgottenUserIds"), _FORGOTTEN),
+    **dict.fromkeys(("notFoundEmails", "notFoundUserIds", "UnknownEmailError", "UnknownUserIdError"), _UNKNOWN_USER),
+    "disallowedEventNames": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
+    "UniqueFieldsLimitExceeded": "the project has as many fields as it may; send fewer (USER_FIELDS, EVENT_FIELDS)",
+    "BadApiKey": CHECK_KEY[0].lower() + CHECK_KEY[1:].rstrip("."),
+    "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",
+}
+OUTCOME_ADVICE = {
+    Outcome.UNACKNOWLEDGED: "the next run sends them again; nothing doubles",
+    Outcome.NOT_ATTEMPTED: "the next run sends them",
+    Outcome.REJECTED: "fix what the message names; until then, each run offers them again",
+}
+
+
+def advice_for(outcome: Outcome, code: str | None) -> str:
+    """What to do about records that ended so."""
+    if outcome is Outcome.REJECTED and code in CODE_ADVICE:
+        return CODE_ADVICE[code]
+    return OUTCOME_ADVICE[outcome]

@@ -1,0 +1,152 @@
+"""Opens a run: settings, the lock, the log, the client. What comes out is one frozen value, `Run`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from iterable_client import IterableClient
+from pipeline import heartbeat
+from pipeline.delivery import pause_until
+from pipeline.ending import OutputError
+from pipeline.interrupt import Interrupt
+from pipeline.ledger import Ledger, open_ledger
+from pipeline.log import Console, Redactor, close_log, open_log
+from pipeline.results import free_run_id, reason_of, sweep
+from pipeline.settings import ROOT, Settings, SettingsError, load_settings
+from pipeline.stage import Stage, open_stage
+from pipeline.version import VERSION
+
+if TYPE_CHECKING:
+    from pipeline.sandbox import StandIn  # loaded for --sandbox only
+
+MOST_WORKERS = 128
+
+logger = logging.getLogger("main")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the steps of a run work with."""
+
+    options: argparse.Namespace
+    settings: Settings
+    console: Console
+    interrupt: Interrupt
+    stopping: threading.Event  # set when nothing more is to be begun; the client's waits end then
+    started_at: datetime
+    run_id: str
+    ledger: Ledger
+    stage: Stage
+    client: IterableClient
+    stand_in: StandIn | None
+
+    @property
+    def authentication(self) -> str:
+        return "JWT" if self.settings.use_jwt_auth else "API key"
+
+
+def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt, stack: ExitStack) -> Run:
+    """Open everything; `stack` closes it. Raises RunError, and leaves no trace of a run that may not start."""
+    settings, stand_in = settings_for(options, stack)
+    started_at = datetime.now(timezone.utc)
+    console.redactor = Redactor(settings.secrets())
+    folder = settings.output_dir
+    if not folder.is_dir():
+        raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
+    ledger = stack.enter_context(
+        open_ledger(folder, settings.project(), now=time.time(), lasting=not options.sandbox, read_only=options.dry_run)
+    )
+    stage = stack.enter_context(open_stage(folder))
+    try:
+        stack.callback(close_log, open_log(folder, console.redactor))
+    except OSError as error:
+        raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}).") from error
+    if not (options.sandbox or options.dry_run):  # these may not hold the lock, and so not be alone
+        sweep(folder)
+    run_id = free_run_id(folder)
+    logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
+    stopping = threading.Event()
+    client = make_client(settings, pause_until(stopping))
+    if not options.dry_run:
+        heartbeat.ping(settings.heartbeat_url, "start")
+    for warning in (*settings.warnings, ledger.warning):
+        if warning:
+            console.error(f"Warning: {warning}")
+    return Run(options, settings, console, interrupt, stopping, started_at, run_id, ledger, stage, client, stand_in)
+
+
+def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Settings, StandIn | None]:
+    """The settings, and the stand-in Iterable that --sandbox puts in the place of the real one."""
+    env_file = options.env_file or ROOT / ".env"
+    settings = load_settings(env_file, os.environ, sandbox=options.sandbox, must_exist=options.env_file is not None)
+    if not options.sandbox:
+        return settings, None
+    from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, StandIn, create_sample_database
+
+    secret = SANDBOX_JWT_SECRET if settings.use_jwt_auth else None
+    stand_in = stack.enter_context(StandIn(key_type="Mobile" if secret else "ServerSide", jwt_secret=secret))
+    database_url = settings.database_url
+    if database_url is None:
+        folder = stack.enter_context(TemporaryDirectory(prefix="sandbox-"))
+        create_sample_database(Path(folder) / "sample.db")
+        database_url = f"sqlite:///{folder}/sample.db"
+    settings = replace(
+        settings,
+        iterable_api_key=SANDBOX_KEY,
+        iterable_jwt_secret=secret,
+        iterable_base_url=stand_in.url,
+        database_url=database_url,
+    )
+    return settings, stand_in
+
+
+def make_client(settings: Settings, sleep: Callable[[float], None] = time.sleep) -> IterableClient:
+    """The client of this Iterable project. Raises SettingsError."""
+    try:
+        return IterableClient(
+            settings.iterable_api_key,
+            settings.iterable_jwt_secret,
+            settings.use_jwt_auth,
+            settings.iterable_base_url,
+            jwt_issuer=settings.iterable_jwt_issuer,
+            timeout_s=settings.request_timeout,
+            max_retries=settings.max_retries,
+            backoff_factor=settings.backoff_factor,
+            initial_backoff=settings.initial_backoff,
+            max_connections=settings.max_workers or MOST_WORKERS,
+            rates=rates(settings.rate_limit_percent),
+            proxy=settings.iterable_proxy,
+            ca_bundle=str(settings.iterable_ca_bundle) if settings.iterable_ca_bundle else None,
+            sleep=sleep,
+        )
+    except OSError as error:  # ssl.SSLError is one
+        problem = f"ITERABLE_CA_BUNDLE names {settings.iterable_ca_bundle}, which is not a certificate store ({error})."
+        raise SettingsError([problem]) from error
+
+
+# Requests a second that Iterable allows each project, from its API description; and the most of it that can be used, as
+# requests arrive less evenly than they leave, large ones even less, and some would come too early.
+LIMITS = {
+    "users/update": (500, 0.99),
+    "users/bulkUpdate": (5, 0.97),
+    "events/track": (2000, 0.99),
+    "events/trackBulk": (10, 0.97),
+}
+
+
+def rates(percent: float) -> dict[str, float]:
+    """Requests a second, by endpoint. More than 100 % is for projects whose limits Iterable has raised."""
+    share = percent / 100
+    return {name: limit * (min(share, most) if share <= 1 else share) for name, (limit, most) in LIMITS.items()}

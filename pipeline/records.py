@@ -1,0 +1,47 @@
+"""The words that all steps share: the two kinds of records, a record, and what became of it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Kind(str, Enum):
+    """The two kinds of records."""
+
+    USER = "user"
+    EVENT = "event"
+
+
+class Outcome(str, Enum):
+    """How each record ends; exactly one of these."""
+
+    DELIVERED = "delivered"
+    UNCHANGED = "unchanged"
+    REJECTED = "rejected"
+    UNACKNOWLEDGED = "unacknowledged"
+    NOT_ATTEMPTED = "not_attempted"
+
+
+class Record(NamedTuple):
+    """A user update or an event that can be sent. `row`: its line in the CSV, 1 for the first under the header."""
+
+    kind: Kind
+    row: int
+    identity: str  # e-mail or userId
+    key: bytes
+    fingerprint: bytes
+    payload: bytes  # JSON in UTF-8, as it goes to Iterable
+
+
+class Undelivered(NamedTuple):
+    """What became of a record that was not delivered, and why."""
+
+    kind: Kind
+    row: int
+    identity: str | None
+    outcome: Outcome
+    status_code: int | None
+    code: str | None
+    message: str
+    attempts: int

@@ -1,0 +1,229 @@
+"""What a run leaves behind: the results JSON, the rejected rows, and the summary. Decides nothing about the run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from iterable_client import RequestCounts, export_results_to_csv, new_file
+from pipeline.ending import advice_for
+from pipeline.log import Redactor
+from pipeline.records import Kind, Outcome, Undelivered
+
+CSV_NAME = "query_results_{}.csv"
+RESULTS_NAME = "integration_results_{}.json"
+REJECTED_NAME = "rejected_rows_{}.csv"
+
+RESULT_VERSION = 1
+MAX_FAILURES = 1000
+SHOWN_REASONS = 5
+MAX_REASON_CHARS = 300
+
+
+# The files' names -----------------------------------------------------------------------------------------------------
+
+
+def free_run_id(folder: Path) -> str:
+    """The local time to the second, which names the files of a run. A second run in that second waits for the next."""
+    while True:
+        run_id = f"{datetime.now():%Y%m%d_%H%M%S}"
+        names = (CSV_NAME, RESULTS_NAME, REJECTED_NAME)
+        if not any(os.path.lexists(folder / name.format(run_id)) for name in names):
+            return run_id
+        time.sleep(1.0 - time.time() % 1.0)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files that a killed run left behind: they hold personal data. Those of live runs stay."""
+    for path in folder.glob(".*.tmp"):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match and os.name == "posix" and not _is_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+_UNFINISHED = re.compile(
+    r"\.(?:query_results|rejected_rows|integration_results)_\d{8}_\d{6}\.\w+\.(\d+)\.[0-9a-f]+\.tmp"
+)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# The results ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """The whole account of a run, as it stands in the results JSON."""
+
+    result_version: int
+    run_id: str
+    status: str
+    exit_code: int
+    reason: str
+    started_at: str
+    finished_at: str
+    duration_s: float
+    authentication: str
+    push_mode: str
+    base_url: str
+    retry: dict[str, float]
+    counts: dict[str, Any]
+    requests: dict[str, dict[str, int]]
+    fields: dict[str, list[str]]
+    files: dict[str, str | None]
+    failures: list[dict[str, Any]]
+
+
+def counts_as_json(rows: int, duplicate_events: int, outcomes: Mapping[Kind, Mapping[Outcome, int]]) -> dict[str, Any]:
+    by_kind = {
+        f"{kind.value}s": {outcome.value: outcomes.get(kind, {}).get(outcome, 0) for outcome in Outcome}
+        for kind in Kind
+    }
+    return {"rows": rows, "duplicate_events": duplicate_events, **by_kind}
+
+
+def requests_as_json(endpoints: Iterable[str], counts: Mapping[str, RequestCounts]) -> dict[str, dict[str, int]]:
+    return {name: asdict(counts.get(name, RequestCounts())) for name in endpoints}
+
+
+def as_number(value: float) -> float:
+    """2.0 -> 2, for people who read it."""
+    return int(value) if value == int(value) else value
+
+
+def failures_as_json(
+    undelivered: Iterable[Undelivered], redactor: Redactor, *, by_user_id: bool
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": each.row,
+            "kind": each.kind.value,
+            "email": None if by_user_id else each.identity,
+            "user_id": each.identity if by_user_id else None,
+            "outcome": each.outcome.value,
+            "status_code": each.status_code,
+            "code": each.code,
+            "message": redactor.without_secrets(each.message),
+            "attempts": each.attempts,
+        }
+        for each in undelivered
+    ]
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """The results as the JSON file has them."""
+    return asdict(results)
+
+
+def reason_of(problem: Exception) -> str:
+    """Why a file can't be written, without the path that Python puts into it."""
+    return getattr(problem, "strerror", None) or str(problem)
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Whole or not at all, private, never over another file. OSError where that fails."""
+    with new_file(path) as file:
+        json.dump(as_json(results), file, ensure_ascii=False, indent=2)
+        file.write("\n")
+
+
+def write_rejected_rows(path: Path, csv_path: Path, undelivered: Iterable[Undelivered], redactor: Redactor) -> None:
+    """The rows behind the undelivered, which come in the order of the CSV: its columns, then what happened and why."""
+    csv.field_size_limit(sys.maxsize)
+    with csv_path.open(encoding="utf-8", newline="") as file:
+        lines = csv.reader(file)
+        columns = next(lines)
+        added = ["kind", "outcome", "code", "message"]
+        rows = _rejected_rows(lines, columns, undelivered, redactor)
+        export_results_to_csv(rows, str(path), columns=columns + [_unused(name, columns) for name in added])
+
+
+def _rejected_rows(
+    lines: Iterator[list[str]], columns: list[str], undelivered: Iterable[Undelivered], redactor: Redactor
+) -> Iterator[dict[str, str | None]]:
+    number, line = 0, [""]
+    for each in undelivered:
+        while number < each.row:
+            number, line = number + 1, next(lines)
+        message = redactor.without_secrets(each.message)
+        added = {"kind": each.kind.value, "outcome": each.outcome.value, "code": each.code, "message": message}
+        yield {
+            **dict(zip(columns, map(_unguarded, line), strict=True)),
+            **{_unused(name, columns): value for name, value in added.items()},
+        }
+
+
+def _unguarded(cell: str) -> str:
+    """A cell of our own CSV without the ' that guards it; the export guards it anew."""
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in tuple("=+-@\t\r\n") and cell[1:2] else cell
+
+
+def _unused(name: str, columns: list[str]) -> str:
+    while name in columns:
+        name += "_"
+    return name
+
+
+# The summary ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some records were not delivered: one of their messages, and how many share its outcome and code."""
+
+    outcome: str
+    code: str | None
+    message: str
+    count: int
+
+
+def summary(results: Results, reasons: Iterable[Reason]) -> list[str]:
+    """What a person wants to know at the end, on less than one screen: a list of lines."""
+    counts, retry = results.counts, results.retry
+    lines = ["", f"Summary of run {results.run_id}: {results.status}", f"  rows     {counts['rows']:>10,}"]
+    for kind in ("users", "events"):
+        told = [f"{number:,} {name.replace('_', ' ')}" for name, number in counts[kind].items() if number]
+        lines.append(f"  {kind:<8} {sum(counts[kind].values()):>10,}   {', '.join(told)}".rstrip())
+    if counts["duplicate_events"]:
+        lines.append(f"  {counts['duplicate_events']:,} events stood in more than one row; each was sent once")
+    for reason in reasons:
+        lines += _wrapped(f"{reason.count:,} {reason.outcome.replace('_', ' ')}: {_first_of(reason)}")
+        lines += _wrapped(f"-> {advice_for(Outcome(reason.outcome), reason.code)}", indent=4)
+    for name, what in (("filtered_out", "fields that Iterable dropped"), ("created", "fields new in Iterable")):
+        if results.fields[name]:
+            lines += _wrapped(f"{what}: {', '.join(results.fields[name])}")
+    lines += [f"  {name:<8} {path}" for name, path in results.files.items() if path]
+    return [
+        *lines,
+        f"  authentication: {results.authentication}; push mode: {results.push_mode}",
+        f"  retry configuration: {retry['max_retries']:g} attempts, back-off {retry['initial_backoff']:g} s, "
+        f"times {retry['backoff_factor']:g} after each",
+        f"  duration: {results.duration_s:.1f} s",
+    ]
+
+
+def _wrapped(text: str, indent: int = 2) -> list[str]:
+    return textwrap.wrap(text, 79, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
+
+
+def _first_of(reason: Reason) -> str:
+    lead = "for example: " if reason.count > 1 and reason.code != "InvalidRecord" else ""
+    return f"{lead}{reason.message}"[:MAX_REASON_CHARS]

@@ -1,0 +1,350 @@
+"""This run's records: what is staged, in which order it is sent, and what became of each.
+
+`Stage` is a private temporary SQLite file that is unlinked as it is opened, so that the operating system removes it
+however the run ends: its records are personal data. Knows nothing of HTTP and of other runs. Only the thread that
+opened it uses it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+
+from pipeline.ledger import USER_BYTES, LedgerError, insert_many
+from pipeline.records import Kind, Outcome, Record, Undelivered
+
+ROWS_PER_INSERT = 100
+KEYS_PER_LOOKUP = 500
+
+StagedEvent = tuple[int, bytes, bytes, bytes]  # row, key, fingerprint and payload; its user is staged apart
+Known = Callable[[Sequence[bytes]], Mapping[bytes, bytes]]  # keys -> the fingerprints last accepted, of those known
+
+_ALL_BUT_KIND = itemgetter(1, 2, 3, 4, 5)
+_USER_OF_KEY = f"substr(key, 1, {USER_BYTES})"
+_ID_OF_KEY = f"substr(key, {USER_BYTES + 1})"
+
+# States of a staged record: its outcome's code, or one of those before it.
+_NO_RECORD = 0
+_PENDING = 1
+_HELD = 2  # refused, and to be tried once more in this run
+_CODES = {outcome: code for code, outcome in enumerate(Outcome, start=3)}
+_DELIVERED = _CODES[Outcome.DELIVERED]
+
+
+class Stage:
+    """The connection. Make it with `open_stage`."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self.duplicate_events = 0
+        self._users_are_counted_in = False
+        # One byte for each row and kind: its state. A table of this would cost more than everything else on the
+        self._states: dict[Kind, bytearray] = {kind: bytearray() for kind in Kind}
+
+    # Staging --------------------------------------------------------------------------------------------------
+
+    def stage_users(self, records: Sequence[Record]) -> None:
+        """Users to update. Of several for one user the last one counts."""
+        insert_many(
+            self._database,
+            "INSERT INTO users (row, identity, key, fingerprint, payload) VALUES",
+            list(map(_ALL_BUT_KIND, records)),
+            "ON CONFLICT (key) DO UPDATE SET row = excluded.row, fingerprint = excluded.fingerprint,"
+            " payload = excluded.payload, problem = NULL",
+        )
+
+    def stage_invalid_user(self, key: bytes, row: int, identity: str, problem: str) -> None:
+        """A user whose last row can't be sent; an earlier row must not be sent in its place."""
+        insert_many(
+            self._database,
+            "INSERT INTO users (key, row, identity, problem) VALUES",
+            [(key, row, identity, problem)],
+            "ON CONFLICT (key) DO UPDATE SET row = excluded.row, fingerprint = NULL, payload = NULL,"
+            " problem = excluded.problem",
+        )
+
+    def stage_events(self, events: Sequence[StagedEvent]) -> None:
+        """Events to track. Doubled ones are settled when the stage is finished."""
+        insert_many(
+            self._database,
+            "INSERT INTO events (row, key, fingerprint, payload) VALUES",
+            events,
+        )
+        for row, *_ in events:
+            self._set_state(Kind.EVENT, row, _PENDING)
+
+    def finish_staging(self, known: Known | None, *, ids_are_given: bool = False) -> None:
+        """Settle what needs no sending: doubled ids, invalid users and, what is unchanged.
+
+        known: what Iterable has accepted; None sends it all the same.
+        ids_are_given: the events' ids come from the query, so that two users may share one by mistake.
+        """
+        self._count_users_in()
+        # An index made at the end is sorted once; one kept up to date costs as much as all the rest of the
+        self._database.execute("CREATE INDEX events_by_key ON events (key)")
+        self._drop_duplicate_events()
+        self._refuse_invalid_users()
+        if ids_are_given:
+            self._refuse_shared_event_ids()
+        if known is not None:
+            for kind in Kind:
+                self._skip_unchanged(kind, known)
+        if self.count_pending(Kind.EVENT):
+            self._order_events()
+
+    def _order_events(self) -> None:
+        """User by user, in the order of the keys: they enter the ledger in less than half the time of any other."""
+        self._database.execute(
+            f"CREATE TABLE IF NOT EXISTS event_order AS SELECT row FROM events ORDER BY {_USER_OF_KEY}, row"
+        )
+
+    def _count_users_in(self) -> None:
+        """Only now it is known which row is each user's last."""
+        for (row,) in self._database.execute("SELECT row FROM users"):
+            self._set_state(Kind.USER, row, _PENDING)
+        self._users_are_counted_in = True
+
+    def clear(self) -> None:
+        """Forget all that was staged and noted, to begin anew."""
+        for table in ("users", "events", "undelivered"):
+            self._database.execute(f"DELETE FROM {table}")
+        self._states = {kind: bytearray() for kind in Kind}
+
+    def _drop_duplicate_events(self) -> None:
+        """Of several events with one id the last one counts, and of equal ones the first."""
+        staged = self._count("events")
+        if staged == self._count("(SELECT DISTINCT key FROM events)"):
+            return
+        rows = self._database.execute(
+            "SELECT key, row, fingerprint FROM events"
+            " WHERE key IN (SELECT key FROM events GROUP BY key HAVING count(*) > 1) ORDER BY key, row"
+        )
+        dropped = array("q")
+        kept_key = kept_fingerprint = b""
+        kept_row = 0
+        for key, row, fingerprint in rows:
+            if key == kept_key:
+                dropped.append(row if fingerprint == kept_fingerprint else kept_row)
+            if key != kept_key or fingerprint != kept_fingerprint:
+                kept_key, kept_row, kept_fingerprint = key, row, fingerprint
+        self._database.executemany("DELETE FROM events WHERE row = ?", zip(dropped))
+        for row in dropped:
+            self._set_state(Kind.EVENT, row, _NO_RECORD)
+        self.duplicate_events = len(dropped)
+
+    def _refuse_invalid_users(self) -> None:
+        rows = self._database.execute("SELECT row, identity, problem FROM users WHERE problem IS NOT NULL")
+        self.note(
+            [
+                Undelivered(Kind.USER, row, identity, Outcome.REJECTED, None, "InvalidRecord", problem, 0)
+                for row, identity, problem in rows
+            ]
+        )
+
+    def _refuse_shared_event_ids(self) -> None:
+        """Refuse events whose id an earlier row uses for another user.
+
+        Whether an id is unique per user or per project is not documented, so one of them might replace the other.
+        """
+        rows = self._database.execute(
+            "SELECT row, first FROM ("
+            f" SELECT row, min(row) OVER (PARTITION BY {_ID_OF_KEY}) AS first FROM events) WHERE row <> first"
+        )
+        text = "event_id is the same as in row {}, which is about another user."
+        self.note(
+            [
+                Undelivered(Kind.EVENT, row, None, Outcome.REJECTED, None, "InvalidRecord", text.format(first), 0)
+                for row, first in rows
+            ]
+        )
+
+    def _skip_unchanged(self, kind: Kind, known: Known) -> None:
+        states = self._states[kind]
+        rows = self._database.execute(f"SELECT row, key, fingerprint FROM {kind.value}s ORDER BY key")
+        while chunk := rows.fetchmany(KEYS_PER_LOOKUP):
+            accepted = known([key for _, key, _ in chunk])
+            for row, key, fingerprint in chunk:
+                if states[row] == _PENDING and accepted.get(key) == fingerprint:
+                    states[row] = _CODES[Outcome.UNCHANGED]
+
+    def keys(self) -> Iterator[bytes]:
+        """The keys of all records that are staged."""
+        for kind in Kind:
+            for (key,) in self._database.execute(f"SELECT key FROM {kind.value}s ORDER BY key"):
+                yield key
+
+    def _set_state(self, kind: Kind, row: int, state: int) -> None:
+        states = self._states[kind]
+        if row >= len(states):
+            states.extend(bytes(row + 1 - len(states)))
+        states[row] = state
+
+    # What is to be sent ---------------------------------------------------------------------------------------
+
+    def pending_users(self) -> Iterator[Record]:
+        """Users without an outcome, in the order of their keys."""
+        states = self._states[Kind.USER]
+        rows = self._database.execute("SELECT row, identity, key, fingerprint, payload FROM users ORDER BY key")
+        for row, *rest in rows:
+            if states[row] == _PENDING:
+                yield Record(Kind.USER, row, *rest)
+
+    def pending_events(self) -> Iterator[Record]:
+        """Events without an outcome: user by user in the order of their keys, each user's in the query's order."""
+        if not self.count_pending(Kind.EVENT):
+            return
+        states = self._states[Kind.EVENT]
+        users = self._database.execute(f"SELECT {_USER_OF_KEY}, identity FROM users ORDER BY key")
+        events = self._database.execute(
+            "SELECT event.row, event.key, event.fingerprint, event.payload"
+            " FROM event_order AS place CROSS JOIN events AS event ON event.row = place.row"
+            " ORDER BY place.rowid"
+        )
+        user, identity = b"", ""
+        for row, key, fingerprint, payload in events:
+            if states[row] == _PENDING:
+                while key[:USER_BYTES] != user:
+                    user, identity = next(users)  # every event's user is staged
+                yield Record(Kind.EVENT, row, identity, key, fingerprint, payload)
+
+    def count_pending(self, kind: Kind) -> int:
+        """Staged records without an outcome."""
+        return self._states[kind].count(_PENDING)
+
+    # What became of it ----------------------------------------------------------------------------------------
+
+    # States are set first: they are in memory, and so stay right when a full disk refuses the rest.
+
+    def note_delivered(self, records: Sequence[Record]) -> None:
+        """Iterable has accepted these."""
+        for each in records:
+            self._states[each.kind][each.row] = _DELIVERED
+
+    def note(self, undelivered: Sequence[Undelivered]) -> None:
+        """Note what was not delivered. It stays out of the ledger, so the next run offers it again."""
+        for each in undelivered:
+            self._set_state(each.kind, each.row, _CODES[each.outcome])
+        self._insert_undelivered(undelivered, [undelivered.outcome.value for undelivered in undelivered])
+
+    def hold(self, undelivered: Sequence[Undelivered]) -> None:
+        """Note refusals that may pass. Until `release_held` or `give_up_held`, they are neither pending nor settled."""
+        self._insert_undelivered(undelivered, ["held"] * len(undelivered))
+        for each in undelivered:
+            self._set_state(each.kind, each.row, _HELD)
+
+    def _insert_undelivered(self, undelivered: Sequence[Undelivered], outcomes: Sequence[str]) -> None:
+        insert_many(
+            self._database,
+            "INSERT INTO undelivered (kind, row, identity, outcome, status_code, code, message, attempts) VALUES",
+            [
+                (each.kind.value, each.row, each.identity, outcome, *each[4:])
+                for each, outcome in zip(undelivered, outcomes, strict=True)
+            ],
+        )
+
+    def release_held(self) -> None:
+        """Make what is held pending again."""
+        self._database.execute("DELETE FROM undelivered WHERE outcome = 'held'")
+        self._replace_states(_HELD, _PENDING)
+
+    def give_up_held(self) -> None:
+        """What is still held when the run ends was attempted, and the next run tries again."""
+        outcome = Outcome.UNACKNOWLEDGED
+        self._replace_states(_HELD, _CODES[outcome])
+        self._database.execute("UPDATE undelivered SET outcome = ? WHERE outcome = 'held'", (outcome.value,))
+
+    def _replace_states(self, old: int, new: int) -> None:
+        for kind, states in self._states.items():
+            self._states[kind] = states.replace(bytes([old]), bytes([new]))
+
+    def note_not_attempted(self, message: str) -> None:
+        """Everything that has no outcome yet was not attempted, for this reason."""
+        undelivered = (Outcome.NOT_ATTEMPTED, None, None, message, 0)
+        try:
+            if not self._users_are_counted_in:  # the run broke off before the stage was finished
+                self._count_users_in()
+            if self.count_pending(Kind.EVENT):
+                self._order_events()
+            for kind, pending in ((Kind.USER, self.pending_users()), (Kind.EVENT, self.pending_events())):
+                if self.count_pending(kind):
+                    while records := list(islice(pending, ROWS_PER_INSERT)):
+                        self.note([Undelivered(kind, record.row, record.identity, *undelivered) for record in records])
+        finally:
+            self._replace_states(_PENDING, _CODES[Outcome.NOT_ATTEMPTED])
+
+    # The account ----------------------------------------------------------------------------------------------
+
+    def count_outcomes(self) -> dict[Kind, dict[Outcome, int]]:
+        """How many records of each kind ended how, so far."""
+        return {
+            kind: {outcome: states.count(code) for outcome, code in _CODES.items()}
+            for kind, states in self._states.items()
+        }
+
+    def undelivered(self, limit: int = -1, *, with_not_attempted: bool = True) -> Iterator[Undelivered]:
+        """What was neither delivered nor unchanged, in the order of the CSV. limit: -1 for all."""
+        rows = self._database.execute(
+            "SELECT kind, row, identity, outcome, status_code, code, message, attempts FROM undelivered"
+            " WHERE outcome <> ? ORDER BY row, kind DESC LIMIT ?",
+            ("" if with_not_attempted else Outcome.NOT_ATTEMPTED.value, limit),
+        )
+        for kind, row, identity, outcome, *rest in rows:
+            # What is still held, as the disk was full when it was to be given up, is unacknowledged all the same.
+            ended = Outcome.UNACKNOWLEDGED if outcome == "held" else Outcome(outcome)
+            yield Undelivered(Kind(kind), row, identity, ended, *rest)
+
+    def count_reasons(self, limit: int) -> list[tuple[str, str | None, str, int]]:
+        """The most frequent reasons: (outcome, code, one of the messages, how many)."""
+        return self._database.execute(
+            "SELECT outcome, code, min(message), count(*) FROM undelivered"
+            " GROUP BY outcome, code, CASE code WHEN 'InvalidRecord' THEN message END ORDER BY 4 DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
+
+    def _count(self, source: str) -> int:
+        (count,) = self._database.execute(f"SELECT count(*) FROM {source}").fetchone()
+        return int(count)
+
+
+_SCHEMA = """
+PRAGMA journal_mode = MEMORY;
+PRAGMA synchronous = OFF;
+PRAGMA cache_size = -16000;
+PRAGMA temp_store = FILE;
+CREATE TABLE users (
+    key BLOB NOT NULL UNIQUE, row INTEGER NOT NULL, identity TEXT NOT NULL, fingerprint BLOB, payload BLOB, problem TEXT
+);
+CREATE TABLE events (
+    row INTEGER PRIMARY KEY, key BLOB NOT NULL, fingerprint BLOB NOT NULL, payload BLOB NOT NULL
+);
+CREATE TABLE undelivered (
+    kind TEXT NOT NULL, row INTEGER NOT NULL, outcome TEXT NOT NULL, status_code INTEGER, code TEXT, message TEXT,
+    attempts INTEGER, identity TEXT, PRIMARY KEY (kind, row)
+) WITHOUT ROWID;
+BEGIN;
+"""
+
+
+@contextmanager
+def open_stage(folder: Path) -> Iterator[Stage]:
+    """An empty stage, whose file lies in `folder` and is gone when the block ends. Raises LedgerError.
+
+    It and SQLite's sorting go where the outputs go, not to a /tmp that may be small, or memory. The variable
+    SQLITE_TMPDIR would come too late here: SQLite reads it when its module is imported.
+    """
+    directory = str(folder).replace("'", "''")
+    database = sqlite3.connect("", isolation_level=None)
+    try:
+        try:
+            database.execute(f"PRAGMA temp_store_directory = '{directory}'")
+            database.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise LedgerError(f"{folder} can't hold the records of this run ({error}).") from error
+        yield Stage(database)
+    finally:
+        database.close()

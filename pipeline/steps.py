@@ -1,0 +1,132 @@
+"""The steps of a run after it was opened. Each takes what the ones before it found, and returns what it found."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from dataclasses import dataclass
+from itertools import islice
+
+from iterable_client import export_results_to_csv
+from pipeline.batch import BulkSender, SingleSender
+from pipeline.delivery import Delivered, Delivery, Mode, choose_mode
+from pipeline.ending import OutputError
+from pipeline.log import DeliveryProgress
+from pipeline.opening import Run
+from pipeline.payloads import Rules
+from pipeline.plan import Planner, make_rules
+from pipeline.records import Kind, Outcome
+from pipeline.results import CSV_NAME, reason_of
+from pipeline.settings import ROOT
+from pipeline.source import UndecodableText, open_query
+
+SHOWN_IN_DRY_RUN = 3
+
+logger = logging.getLogger("main")
+
+
+@dataclass(frozen=True)
+class Read:
+    """The rows, all of them in the CSV and, planned, in the stage."""
+
+    csv_name: str
+    rows: int
+    rules: Rules
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many records are to be sent, and how."""
+
+    mode: Mode
+    pending: dict[Kind, int]
+
+
+def introduce(run: Run) -> None:
+    """Say what has been opened."""
+    say = run.console.say
+    say(f"Step 1: Settings read. {run.authentication} authentication, {run.settings.iterable_base_url}")
+    if run.options.sandbox:
+        say("        This is a sandbox run: nothing leaves this machine, and no ledger is kept.")
+    say("Step 2: Ledger opened; no other run is active")
+
+
+def read_rows(run: Run) -> Read:
+    """One pass over the rows of the query: each goes into the CSV and, planned, into the stage."""
+    run.console.say(f"Step 3: Connecting to {run.settings.shown_database()}")
+    try:
+        read = _read_rows(run)
+    except UndecodableText as problem:
+        logger.warning("%s All rows are read once more, by a slower decoder that takes any bytes.", problem)
+        run.stage.clear()
+        read = _read_rows(run, any_bytes=True)
+    run.console.say(f"Step 4.5: {read.rows:,} rows exported to {read.csv_name}")
+    return read
+
+
+def _read_rows(run: Run, *, any_bytes: bool = False) -> Read:
+    settings = run.settings
+    with open_query(
+        str(settings.database_url),
+        settings.query_file,
+        root=ROOT,
+        should_stop=lambda: bool(run.interrupt.name),
+        any_bytes=any_bytes,
+    ) as query:
+        if not any_bytes:
+            run.console.say(f"Step 4: Running the user-event query, {settings.query_file.name}")
+        rules = make_rules(query.columns, settings, run.started_at.timestamp())
+        planner = Planner(run.ledger, run.stage, rules)
+        name = CSV_NAME.format(run.run_id)
+        try:
+            rows = planner.watch(islice(query.rows, run.options.limit))
+            export_results_to_csv(rows, str(settings.output_dir / name), columns=query.columns)
+        except (OSError, sqlite3.Error) as error:  # the CSV, or the stage beside it
+            raise OutputError(f"{name} can't be written ({reason_of(error)}); nothing was sent.") from error
+    return Read(name, planner.rows, rules)
+
+
+def make_plan(run: Run, read: Read) -> Plan:
+    """What is to be sent, and how."""
+    known = None if run.options.full else run.ledger.known
+    try:
+        run.stage.finish_staging(known, ids_are_given=read.rules.id_column is not None)
+    except sqlite3.Error as error:
+        folder = run.settings.output_dir
+        raise OutputError(f"{folder} has no room for the records of this run ({error}); nothing was sent.") from error
+    pending = {kind: run.stage.count_pending(kind) for kind in Kind}
+    mode = choose_mode(run.settings, sum(pending.values()))
+    unchanged = sum(counts[Outcome.UNCHANGED] for counts in run.stage.count_outcomes().values())
+    run.console.say(
+        f"Step 5: {pending[Kind.USER]:,} users and {pending[Kind.EVENT]:,} events to send ({mode.name} requests); "
+        f"{unchanged:,} unchanged"
+    )
+    if run.options.dry_run:
+        _show_plan(run)
+    return Plan(mode, pending)
+
+
+def _show_plan(run: Run) -> None:
+    run.console.say("        Dry run: nothing is sent, and the ledger stays as it is. The first requests would be:")
+    for records in (run.stage.pending_users(), run.stage.pending_events()):
+        for record in islice(records, SHOWN_IN_DRY_RUN):
+            run.console.say(f"        {record.kind.value} {record.payload.decode()}", log=False)
+
+
+def deliver(run: Run, plan: Plan) -> Delivered:
+    """Send what is pending. From here on, what is under way is finished or accounted for."""
+    if run.options.dry_run:
+        return Delivered()
+    run.interrupt.raises = False
+    sender = BulkSender(run.client) if plan.mode.mixes_users else SingleSender(run.client)
+    delivery = Delivery(
+        run.ledger,
+        run.stage,
+        sender,
+        plan.mode,
+        settle_s=run.settings.user_settle_seconds,
+        stopping=run.stopping,
+        interrupted=lambda: run.interrupt.name,
+        progress=DeliveryProgress(run.console),
+    )
+    return delivery.run()

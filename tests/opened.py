@@ -1,0 +1,34 @@
+"""A ledger and a stage that are open, as tests of several modules need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.ledger import Ledger, open_ledger
+from pipeline.records import Record
+from pipeline.stage import Stage, open_stage
+
+
+class Opened(NamedTuple):
+    ledger: Ledger
+    stage: Stage
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Iterable has accepted these."""
+        self.stage.note_delivered(records)
+        self.ledger.accept(records)
+
+    def finish_staging(self, *, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
+        self.stage.finish_staging(self.ledger.known if skip_unchanged else None, ids_are_given=ids_are_given)
+
+    def refresh(self) -> None:
+        self.ledger.refresh(self.stage.keys())
+
+
+@contextmanager
+def open_both(folder: Path, project: str, *, now: float, **options: Any) -> Iterator[Opened]:
+    with open_ledger(folder, project, now=now, **{"lasting": True, **options}) as ledger, open_stage(folder) as stage:
+        yield Opened(ledger, stage)
