@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -37,6 +39,10 @@ BULK_UPDATE = "/api/users/bulkUpdate"
 TRACK = "/api/events/track"
 TRACK_BULK = "/api/events/trackBulk"
 GET_FIELDS = "/api/users/getFields"
+GET_BY_EMAIL = "/api/users/getByEmail"
+BY_USER_ID = "/api/users/byUserId"
+FORGOTTEN_EMAILS = "/api/users/forgotten"
+FORGOTTEN_USER_IDS = "/api/users/forgottenUserIds"
 
 
 def empty(*names: str) -> dict[str, list[str]]:
@@ -187,6 +193,14 @@ def test_update_keeps_missing_fields_removes_nulls_and_merges_if_asked(iterable:
     assert iterable.project.users["ada@example.com"]["dataFields"] == {"plan": "pro", "pet": pet}
 
 
+def test_merging_goes_one_level_deep_and_never_into_lists(iterable: Rehearsal) -> None:
+    first = {"a": {"b": {"c": 1, "d": 2}, "list": [1, 2], "old": "x", "kept": True}, "list": ["x"]}
+    change = {"a": {"b": {"d": 3}, "list": [3], "old": None}, "list": ["y"]}
+    bulk_users(iterable, {**ADA, "dataFields": first}, {**ADA, "dataFields": change, "mergeNestedObjects": True})
+    merged = {"a": {"b": {"d": 3}, "list": [3], "kept": True}, "list": ["y"]}
+    assert iterable.project.users["ada@example.com"]["dataFields"] == merged
+
+
 # --- 1. Keys
 
 
@@ -223,7 +237,8 @@ def test_client_side_key_reaches_single_endpoints_only(rehearse: Any, key_type: 
         status, answer = iterable.answer(path, {})
         assert (status, answer["code"], answer["params"]["apiKeyType"]) == (401, "BadApiKey", key_type)
         assert answer["msg"] == "Disabled API key or insufficient privileges"
-    assert iterable.get(GET_FIELDS).status_code == 401
+    for path in (GET_FIELDS, f"{GET_BY_EMAIL}?email=a@example.com", f"{BY_USER_ID}/1", FORGOTTEN_EMAILS):
+        assert iterable.get(path).status_code == 401
 
 
 def test_jwt_enabled_key_is_never_a_server_side_one(rehearse: Any) -> None:
@@ -299,12 +314,10 @@ def test_missing_jwt_is_bad_authorization_header(rehearse: Any) -> None:
     assert answer["msg"] == "JWT Authorization header is not set"
 
 
-@pytest.mark.parametrize("status", [401, 400])
 @pytest.mark.parametrize("body", [{"email": "bob@example.com"}, {"userId": "u-1"}, {}])
-def test_jwt_of_another_user_is_a_mismatch_with_either_status(rehearse: Any, status: int, body: dict[str, str]) -> None:
-    iterable = rehearse(jwt_secret=SANDBOX_JWT_SECRET, jwt_failure_status=status)
-    got, answer = iterable.answer(UPDATE, body, bearer(ADA))
-    assert (got, answer["code"]) == (status, "JwtUserIdentifiersMismatched")
+def test_jwt_of_another_user_is_a_mismatch(rehearse: Any, body: dict[str, str]) -> None:
+    status, answer = rehearse(jwt_secret=SANDBOX_JWT_SECRET).answer(UPDATE, body, bearer(ADA))
+    assert (status, answer["code"]) == (401, "JwtUserIdentifiersMismatched")
 
 
 @pytest.mark.parametrize(("strict", "status"), [(False, 200), (True, 401)])
@@ -323,8 +336,9 @@ def test_limit_refuses_what_exceeds_it_within_any_second(rehearse: Any) -> None:
     clock.now += 0.6
     iterable.know("ada@example.com")
     msg = f"Exceeded rate limit of 2.0 per second for endpoint: {UPDATE}, project: 1 "
+    params = {"rateLimitLimit": 2, "rateLimitRemaining": 0, "rateLimitReset": 1}
     response = iterable.post(UPDATE, ADA)
-    assert (response.status_code, response.json()) == (429, {"msg": msg, "code": "RateLimitExceeded", "params": {}})
+    assert (response.status_code, response.json()) == (429, {"msg": msg, "code": "RateLimitExceeded", "params": params})
     assert "Retry-After" not in response.headers
     clock.now += 0.35  # both are still in the window
     assert iterable.answer(UPDATE, ADA)[0] == 429
@@ -337,8 +351,31 @@ def test_limit_refuses_what_exceeds_it_within_any_second(rehearse: Any) -> None:
 def test_limits_are_iterables_own_unless_told_otherwise(rehearse: Any) -> None:
     iterable = rehearse(clock=Clock(), limits=dict(DOCUMENTED_LIMITS))
     assert [iterable.get(GET_FIELDS).status_code for _ in range(4)] == [200, 200, 200, 429]
-    assert DOCUMENTED_LIMITS == {UPDATE: 500, BULK_UPDATE: 5, TRACK: 2000, TRACK_BULK: 10, GET_FIELDS: 3}
+    assert DOCUMENTED_LIMITS == {
+        **{UPDATE: 500, BULK_UPDATE: 5, TRACK: 2000, TRACK_BULK: 10},
+        **{GET_FIELDS: 3, GET_BY_EMAIL: 100, BY_USER_ID: 100, FORGOTTEN_EMAILS: 3, FORGOTTEN_USER_IDS: 3},
+    }
     assert StandIn().project.limits == DOCUMENTED_LIMITS
+
+
+@pytest.mark.parametrize(
+    ("switch", "params"),
+    [
+        ("numbers", {"rateLimitLimit": 0, "rateLimitRemaining": 0, "rateLimitReset": 1}),
+        ("text", {"rateLimitLimit": "0", "rateLimitRemaining": "0", "rateLimitReset": "1"}),
+        ("absent", {}),
+    ],
+)
+def test_429s_of_the_users_endpoints_alone_say_how_long_to_wait(rehearse: Any, switch: str, params: Any) -> None:
+    iterable = rehearse(rate_limit_params=switch, limits=dict.fromkeys((UPDATE, BULK_UPDATE, TRACK, TRACK_BULK), 0))
+    said = [iterable.answer(path, {})[1]["params"] for path in (UPDATE, BULK_UPDATE, TRACK, TRACK_BULK)]
+    assert said == [params, params, {}, {}]
+
+
+def test_ids_in_the_path_share_one_limit(rehearse: Any) -> None:
+    iterable = rehearse(limits={BY_USER_ID: 2}, clock=Clock(), unknown_user_id="200")
+    assert [iterable.get(f"{BY_USER_ID}{rest}").status_code for rest in ("/1", "?userId=2", "/3")] == [200, 200, 429]
+    assert iterable.project.rate_limited == {BY_USER_ID: 1}
 
 
 def test_retry_after_is_sent_if_asked_for(rehearse: Any) -> None:
@@ -454,17 +491,6 @@ def test_bad_identity_is_400_on_single_calls(
 def test_record_without_identity_is_counted_and_not_named_in_bulk(iterable: Rehearsal) -> None:
     status, answer = bulk_users(iterable, ADA, {"dataFields": {}})
     assert (status, answer["successCount"], failures(answer)) == (200, 1, {"failCount": 1})
-
-
-@pytest.mark.parametrize(("switch", "status"), [("200", 200), ("400", 400)])
-def test_bulk_update_without_a_valid_address_answers_either_way(rehearse: Any, switch: str, status: int) -> None:
-    iterable = rehearse(all_bad_users=switch)
-    got, answer = bulk_users(iterable, {"email": "bad@"}, {"email": "foo@"})
-    assert got == status
-    if status == 400:
-        assert answer == {"msg": "Emails invalid: bad@, foo@", "code": "InvalidEmailAddressError", "params": None}
-    else:
-        assert (answer["successCount"], answer["invalidEmails"]) == (0, ["bad@", "foo@"])
 
 
 def test_empty_batch_of_users_is_400_and_of_events_200_as_recorded(iterable: Rehearsal) -> None:
@@ -589,11 +615,6 @@ def test_first_value_sets_the_type(iterable: Rehearsal, first: Any, second: Any,
     assert iterable.answer(UPDATE, {**ADA, "dataFields": {"x": second}})[0] == status
 
 
-def test_numbers_may_be_told_apart(rehearse: Any) -> None:
-    iterable = rehearse(strict_numbers=True)
-    assert bulk_users(iterable, {**ADA, "dataFields": {"x": 5}}, {**ADA, "dataFields": {"x": 5.5}})[0] == 400
-
-
 def test_one_mismatch_fails_the_batch_and_teaches_nothing(iterable: Rehearsal) -> None:
     iterable.project.user_field_types["age"] = "long"
     fits = {"email": "a@example.com", "dataFields": {"new": "x"}}
@@ -629,6 +650,137 @@ def test_dropped_fields_are_reported_in_bulk_and_not_kept(iterable: Rehearsal) -
     assert (answer["filteredOutFields"], answer["successCount"]) == (["secret"], 1)
     assert iterable.project.users["ada@example.com"]["dataFields"] == {"plan": "pro"}
     assert iterable.project.events["pv-1"]["dataFields"] == {"page": "home"}
+
+
+def test_fields_inside_objects_have_types_by_their_dotted_names(iterable: Rehearsal) -> None:
+    _, answer = bulk_users(iterable, {**ADA, "dataFields": {"plan": {"tier": "pro", "since": {"year": 2026}}}})
+    types = {"plan": "object", "plan.tier": "string", "plan.since": "object", "plan.since.year": "long"}
+    assert (answer["createdFields"], iterable.get(GET_FIELDS).json()) == (list(types), {"fields": types})
+    status, answer = iterable.answer(UPDATE, {**ADA, "dataFields": {"plan": {"since": {"year": "x"}, "tier": "free"}}})
+    assert (status, list(answer["params"]["validationErrors"])) == (400, ["plan.since.year"])
+    assert iterable.answer(UPDATE, {**ADA, "dataFields": {"plan": {"tier": {"name": "pro"}}}})[0] == 400
+    assert iterable.answer(UPDATE, {**ADA, "dataFields": {"plan": "pro"}})[0] == 400
+
+
+def test_any_object_fits_into_a_list_of_objects(iterable: Rehearsal) -> None:
+    for orders in ([{"sku": 1}, {"sku": "x"}], [{"sku": {"id": 1}}]):
+        assert iterable.answer(UPDATE, {**ADA, "dataFields": {"orders": orders}})[0] == 200
+    assert iterable.project.user_field_types == {"orders": "object"}
+
+
+def test_field_inside_an_object_can_be_dropped(iterable: Rehearsal) -> None:
+    iterable.project.dropped_fields |= {"plan.tier", "plan.since.year", "name.first"}
+    fields = {"plan": {"tier": "pro", "since": {"year": 2026, "month": 1}}, "name": "Ada", "tier": "x"}
+    _, answer = bulk_users(iterable, {**ADA, "dataFields": fields})
+    assert answer["filteredOutFields"] == ["plan.since.year", "plan.tier"]
+    kept = {"plan": {"since": {"month": 1}}, "name": "Ada", "tier": "x"}
+    assert iterable.project.users["ada@example.com"]["dataFields"] == kept
+
+
+# --- Reading users back
+
+
+def read(iterable: Rehearsal, path: str) -> dict[str, Any]:
+    """The user in an answer, without the two times that Iterable adds and that differ in every run."""
+    user: dict[str, Any] = iterable.get(path).json()["user"]
+    for name in ("signupDate", "profileUpdatedAt"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \+00:00", user["dataFields"].pop(name))
+    return user
+
+
+def test_user_is_read_back_by_address_and_by_id(iterable: Rehearsal) -> None:
+    iterable.answer(UPDATE, {"email": "Ada+x@Example.com", "userId": "u/1 %", "dataFields": {"plan": "pro"}})
+    identity = {"email": "ada+x@example.com", "userId": "u/1 %"}
+    user = {**identity, "dataFields": {**identity, "plan": "pro"}}
+    assert read(iterable, f"{GET_BY_EMAIL}?email=ADA%2Bx%40example.com") == user
+    assert read(iterable, f"{BY_USER_ID}/u%2F1%20%25") == user
+    assert read(iterable, f"{BY_USER_ID}?userId=u%2F1+%25") == user
+    assert (iterable.project.requests[-1].path, iterable.project.requests[-1].query) == (BY_USER_ID, "userId=u%2F1+%25")
+
+
+@pytest.mark.parametrize(
+    ("sent", "read_back"),
+    [
+        ("2020-08-19T20:50:04.000Z", "2020-08-19 20:50:04 +00:00"),  # recorded
+        ("2020-08-19T20:50:04.999-07:00", "2020-08-20 03:50:04 +00:00"),
+        ("2020-08-19 20:50:04 +02:00", "2020-08-19 18:50:04 +00:00"),
+        ("2020-08-19 20:50:04", "2020-08-19 20:50:04 +00:00"),
+        ("2020-08-19", "2020-08-19 00:00:00 +00:00"),
+        ("0001-01-01 00:00:00 +02:00", "0001-01-01 00:00:00 +02:00"),  # no such time in UTC
+        ("2020-02-30", "2020-02-30"),
+    ],
+)
+def test_dates_are_read_back_in_one_form(iterable: Rehearsal, sent: str, read_back: str) -> None:
+    iterable.project.user_field_types["text"] = "string"
+    fields = {"d": sent, "o": {"d": sent}, "l": [sent], "text": sent, "n": 5, "lo": [{"d": sent}]}
+    iterable.answer(UPDATE, {**ADA, "dataFields": fields})
+    expected = {"d": read_back, "o": {"d": read_back}, "l": [read_back], "text": sent, "n": 5, "lo": [{"d": sent}]}
+    assert read(iterable, f"{GET_BY_EMAIL}?email=ada@example.com")["dataFields"] == {**ADA, **expected}
+    assert iterable.project.users["ada@example.com"]["dataFields"] == fields
+
+
+def test_signup_date_that_was_sent_is_read_back(iterable: Rehearsal) -> None:
+    iterable.answer(UPDATE, {**ADA, "dataFields": {"signupDate": "2021-02-02"}})
+    fields = iterable.get(f"{GET_BY_EMAIL}?email=ada@example.com").json()["user"]["dataFields"]
+    assert fields["signupDate"] == "2021-02-02 00:00:00 +00:00"
+
+
+@pytest.mark.parametrize(
+    ("switch", "status", "content_type", "body"),
+    [("400", 400, "text/plain; charset=utf-8", "No user with that id exists!"), ("200", 200, "application/json", "{}")],
+)
+def test_unknown_user_is_an_empty_object_by_address_and_either_by_id(
+    rehearse: Any, switch: str, status: int, content_type: str, body: str
+) -> None:
+    iterable = rehearse(unknown_user_id=switch)
+    iterable.know("ada@example.com")
+    assert (iterable.get(f"{GET_BY_EMAIL}?email=bob@example.com").text) == "{}"
+    for rest in ("/u-1", "?userId=u-1", "/ada@example.com"):
+        response = iterable.get(BY_USER_ID + rest)
+        assert (response.status_code, response.headers["Content-Type"], response.text) == (status, content_type, body)
+
+
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        (GET_BY_EMAIL, "BadParams"),
+        (f"{GET_BY_EMAIL}?email=", "InvalidEmailAddressError"),
+        (f"{GET_BY_EMAIL}?email=000", "InvalidEmailAddressError"),
+        (BY_USER_ID, "BadParams"),
+    ],
+)
+def test_reading_without_a_valid_identity_is_400(iterable: Rehearsal, target: str, code: str) -> None:
+    response = iterable.get(target)
+    assert (response.status_code, response.json()["code"]) == (400, code)
+
+
+def test_user_id_project_is_read_by_address_as_well(rehearse: Any) -> None:
+    iterable = rehearse(project_type="userId")
+    bulk_users(iterable, {"userId": "u-1"}, {**ADA, "userId": "u-2"}, {**ADA, "userId": "u-3"})
+    assert read(iterable, f"{GET_BY_EMAIL}?email=ADA@example.com")["userId"] == "u-2"
+
+
+@pytest.mark.parametrize(
+    ("project_type", "emails", "user_ids"),
+    [
+        ("hybrid", ["ada@example.com"], ["U-1"]),
+        ("email", ["U-1", "ada@example.com"], None),
+        ("userId", None, ["U-1", "ada@example.com"]),
+    ],
+)
+def test_forgotten_are_listed_by_their_hashes(rehearse: Any, project_type: str, emails: Any, user_ids: Any) -> None:
+    iterable = rehearse(project_type=project_type)
+    iterable.project.forgotten |= {"ada@example.com", "U-1"}
+    for path, name, identities in (
+        (FORGOTTEN_EMAILS, "hashedEmails", emails),
+        (FORGOTTEN_USER_IDS, "hashedUserIds", user_ids),
+    ):
+        response = iterable.get(path)
+        if identities is None:
+            assert (response.status_code, response.json()["code"]) == (400, "BadParams")
+        else:
+            hashes = sorted(hashlib.sha256(each.lower().encode()).hexdigest() for each in identities)
+            assert response.json() == {name: hashes}
 
 
 # --- 10. Events that are refused
@@ -696,6 +848,7 @@ def test_counting_project_keeps_keys_and_counts_only(rehearse: Any) -> None:
     iterable.answer(TRACK, event())
     assert iterable.project.users["ada@example.com"]["dataFields"] == {}
     assert iterable.project.events == {"pv-1": {}}
+    assert (iterable.project.user_accepted_seq, iterable.project.event_accepted_seq) == ({}, {})
     assert (iterable.project.requests, iterable.project.request_counts) == ([], {UPDATE: 1, TRACK: 1})
 
 
@@ -729,6 +882,35 @@ def test_cleared_faults_strike_no_more(iterable: Rehearsal) -> None:
     iterable.stand_in.inject(Fault(status=503))
     iterable.stand_in.clear_faults()
     assert iterable.post(UPDATE, ADA).status_code == 200
+
+
+def test_fault_for_one_record_applies_to_it_alone_and_in_a_batch(iterable: Rehearsal) -> None:
+    fault = iterable.stand_in.inject(Fault(match=b"ada@example.com", status=500))
+    bob = {"email": "bob@example.com"}
+    requests = [(UPDATE, ADA), (UPDATE, bob), (BULK_UPDATE, {"users": [bob, ADA]}), (TRACK, event())]
+    assert [iterable.post(path, body).status_code for path, body in requests] == [500, 200, 500, 500]
+    assert (list(iterable.project.users), fault.matched) == (["bob@example.com"], 3)
+
+
+def test_fault_applies_to_every_nth_match_after_those_skipped(iterable: Rehearsal) -> None:
+    iterable.stand_in.inject(Fault(path=UPDATE, skip=1, every=3, times=2, status=500, store=True))
+    statuses = [iterable.post(UPDATE, {"email": f"u{n}@example.com"}).status_code for n in range(12)]
+    assert statuses == [200, 200, 200, 500, 200, 200, 500, 200, 200, 200, 200, 200]
+    assert len(iterable.project.users) == 12
+
+
+def test_fault_by_endpoint_includes_ids_in_the_path(iterable: Rehearsal) -> None:
+    iterable.stand_in.inject(Fault(path=BY_USER_ID, status=503))
+    assert [iterable.get(BY_USER_ID + rest).status_code for rest in ("/u-1", "?userId=u-1")] == [503, 503]
+    assert iterable.get(f"{BY_USER_ID}/u/1").status_code == 404
+
+
+@pytest.mark.parametrize("options", [{}, {"status": 503}])
+def test_interim_answer_goes_out_before_the_real_one(iterable: Rehearsal, options: dict[str, Any]) -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+    iterable.stand_in.inject(Fault(prefix=interim, close_after=True, **options))
+    answer = iterable.talk(UPDATE_OF_ADA)
+    assert answer.startswith(interim + b"HTTP/1.1 %d " % options.get("status", 200))
 
 
 def test_html_and_headers_of_a_fault_go_out_as_given(iterable: Rehearsal) -> None:
@@ -930,7 +1112,7 @@ def test_https_is_served_with_a_context(rehearse: Any, tmp_path: Path) -> None:
 
 def test_control_tells_state_and_content_without_a_key(rehearse: Any) -> None:
     iterable = rehearse(limits={UPDATE: 1}, clock=Clock())
-    iterable.know("ada@example.com")
+    iterable.answer(UPDATE, {**ADA, "dataFields": {"plan": "pro"}})
     iterable.answer(UPDATE, ADA)
     for _ in range(2):
         iterable.answer(TRACK, event())
@@ -946,8 +1128,10 @@ def test_control_tells_state_and_content_without_a_key(rehearse: Any) -> None:
         "most_sends_of_one_event": 2,
         "requests": {UPDATE: 2, TRACK: 3},
         "rate_limited": {UPDATE: 1},
+        "fields": {"plan": "string"},
+        "event_fields": {"pageView": {}},
     }
-    assert ask("/sandbox/users") == {"ada@example.com": {**ADA, "userId": None, "dataFields": {}}}
+    assert ask("/sandbox/users") == {"ada@example.com": {**ADA, "userId": None, "dataFields": {"plan": "pro"}}}
     assert ask("/sandbox/events") == {"pv-1": event(), "2": event(id="2")}
 
 
@@ -961,11 +1145,111 @@ def test_control_makes_and_clears_faults(iterable: Rehearsal) -> None:
     assert iterable.post(UPDATE, ADA).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"[1]", b'{"pth":"/api/users/update"}'])
+@pytest.mark.parametrize("body", [b"", b"[1]", b'{"pth":"/api/users/update"}', b'{"every":0}'])
 def test_control_refuses_what_is_no_fault(iterable: Rehearsal, body: bytes) -> None:
     response = iterable.post("/sandbox/faults", data=body)
     assert (response.status_code, list(response.json())) == (400, ["error"])
     assert iterable.project.faults == []
+
+
+# --- Control: changes by hand
+
+
+def control(iterable: Rehearsal, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    response = iterable.session.request(method, f"{iterable.stand_in.url}/sandbox/{path}", json=body, timeout=5)
+    return response.status_code, response.json()
+
+
+def test_value_changed_by_hand_is_no_update(iterable: Rehearsal) -> None:
+    iterable.answer(UPDATE, {**ADA, "userId": "u-1", "dataFields": {"plan": "pro", "city": "Oslo"}})
+    change = {"email": "ADA@example.com", "dataFields": {"plan": "free", "city": None, "age": 36}}
+    kept = {**ADA, "userId": "u-1", "dataFields": {"plan": "free", "age": 36}}
+    assert control(iterable, "POST", "users", change) == (200, {"ada@example.com": kept})
+    assert control(iterable, "GET", "users?userId=u-1") == (200, {"ada@example.com": kept})
+    assert (iterable.project.user_updates, iterable.project.request_counts) == ({"ada@example.com": 1}, {UPDATE: 1})
+    assert iterable.project.user_field_types == {"plan": "string", "city": "string", "age": "long"}
+
+
+@pytest.mark.parametrize(
+    "body", [{"dataFields": {}}, {"email": "000"}, {"email": 7}, {"dataFields": {"plan": 7}, **ADA}, [], None]
+)
+def test_impossible_change_by_hand_is_400(iterable: Rehearsal, body: Any) -> None:
+    iterable.project.user_field_types["plan"] = "string"
+    status, answer = control(iterable, "POST", "users", body)
+    assert (status, list(answer), iterable.project.users) == (400, ["error"], {})
+
+
+@pytest.mark.parametrize("query", ["email=ADA%40example.com", "userId=u-1"])
+def test_deleted_user_is_not_found_any_more_and_can_come_back(iterable: Rehearsal, query: str) -> None:
+    iterable.answer(UPDATE, {**ADA, "userId": "u-1", "dataFields": {"plan": "pro"}})
+    iterable.answer(TRACK, event())
+    assert control(iterable, "DELETE", f"users?{query}") == (200, {"deleted": "ada@example.com"})
+    for identity in (ADA, {"email": None, "userId": "u-1"}):
+        assert iterable.answer(TRACK, event(id="2", **identity))[0] == 400
+    assert iterable.get(f"{GET_BY_EMAIL}?email=ada@example.com").json() == {}
+    assert control(iterable, "DELETE", f"users?{query}") == (404, {"error": "no such user"})
+    assert control(iterable, "GET", f"users?{query}") == (404, {"error": "no such user"})
+    assert list(iterable.project.events) == ["pv-1"]
+    iterable.know("ada@example.com")
+    assert iterable.project.users == {"ada@example.com": {**ADA, "userId": None, "dataFields": {}}}
+    assert iterable.project.user_updates == {"ada@example.com": 1}
+
+
+def test_forgotten_user_is_deleted_and_refused_by_both_identities_until_unforgotten(iterable: Rehearsal) -> None:
+    iterable.answer(UPDATE, {**ADA, "userId": "u-1"})
+    both = (200, {"forgotten": ["ada@example.com", "u-1"]})
+    assert control(iterable, "POST", "forgotten", {"userId": "u-1"}) == both
+    assert control(iterable, "GET", "forgotten") == both
+    assert iterable.project.users == {}
+    assert [iterable.answer(UPDATE, user)[0] for user in (ADA, {"userId": "u-1"})] == [409, 409]
+    assert control(iterable, "DELETE", "forgotten?email=Ada@example.com") == (200, {"forgotten": ["u-1"]})
+    assert iterable.answer(UPDATE, ADA)[0] == 200
+
+
+def test_unknown_user_can_be_forgotten(iterable: Rehearsal) -> None:
+    assert control(iterable, "POST", "forgotten", ADA) == (200, {"forgotten": ["ada@example.com"]})
+
+
+@pytest.mark.parametrize("path", ["dropped_fields", "blocked_events"])
+def test_fields_are_dropped_and_events_blocked_by_name(iterable: Rehearsal, path: str) -> None:
+    assert control(iterable, "POST", path, {"name": "b"}) == (200, {path: ["b"]})
+    assert control(iterable, "POST", path, {"name": "a"}) == (200, {path: ["a", "b"]})
+    assert getattr(iterable.project, path) == {"a", "b"}
+    assert control(iterable, "DELETE", f"{path}?name=b") == (200, {path: ["a"]})
+    assert control(iterable, "GET", path) == (200, {path: ["a"]})
+    assert control(iterable, "DELETE", path) == (200, {path: []})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "dropped_fields", {}),
+        ("POST", "dropped_fields", ["plan"]),
+        ("POST", "blocked_events", {"name": 7}),
+        ("POST", "forgotten", {"email": 7}),
+        ("POST", "forgotten", {}),
+        ("DELETE", "forgotten", None),
+        ("DELETE", "users", None),
+    ],
+)
+def test_change_by_hand_without_its_name_is_400(iterable: Rehearsal, method: str, path: str, body: Any) -> None:
+    iterable.know("ada@example.com")
+    status, answer = control(iterable, method, path, body)
+    assert (status, list(answer), len(iterable.project.users)) == (400, ["error"], 1)
+
+
+# --- The order of acceptance
+
+
+def test_order_of_acceptance_is_kept_by_user_and_event(iterable: Rehearsal) -> None:
+    iterable.answer(UPDATE, {"userId": "u-1"})
+    bulk_events(iterable, event(id="1", email=None, userId="u-1"), event(id="2"))
+    iterable.answer(UPDATE, {"userId": "u-1", **ADA})  # the same user, known by address from here on
+    bulk_users(iterable, {"email": "bob@example.com"}, {"email": "bad@"})
+    iterable.answer(TRACK, event(id="1"))
+    iterable.answer(TRACK, event(id="3"))
+    assert iterable.project.user_accepted_seq == {"ada@example.com": 0, "bob@example.com": 2}
+    assert iterable.project.event_accepted_seq == {"1": 1, "3": 3}
 
 
 # --- Sample data

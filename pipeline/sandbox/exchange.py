@@ -1,4 +1,4 @@
-"""What passes between a client and the stand-in: requests kept, answers, refusals, and faults on demand."""
+"""What passes between a client and the stand-in: recorded requests, answers, refusals, and faults on demand."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ Json = dict[str, Any]
 
 @dataclass
 class Fault:
-    """What goes wrong with the requests it matches. The first fault that applies to a request is its only one.
+    """Something that goes wrong. The first fault that applies to a request is the only one for that request.
 
-    `path`: "/api/users/update", say; None is any path of the API. `skip`: so many matching requests get through first.
-    `times`: for how many it then applies; None is for ever. `latency_s`: extra wait before the answer.
+    Which requests match: `path`, such as "/api/users/update" (None: any path of the API; "/api/users/byUserId" includes
+    those with the id in the path), and `match`, bytes that the body must contain: an address or an event's id, say, so
+    that one record always fails, alone and in a batch.
+    To which of those it applies: after the first `skip`, to each `every`-th, `times` times (None: for ever).
 
     Instead of the answer: `status` with `headers` and `body`; or `raw`, bytes that need not be HTTP, and then the end
-    of the connection; or `disconnect`, a reset without any answer. The request is then not handled, unless `store`:
-    handled and kept first, its answer lost.
+    of the connection; or `disconnect`, a reset without any answer. The request is then not processed, unless `store`
+    is set: it is processed, and only its answer is lost.
 
-    To whichever answer goes out: `close_after` ends the keep-alive connection without announcing it, `truncate_at`
-    sends only so many bytes and then ends it, `drip_s` sends one byte each so many seconds.
+    Whichever answer goes out: `latency_s` is an extra wait before it; `prefix` goes out before it, such as an interim
+    answer (b"HTTP/1.1 103 Early Hints\r\n\r\n"); `close_after` then ends the keep-alive connection without announcing
+    it; `truncate_at` sends only so many bytes and ends the connection; `drip_s` sends one byte every so many seconds.
     """
 
     path: str | None = None
+    match: bytes | None = None
     skip: int = 0
+    every: int = 1
     times: int | None = None
     latency_s: float = 0.0
     store: bool = False
@@ -37,22 +42,32 @@ class Fault:
     body: bytes = b""
     raw: bytes | None = None
     disconnect: bool = False
+    prefix: bytes = b""
     close_after: bool = False
     truncate_at: int | None = None
     drip_s: float | None = None
-    matched: int = field(default=0, init=False)  # requests that reached it, those let through included
+    matched: int = field(default=0, init=False)  # requests that matched, including those it did not apply to
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, not {self.every}")
 
     @property
     def replaces_answer(self) -> bool:
         return self.disconnect or self.raw is not None or self.status is not None
 
-    def takes_next(self, path: str) -> bool:
-        """Counts a request to `path`, and tells whether this fault befalls it."""
-        matches = path.startswith("/api/") if self.path is None else path == self.path
-        if not matches:
+    def takes_next(self, path: str, body: bytes) -> bool:
+        """Counts a request if it matches, and tells whether this fault applies to it."""
+        if not self._matches(path, body):
             return False
         self.matched += 1
-        return self.matched > self.skip and (self.times is None or self.matched <= self.skip + self.times)
+        nth = self.matched - self.skip
+        return nth > 0 and nth % self.every == 0 and (self.times is None or nth // self.every <= self.times)
+
+    def _matches(self, path: str, body: bytes) -> bool:
+        if self.match is not None and self.match not in body:
+            return False
+        return path.startswith("/api/") if self.path is None else path == self.path
 
     def answer(self) -> Answer:
         """What goes out instead of Iterable's answer; status 0 if that is not an HTTP answer."""
@@ -62,7 +77,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the project says to one request, and the fault that befalls it on the way out."""
+    """The project's answer to one request, and the fault that applies to it on the way out."""
 
     status: int
     body: bytes
@@ -70,7 +85,7 @@ class Answer:
     fault: Fault | None = None
 
     def to_bytes(self) -> bytes:
-        """The answer on the wire. A Content-Length among `headers` stays, however wrong."""
+        """The answer as it is sent. A Content-Length among `headers` is kept, however wrong."""
         head = [f"HTTP/1.1 {self.status} {_reason(self.status)}"]
         head += [f"{name}: {value}" for name, value in self.headers.items()]
         if not any(name.lower() == "content-length" for name in self.headers):
@@ -87,10 +102,11 @@ class Received:
     headers: dict[str, str]  # names in lower case
     body: bytes
     status: int
+    query: str = ""  # as it came in, without the question mark
 
 
 class ApiError(Exception):
-    """A request or a record that Iterable does not take. A bulk answer names the record: `listed` = (list, value)."""
+    """A request or a record that Iterable refuses. A bulk answer names the record: `listed` = (list, value)."""
 
     def __init__(
         self, status: int, code: str, msg: str, params: Json | None = None, listed: tuple[str, str] | None = None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
+from pipeline.sandbox import reading
 from pipeline.sandbox.exchange import Answer, ApiError, Fault, Json, Received, json_answer
+from pipeline.sandbox.fields import FieldCheck, drop_fields, update_fields
 from pipeline.sandbox.rules import (
     EVENT_SHAPE,
     USER_SHAPE,
-    FieldCheck,
     is_email,
     is_user_id,
     names_same_user,
@@ -32,17 +34,23 @@ DOCUMENTED_LIMITS: dict[str, float] = {
     "/api/users/bulkUpdate": 5,
     "/api/events/track": 2000,
     "/api/events/trackBulk": 10,
-    "/api/users/getFields": 3,
+    reading.GET_FIELDS: 3,
+    reading.GET_BY_EMAIL: 100,
+    reading.BY_USER_ID: 100,
+    reading.FORGOTTEN: 3,
+    reading.FORGOTTEN_USER_IDS: 3,
 }
 # "Max size of request body: 4MB" (Swagger). Which megabyte is not said; this is the smaller one.
 MAX_BULK_BYTES = 4_000_000
 
 _BULK_PATHS = frozenset({"/api/users/bulkUpdate", "/api/events/trackBulk"})
-_SERVER_SIDE_PATHS = _BULK_PATHS | {"/api/users/getFields"}
+_SERVER_SIDE_PATHS = _BULK_PATHS | reading.READERS.keys()
+# Their 429s tell how long to wait, since August 2026 (Swagger); those of the events endpoints are not declared.
+_PATHS_WITH_LIMIT_PARAMS = frozenset({"/api/users/update", "/api/users/bulkUpdate"})
 
 _SUCCESS = json_answer({"msg": "", "code": "Success", "params": None})
 # An HTML page with these words is what Iterable's own client expects (its error-handling tests).
-_NOT_FOUND = Answer(
+NOT_FOUND = Answer(
     404,
     b"<!DOCTYPE html><html><head><title>Action not found</title></head><body><h1>Action not found</h1></body></html>",
     {"Content-Type": "text/html; charset=utf-8"},
@@ -61,16 +69,15 @@ class Project:
     api_key: str = SANDBOX_KEY
     key_type: str = "ServerSide"  # or "Mobile", "Web", "JavaScript": these may not use the bulk endpoints
     jwt_secret: str | None = None  # set: a JWT-enabled key, which is never a server-side one
-    jwt_failure_status: int = 401  # as Iterable's JWT article has it; its list of response codes has 400
     strict_claims: bool = False  # refuse claims that Iterable does not document, like `iss`
     limits: dict[str, float] | None = field(default_factory=DOCUMENTED_LIMITS.copy)  # requests a second, by path
     retry_after: str | None = None  # a header of 429s; the one recorded has none
+    rate_limit_params: str = "numbers"  # or "text", "absent": what 429s of the users endpoints say in `params`
     too_large: str = "413"  # or "400", with BatchTooLarge
-    all_bad_users: str = "200"  # or "400": how bulkUpdate says that no address was valid
     project_type: str = "hybrid"  # or "email", "userId"
+    unknown_user_id: str = "400"  # or "200", with {}: how byUserId says that there is no such user
     unknown_users: str = "not_found"  # or "accept": what becomes of events of users who were never updated
     visible_after_s: float = 0.0  # so long after the first update of a user, events still don't find the user
-    strict_numbers: bool = False  # long and double are two types that don't mix
     record_requests: bool = True
     keep_payloads: bool = True  # False: keys and counts only, for a million events
     clock: Callable[[], float] = time.monotonic
@@ -90,7 +97,14 @@ class Project:
     request_counts: Counter[str] = field(default_factory=Counter, init=False)  # by path
     rate_limited: Counter[str] = field(default_factory=Counter, init=False)  # by path
     faults: list[Fault] = field(default_factory=list, init=False)
+    created_at: dict[str, float] = field(default_factory=dict, init=False)  # Unix seconds, by the keys of `users`
+    updated_at: dict[str, float] = field(default_factory=dict, init=False)
+    # The order of acceptance, across users and events: the number that each got when it was first accepted. Clear both
+    # to start anew. Empty in a project that only counts.
+    user_accepted_seq: dict[str, int] = field(default_factory=dict, init=False)  # by the keys of `users`
+    event_accepted_seq: dict[str, int] = field(default_factory=dict, init=False)  # by id
 
+    _sequence: Iterator[int] = field(default_factory=count, init=False)
     _key_by_user_id: dict[str, str] = field(default_factory=dict, init=False)
     _visible_at: dict[str, float] = field(default_factory=dict, init=False)
     _recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque), init=False)
@@ -103,34 +117,30 @@ class Project:
             ("POST", "/api/users/bulkUpdate"): self._users_bulk_update,
             ("POST", "/api/events/track"): self._events_track,
             ("POST", "/api/events/trackBulk"): self._events_track_bulk,
-            ("GET", "/api/users/getFields"): self._users_get_fields,
-        }
-        self._controls: dict[tuple[str, str], Callable[[bytes], Any]] = {
-            ("GET", "/sandbox/state"): lambda _: self.state(),
-            ("GET", "/sandbox/users"): lambda _: self.users,
-            ("GET", "/sandbox/events"): lambda _: self.events,
-            ("POST", "/sandbox/faults"): self._add_fault,
-            ("DELETE", "/sandbox/faults"): self._clear_faults,
+            **{("GET", name): self._reads_with(reader) for name, reader in reading.READERS.items()},
         }
 
     # --- One request
 
-    def handle(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        """The answer to one request. `path` without query, `headers` with names in lower case."""
-        if path.startswith("/sandbox/"):
-            return self._control(method, path, body)
+    def handle(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        """The answer to one request. `target`: the path with its query; `headers` with names in lower case."""
         arrived = self.clock()
-        fault = next((fault for fault in self.faults if fault.takes_next(path)), None)
+        path, _, query = target.partition("?")
+        endpoint = reading.endpoint_of(path)
+        fault = self._next_fault(endpoint, body) if self.faults else None
         if fault is not None and fault.replaces_answer and not fault.store:
             answer = fault.answer()
         else:
-            answer = self._answer(method, path, headers, body)
+            answer = self._answer(method, endpoint, target, headers, body)
             if fault is not None:
                 answer = fault.answer() if fault.replaces_answer else replace(answer, fault=fault)
-        self.request_counts[path] += 1
+        self.request_counts[endpoint] += 1
         if self.record_requests:
-            self.requests.append(Received(arrived, path, headers, body, answer.status))
+            self.requests.append(Received(arrived, path, headers, body, answer.status, query))
         return answer
+
+    def _next_fault(self, endpoint: str, body: bytes) -> Fault | None:
+        return next((fault for fault in self.faults if fault.takes_next(endpoint, body)), None)
 
     def state(self) -> Json:
         """Counts of what it got and what it holds, as GET /sandbox/state gives them."""
@@ -141,23 +151,28 @@ class Project:
             "most_sends_of_one_event": max(self.event_sends.values(), default=0),
             "requests": dict(self.request_counts),
             "rate_limited": dict(self.rate_limited),
+            "fields": self.user_field_types,
+            "event_fields": self.event_field_types,
         }
 
-    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        endpoint = self._endpoints.get((method, path))
-        if endpoint is None:
-            return _NOT_FOUND
+    def _answer(self, method: str, endpoint: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        answer_it = self._endpoints.get((method, endpoint))
+        if answer_it is None:
+            return NOT_FOUND
         try:  # the order of the checks is INF
-            self._check_key(path, headers)
-            self._check_jwt(path, headers.get("authorization"), body)
-            self._check_rate(path)
-            self._check_size(path, body)
-            return endpoint(path, body)
+            self._check_key(endpoint, headers)
+            self._check_jwt(endpoint, headers.get("authorization"), body)
+            self._check_rate(endpoint)
+            self._check_size(endpoint, body)
+            return answer_it(target, body)
         except ApiError as error:
             answer = error.answer()
             if error.status == 429 and self.retry_after is not None:
                 return replace(answer, headers={**answer.headers, "Retry-After": self.retry_after})
             return answer
+
+    def _reads_with(self, reader: reading.Reader) -> Callable[[str, bytes], Answer]:
+        return lambda target, body: reader(self, target)
 
     # --- Who may ask, how often, how much
 
@@ -180,10 +195,10 @@ class Project:
         try:
             claims = read_claims(authorization, self.jwt_secret, self.strict_claims)
         except ValueError as error:
-            raise ApiError(self.jwt_failure_status, "InvalidJwtPayload", str(error), params) from None
+            raise ApiError(401, "InvalidJwtPayload", str(error), params) from None
         if not names_same_user(claims, body):
             msg = "JWT user identifiers do not match the request"
-            raise ApiError(self.jwt_failure_status, "JwtUserIdentifiersMismatched", msg, params)
+            raise ApiError(401, "JwtUserIdentifiersMismatched", msg, params)
 
     def _check_rate(self, path: str) -> None:
         """No more than the limit in any one second; what is refused doesn't count."""
@@ -196,8 +211,15 @@ class Project:
         if len(recent) >= limit:
             self.rate_limited[path] += 1
             msg = f"Exceeded rate limit of {float(limit)} per second for endpoint: {path}, project: 1 "
-            raise ApiError(429, "RateLimitExceeded", msg, {})
+            reset_s = recent[0] + 1 - now if recent else 1.0
+            raise ApiError(429, "RateLimitExceeded", msg, self._limit_params(path, int(limit), reset_s))
         recent.append(now)
+
+    def _limit_params(self, path: str, limit: int, reset_s: float) -> Json:
+        if self.rate_limit_params == "absent" or path not in _PATHS_WITH_LIMIT_PARAMS:
+            return {}
+        numbers = {"rateLimitLimit": limit, "rateLimitRemaining": 0, "rateLimitReset": math.ceil(reset_s)}
+        return numbers if self.rate_limit_params == "numbers" else {name: str(each) for name, each in numbers.items()}
 
     def _check_size(self, path: str, body: bytes) -> None:
         # No body of either answer is known; BatchTooLarge is one of the codes in the Swagger file.
@@ -216,9 +238,8 @@ class Project:
     def _users_bulk_update(self, path: str, body: bytes) -> Answer:
         users, outcome = parse_records(path, body, "users", USER_SHAPE), _Outcome()
         self._take_users(users, outcome)
-        invalid = outcome.lists["invalidEmails"]
-        if not users or (self.all_bad_users == "400" and len(invalid) == len(users)):
-            raise ApiError(400, "InvalidEmailAddressError", f"Emails invalid: {', '.join(invalid)}")
+        if not users:
+            raise ApiError(400, "InvalidEmailAddressError", "Emails invalid: ")  # recorded in 2017
         return json_answer(
             {
                 **outcome.counts(len(users)),
@@ -248,27 +269,27 @@ class Project:
             }
         )
 
-    def _users_get_fields(self, path: str, body: bytes) -> Answer:
-        return json_answer({"fields": self.user_field_types})
-
     # --- Records
 
     def _take_users(self, users: list[Json], outcome: _Outcome) -> None:
+        self._admit_users(users, outcome, self._store_user)
+
+    def _admit_users(self, users: list[Json], outcome: _Outcome, store: Callable[[Json], object]) -> None:
         users = outcome.sift(users, self._check_identity)
         self._drop_fields(users, outcome)
-        check = FieldCheck(self.strict_numbers)
+        check = FieldCheck()
         for user in users:
             check.look_at("user", self.user_field_types, user.get("dataFields") or {})
         check.raise_errors()
         for fresh in check.fresh.values():
             self.user_field_types.update(fresh)
             outcome.created_fields.update(fresh)
-        outcome.sift(users, self._store_user)
+        outcome.sift(users, store)
 
     def _take_events(self, events: list[Json], outcome: _Outcome) -> None:
         events = outcome.sift(events, self._check_identity)
         self._drop_fields(events, outcome)
-        check = FieldCheck(self.strict_numbers)
+        check = FieldCheck()
         for event in events:
             name = event["eventName"]
             check.look_at(name, self.event_field_types.get(name, {}), event.get("dataFields") or {})
@@ -295,14 +316,20 @@ class Project:
         if not self.dropped_fields:
             return
         for record in records:
-            data_fields = record.get("dataFields") or {}
-            for name in self.dropped_fields.intersection(data_fields):
-                del data_fields[name]
-                outcome.filtered_fields[name] = None
+            dropped = drop_fields(record.get("dataFields") or {}, self.dropped_fields)
+            outcome.filtered_fields.update(dict.fromkeys(dropped))
 
     # --- Users
 
     def _store_user(self, user: Json) -> None:
+        key = self._put_user(user)
+        if self.visible_after_s:
+            self._visible_at.setdefault(key, self.clock() + self.visible_after_s)
+        if self.keep_payloads and key not in self.user_accepted_seq:
+            self.user_accepted_seq[key] = next(self._sequence)
+        self.user_updates[key] += 1
+
+    def _put_user(self, user: Json) -> str:
         key = self._key_to_store(user)
         stored = self.users.setdefault(key, {"email": None, "userId": None, "dataFields": {}})
         if user.get("email") is not None:
@@ -311,10 +338,10 @@ class Project:
             stored["userId"] = user["userId"]
             self._key_by_user_id[user["userId"]] = key
         if self.keep_payloads:
-            _merge(stored["dataFields"], user.get("dataFields") or {}, user.get("mergeNestedObjects") is True)
-        if self.visible_after_s:
-            self._visible_at.setdefault(key, self.clock() + self.visible_after_s)
-        self.user_updates[key] += 1
+            update_fields(stored["dataFields"], user.get("dataFields") or {}, user.get("mergeNestedObjects") is True)
+            now = self.updated_at[key] = time.time()
+            self.created_at.setdefault(key, now)
+        return key
 
     def _key_to_store(self, user: Json) -> str:
         """The key of the user whom this update is for, and who may be new."""
@@ -322,7 +349,7 @@ class Project:
         if self.project_type == "userId":
             return str(user_id)
         if email is None:
-            if self.project_type == "email" and not user.get("preferUserId") and self._find(user) is None:
+            if self.project_type == "email" and not user.get("preferUserId") and self.find(user_id=user_id) is None:
                 raise _unknown_user(user)  # "Iterable returns an error" (Creating and Identifying Users)
             return self._key_by_user_id.get(str(user_id), str(user_id))
         if self.project_type == "hybrid" and user_id is not None:
@@ -336,20 +363,50 @@ class Project:
         """
         key, holder = self._key_by_user_id.get(user_id), self.users.get(email)
         if key == user_id and holder is None:
-            self.users[email] = self.users.pop(user_id)
-            self.user_updates[email] = self.user_updates.pop(user_id)
-            if user_id in self._visible_at:
-                self._visible_at[email] = self._visible_at.pop(user_id)
+            for by_key in self._all_by_user_key():
+                if user_id in by_key:
+                    by_key[email] = by_key.pop(user_id)
         elif key not in (None, email) or (holder is not None and holder["userId"] not in (None, user_id)):
             raise ApiError(409, "ExternalKeyConflict", "Email/userId conflict", None, _listed("conflict", user))
 
-    def _find(self, record: Json) -> str | None:
-        """The key of the user whom a record names, None if there is none."""
-        email, user_id = record.get("email"), record.get("userId")
+    def _all_by_user_key(self) -> tuple[dict[str, Any], ...]:
+        users, times = (self.users, self.user_updates, self.user_accepted_seq), (self.created_at, self.updated_at)
+        return *users, *times, self._visible_at
+
+    def find(self, *, email: str | None = None, user_id: str | None = None) -> str | None:
+        """The key in `users` of the user with this address or id, None if there is none."""
+        if email is not None and self.project_type == "userId":  # addresses are not unique there; the first one (INF)
+            return next((key for key, user in self.users.items() if user["email"] == email.lower()), None)
         if email is not None and (key := email.lower()) in self.users:
-            return str(key)
-        key = self._key_by_user_id.get(user_id, user_id) if user_id is not None else None
-        return key if key in self.users else None
+            return key
+        known = self._key_by_user_id.get(user_id) if user_id is not None else None
+        return known if known in self.users else None
+
+    # --- Users, changed by hand
+
+    def edit_user(self, user: Json) -> str:
+        """Does what {"email": ..., "dataFields": {...}} says as if someone did it in Iterable's web interface.
+
+        No request and no update is counted. An unknown user is created. The key in `users`. Raises ApiError.
+        """
+        self._admit_users([user], _Outcome(raises=True), self._put_user)
+        return str(self.find(email=user.get("email"), user_id=user.get("userId")))
+
+    def delete_user(self, *, email: str | None = None, user_id: str | None = None) -> None:
+        """From now on there is no such user; the events sent so far stay in `events`."""
+        key = self.find(email=email, user_id=user_id)
+        if key is not None:
+            self._key_by_user_id.pop(self.users[key]["userId"], None)
+            for by_key in self._all_by_user_key():
+                by_key.pop(key, None)
+
+    def forget_user(self, *, email: str | None = None, user_id: str | None = None) -> None:
+        """Deletes a user, who need not be known, and refuses every later write by address or id."""
+        key = self.find(email=email, user_id=user_id)
+        known = {} if key is None else self.users[key]
+        emails = {email and email.lower(), known.get("email")}
+        self.forgotten |= {each for each in emails | {user_id, known.get("userId")} if each is not None}
+        self.delete_user(email=email, user_id=user_id)
 
     # --- Events
 
@@ -365,37 +422,16 @@ class Project:
             event_id = event["id"] = f"generated-{len(self.event_order) + 1}"
         if event_id not in self.events:
             self.event_order.append(event_id)
+            if self.keep_payloads:
+                self.event_accepted_seq[event_id] = next(self._sequence)
         # "If an event exists with that id, the event will be updated" (Swagger).
         self.events[event_id] = event if self.keep_payloads else _NOT_KEPT
         self.event_sends[event_id] += 1
 
     def _check_visible(self, event: Json) -> None:
-        key = self._find(event)
+        key = self.find(email=event.get("email"), user_id=event.get("userId"))
         if key is None or (self._visible_at and self._visible_at.get(key, 0) > self.clock()):
             raise _unknown_user(event)
-
-    # --- Control
-
-    def _control(self, method: str, path: str, body: bytes) -> Answer:
-        control = self._controls.get((method, path))
-        if control is None:
-            return _NOT_FOUND
-        try:
-            return json_answer(control(body))
-        except (TypeError, ValueError) as error:
-            return json_answer({"error": str(error)}, 400)
-
-    def _add_fault(self, body: bytes) -> Json:
-        options = dict(json.loads(body))
-        for name in ("body", "raw"):
-            if isinstance(options.get(name), str):
-                options[name] = options[name].encode()
-        self.faults.append(Fault(**options))
-        return {"faults": len(self.faults)}
-
-    def _clear_faults(self, body: bytes) -> Json:
-        self.faults.clear()
-        return {"faults": 0}
 
 
 class _Outcome:
@@ -408,7 +444,7 @@ class _Outcome:
         self.created_fields: dict[str, Any] = {}  # a dict keeps the order of their coming
         self.filtered_fields: dict[str, Any] = {}
 
-    def sift(self, records: Iterable[Json], take: Callable[[Json], None]) -> list[Json]:
+    def sift(self, records: Iterable[Json], take: Callable[[Json], object]) -> list[Json]:
         """The records that `take` took; those it refused are counted and listed."""
         taken = []
         for record in records:
@@ -450,14 +486,3 @@ def _unknown_user(record: Json) -> ApiError:
     if listed[0] == "notFoundEmails":
         return ApiError(400, "UnknownEmailError", f"No user exists with email {listed[1]}", None, listed)
     return ApiError(400, "UnknownUserIdError", f"No user exists with userId {listed[1]}", None, listed)
-
-
-def _merge(stored: Json, sent: Json, merge_nested: bool) -> None:
-    """Missing fields stay, null removes (recorded 2021). Nested objects merge one level deep, if asked to (Swagger)."""
-    for name, value in sent.items():
-        if value is None:
-            stored.pop(name, None)
-        elif merge_nested and isinstance(value, dict) and isinstance(stored.get(name), dict):
-            stored[name] = {**stored[name], **value}
-        else:
-            stored[name] = value

@@ -1,4 +1,4 @@
-"""What Iterable takes and what it refuses: addresses, ids, the shape of a request, field types, JWTs.
+"""What Iterable accepts and refuses: addresses, ids, the shape of a request, JWTs.
 
 Values in, a verdict or an ApiError out. Nothing here knows what the project holds.
 """
@@ -34,7 +34,7 @@ _USER_ID = re.compile(r"[ -~]{0,51}[!-~]")
 
 @lru_cache(maxsize=65_536)
 def is_email(text: str) -> bool:
-    """True if Iterable would take this address; one at a made-up top-level domain like `.invalid` it would not."""
+    """True if Iterable would accept this address. It refuses made-up top-level domains like `.invalid`."""
     match = _EMAIL.fullmatch(text)
     return match is not None and len(match["local"]) <= 64 and match["tld"].lower() not in _MADE_UP_TLDS
 
@@ -64,7 +64,7 @@ EVENT_SHAPE: Mapping[str, type] = {
     "templateId": int,
     "createNewFields": bool,
 }
-# "Number value expected" is in an answer of 2024; the others are made like it (INF).
+# "Number value expected" is in an answer of 2024; the others are modelled on it (INF).
 _EXPECTED = {
     bool: "Boolean value expected",
     dict: "Object value expected",
@@ -83,7 +83,7 @@ def parse_record(path: str, body: bytes, shape: Mapping[str, type]) -> Json:
 
 
 def parse_records(path: str, body: bytes, name: str, shape: Mapping[str, type]) -> list[Json]:
-    """The records of a bulk call. One wrong type in one of them, `obj.events[1].createdAt`, and none is taken."""
+    """The records of a bulk call. One wrong type in one of them, `obj.events[1].createdAt`, and all are refused."""
     request = _parse(path, body)
     if type(request) is not dict:
         _refuse_problems(path, {"obj": _EXPECTED[dict]})
@@ -132,81 +132,6 @@ def _shape_problems(record: Any, shape: Mapping[str, type], where: str) -> Itera
             yield f"{where}.{name}", f"Length must be at most {MAX_EVENT_ID_BYTES} bytes"
 
 
-# --- Field types
-
-# The date forms that block/iterable-go takes from Iterable's article on field types: a fraction only after a T.
-_DATE = re.compile(
-    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])"
-    r"(?: \d\d:\d\d:\d\d(?: [+-]\d\d:\d\d)?|T\d\d:\d\d:\d\d\.\d{3}(?:Z|[+-]\d\d:\d\d))?"
-)
-_TYPE_NAMES = {bool: "boolean", int: "long", float: "double", dict: "object"}
-# "string" with "keyword" is recorded; that a date may be text as well is INF.
-_POSSIBLE_TYPES = {"string": ["string", "keyword"], "date": ["date", "string", "keyword"]}
-
-
-def value_type(value: Any) -> str | None:
-    """The type that this value gives to a new field; None where it tells nothing (null, an empty list).
-
-    "2026-01-13" -> "date", "pro" -> "string", 5 -> "long". A list has the type of its elements: ["a"] -> "string".
-    """
-    if type(value) is str:
-        return "date" if _DATE.fullmatch(value) else "string"
-    if type(value) is list:
-        return next((kind for kind in map(value_type, value) if kind), None)
-    return _TYPE_NAMES.get(type(value))
-
-
-class FieldCheck:
-    """The fields of one request against the types known so far: "The first value sets the type for ever" (Field Data
-    Types). It changes nothing; what is new stands in `fresh`, by category ("user", or the event's name).
-    """
-
-    def __init__(self, strict_numbers: bool) -> None:
-        self._strict_numbers = strict_numbers
-        self._errors: dict[str, Json] = {}
-        self.fresh: dict[str, dict[str, str]] = {}
-
-    def look_at(self, category: str, known: Mapping[str, str], data_fields: Json) -> None:
-        fresh = self.fresh.setdefault(category, {})
-        for name, value in data_fields.items():
-            kind = value_type(value)
-            expected = known.get(name) or fresh.get(name)
-            if kind == expected or kind is None:
-                continue
-            if expected is None:
-                fresh[name] = kind
-            elif not self._fits(kind, expected):
-                self._errors.setdefault(name, _type_error(category, value, kind, expected))
-
-    def raise_errors(self) -> None:
-        """Raises what was recorded for users/update in 2021; for events, and for several fields, it is INF."""
-        if not self._errors:
-            return
-        msg = "Project 1: The request does not have the same data types as the data previously submitted."
-        for name, error in self._errors.items():
-            msg += (
-                f" Field '{name}' already exists for type '{error['category']}' and has a data type of "
-                f"'{error['expectedType']}' but possible types '{', '.join(error['incomingTypes'])}' in the request."
-            )
-        raise ApiError(400, "RequestFieldsTypesMismatched", msg, {"validationErrors": self._errors})
-
-    def _fits(self, kind: str, expected: str) -> bool:
-        if kind == "date":
-            return expected == "string"
-        # No source says whether 5 may follow 5.5.
-        return {kind, expected} == {"long", "double"} and not self._strict_numbers
-
-
-def _type_error(category: str, value: Any, kind: str, expected: str) -> Json:
-    return {
-        "incomingTypes": _POSSIBLE_TYPES.get(kind, [kind]),
-        "expectedType": expected,
-        "_type": "UnexpectedType",
-        "offendingValue": value,
-        "category": category,
-    }
-
-
 # --- JWTs
 
 
@@ -243,7 +168,7 @@ def _check_claims(claims: Any, strict: bool) -> None:
 
 
 def names_same_user(claims: Json, body: bytes) -> bool:
-    """True if the request is about the token's user; also if it can't be read, which is for parse_record to say."""
+    """True if the request is about the token's user, or if it can't be read, which parse_record reports."""
     try:
         record = json.loads(body)
     except ValueError:

@@ -19,6 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
+from pipeline.sandbox.control import answer_control
 from pipeline.sandbox.exchange import Answer, Fault
 from pipeline.sandbox.project import Project
 
@@ -34,7 +35,7 @@ class BadRequestError(Exception):
 @dataclass
 class Request:
     method: str
-    path: str  # without the query
+    target: str  # the path and the query
     headers: dict[str, str]  # names in lower case
     body: bytes = b""
     keep_alive: bool = True
@@ -121,7 +122,7 @@ def _parse_head(head: str) -> Request:
     if not version.startswith("HTTP/1."):
         raise BadRequestError
     keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
-    return Request(method, target.partition("?")[0], headers, keep_alive=keep_alive)
+    return Request(method, target, headers, keep_alive=keep_alive)
 
 
 def _chunk_size(line: bytearray) -> int:
@@ -164,9 +165,13 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _answer(self, request: Request) -> None:
-        answer = self._stand_in.project.handle(request.method, request.path, request.headers, request.body)
+        project = self._stand_in.project
+        if request.target.startswith("/sandbox/"):
+            answer = answer_control(project, request.method, request.target, request.body)
+        else:
+            answer = project.handle(request.method, request.target, request.headers, request.body)
         fault = answer.fault or _NO_FAULT
-        wait_s = fault.latency_s + (self._stand_in.latency_s if request.path.startswith("/api/") else 0.0)
+        wait_s = fault.latency_s + (self._stand_in.latency_s if request.target.startswith("/api/") else 0.0)
         if wait_s > 0:
             self._later(wait_s, lambda: self._send(answer, fault, request.keep_alive))
         else:
@@ -184,7 +189,7 @@ class Connection(asyncio.Protocol):
         if fault.disconnect:
             self._reset()
             return
-        data = answer.to_bytes() if fault.raw is None else fault.raw
+        data = fault.prefix + (answer.to_bytes() if fault.raw is None else fault.raw)
         closes = not keep_alive or fault.close_after or fault.raw is not None or fault.truncate_at is not None
         data = data[: fault.truncate_at]
         if fault.drip_s is not None:
