@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from enum import Enum
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from pipeline.opening import make_client, settings_for
 from pipeline.payloads import InvalidRecord, Rules
 from pipeline.plan import ColumnsError, make_rules
 from pipeline.settings import ROOT, Settings, SettingsError
-from pipeline.source import Row, SourceError, open_query
+from pipeline.source import Row, SourceError, open_query, read_query
 
 SAMPLED_ROWS = 10_000
 
@@ -117,7 +118,9 @@ def check_ledger(folder: Path, project: str) -> Finding:
 def check_source(settings: Settings, root: Path) -> tuple[list[Finding], list[Sample]]:
     """The database, the query and its first rows; and the user fields that they would send."""
     try:
-        with open_query(str(settings.database_url), settings.query_file, root=root, any_bytes=True) as query:
+        url = str(settings.database_url)
+        since = datetime.fromtimestamp(0, timezone.utc)
+        with open_query(url, read_query(settings.query_file, url), root=root, any_bytes=True, since=since) as query:
             rules = make_rules(query.columns, settings, time.time())
             good, bad, samples = _sample(islice(query.rows, SAMPLED_ROWS), rules)
     except (SourceError, ColumnsError) as problem:

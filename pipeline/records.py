@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -45,3 +46,17 @@ class Undelivered(NamedTuple):
     code: str | None
     message: str
     attempts: int
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A value of the database that Python has no type for, such as PostgreSQL's date `infinity`.
+
+    text: what stands in the CSV. problem: the rest of a sentence that begins with the column's name.
+    """
+
+    text: str
+    problem: str
+
+    def __str__(self) -> str:
+        return self.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from itertools import islice
 
 from iterable_client import export_results_to_csv
@@ -18,7 +19,7 @@ from pipeline.plan import Planner, make_rules
 from pipeline.records import Kind, Outcome
 from pipeline.results import CSV_NAME, reason_of
 from pipeline.settings import ROOT
-from pipeline.source import UndecodableText, open_query
+from pipeline.source import UndecodableText, open_query, read_query
 
 SHOWN_IN_DRY_RUN = 3
 
@@ -68,10 +69,11 @@ def _read_rows(run: Run, *, any_bytes: bool = False) -> Read:
     settings = run.settings
     with open_query(
         str(settings.database_url),
-        settings.query_file,
+        read_query(settings.query_file, str(settings.database_url)),
         root=ROOT,
         should_stop=lambda: bool(run.interrupt.name),
         any_bytes=any_bytes,
+        since=datetime.fromtimestamp(0, timezone.utc),
     ) as query:
         if not any_bytes:
             run.console.say(f"Step 4: Running the user-event query, {settings.query_file.name}")

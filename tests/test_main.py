@@ -188,7 +188,7 @@ def test_text_that_is_no_utf8_refuses_its_row_alone_and_nothing_doubles(
     assert [(each["row"], each["message"]) for each in run.results["failures"]] == [
         (651, "page has bytes that are no UTF-8.")
     ]
-    assert "a text is no UTF-8. All rows are read once more" in run.log
+    assert "a text is not valid UTF-8. All rows are read once more" in run.log
     assert run.out.count("Step 3") == run.out.count("Step 4: ") == 1
     (path,) = run.files("query_results_*.csv")
     assert len(path.read_text(encoding="utf-8").splitlines()) == 701

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, create_engine
 
 from pipeline.sandbox import StandIn
-from pipeline.source import SourceError, open_query
+from pipeline.source import SourceError, open_query, read_query
 from tests.program import Program, use_query
 
 URL = os.environ.get("TEST_DATABASE_URL", "")
@@ -92,7 +92,7 @@ def test_a_bit_plus_0_arrives_as_a_number_and_a_time_as_seconds(
 def test_the_session_can_write_nothing(filled: Engine, tmp_path: Path) -> None:
     query = tmp_path / "query.sql"
     query.write_text("DELETE FROM job_rows")
-    with pytest.raises(SourceError, match="READ ONLY"), open_query(URL, query, root=tmp_path):
+    with pytest.raises(SourceError, match="READ ONLY"), open_query(URL, read_query(query, URL), root=tmp_path):
         pass
     with filled.connect() as connection:
         assert connection.exec_driver_sql("SELECT COUNT(*) FROM job_rows").scalar() == 2
@@ -101,7 +101,7 @@ def test_the_session_can_write_nothing(filled: Engine, tmp_path: Path) -> None:
 def test_a_percent_sign_in_the_query_is_a_percent_sign(filled: Engine, tmp_path: Path) -> None:
     query = tmp_path / "query.sql"
     query.write_text("SELECT email FROM job_rows WHERE email LIKE 'ada%' # the first")
-    with open_query(URL, query, root=tmp_path) as result:
+    with open_query(URL, read_query(query, URL), root=tmp_path) as result:
         assert list(result.rows) == [{"email": "ada@example.com"}]
 
 
@@ -114,7 +114,7 @@ def test_rows_are_streamed(server: Engine, tmp_path: Path) -> None:
             pytest.skip("only MariaDB has sequences as tables")
     tracemalloc.start()
     try:
-        with open_query(URL, query, root=tmp_path) as result:
+        with open_query(URL, read_query(query, URL), root=tmp_path) as result:
             assert sum(1 for _ in result.rows) == 8192
         assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
     finally:

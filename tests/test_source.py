@@ -20,7 +20,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import create_engine
 
-from pipeline.source import QueryResult, SourceError, UndecodableText, open_query
+from pipeline.source import QueryResult, SourceBusyError, SourceError, UndecodableText, open_query, read_query
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 
@@ -47,7 +47,9 @@ def opened(
 ) -> Iterator[QueryResult]:
     query_file = folder / "query.sql"
     query_file.write_bytes(sql if isinstance(sql, bytes) else sql.encode())
-    with open_query(url, query_file, root=folder, should_stop=should_stop, any_bytes=any_bytes) as result:
+    with open_query(
+        url, read_query(query_file, url), root=folder, should_stop=should_stop, any_bytes=any_bytes
+    ) as result:
         yield result
 
 
@@ -96,7 +98,7 @@ def test_text_that_is_no_utf8_ends_the_query_unless_any_bytes_are_taken(bad: lis
     sql = f"{NUMBERS}, CASE WHEN i IN ({places}) THEN CAST(x'636166e9' AS TEXT) ELSE 'zoë' END AS v FROM n ORDER BY i"
     taken: list[dict[str, Any]] = []
     with (
-        pytest.raises(UndecodableText, match=r"^The query in query\.sql .*: a text is no UTF-8\.$") as caught,
+        pytest.raises(UndecodableText, match=r"^The query in query\.sql .*: a text is not valid UTF-8\.$") as caught,
         opened("sqlite:///users.db", sql, users.parent) as result,
     ):
         taken += result.rows
@@ -136,8 +138,9 @@ def test_failure_in_a_later_row_is_explained(users: Path) -> None:
 def test_sqlite_is_read_without_the_import_of_sqlalchemy(users: Path) -> None:
     (users.parent / "query.sql").write_text("SELECT * FROM users")
     code = (
-        "import sys, main; from pathlib import Path; from pipeline.source import open_query\n"
-        "with open_query('sqlite:///users.db', Path(sys.argv[1], 'query.sql'), root=Path(sys.argv[1])) as query:\n"
+        "import sys, main; from pathlib import Path; from pipeline.source import open_query, read_query\n"
+        "url = 'sqlite:///users.db'\n"
+        "with open_query(url, read_query(Path(sys.argv[1], 'query.sql'), url), root=Path(sys.argv[1])) as query:\n"
         "    print(len(list(query.rows)), 'sqlalchemy' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(users.parent)]
@@ -229,9 +232,11 @@ def test_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path, content
 def test_locked_database_is_told_after_the_time_that_the_url_allows(users: Path) -> None:
     with closing(sqlite3.connect(users, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        assert problem("sqlite:///users.db?timeout=0.01", "SELECT id FROM users", users.parent) == (
-            "The query in query.sql can't be run: database is locked."
-        )
+        with (
+            pytest.raises(SourceBusyError, match=r"^The query in query\.sql can't be run: database is locked\.$"),
+            opened("sqlite:///users.db?timeout=0.01", "SELECT id FROM users", users.parent),
+        ):
+            pass
     assert len(read("sqlite:///users.db", "SELECT id FROM users", users.parent)) == 2
 
 
@@ -332,11 +337,8 @@ def test_query_file_that_is_missing_or_no_text_is_told(users: Path) -> None:
         f"The query file {users.parent}/query.sql can't be read (UnicodeDecodeError)."
     )
     missing = users.parent / "missing.sql"
-    with (
-        pytest.raises(SourceError, match=r"^The query file .*/missing\.sql can't be read \(FileNotFoundError\)\.$"),
-        open_query("sqlite:///users.db", missing, root=users.parent),
-    ):
-        pass
+    with pytest.raises(SourceError, match=r"^The query file .*/missing\.sql can't be read \(FileNotFoundError\)\.$"):
+        read_query(missing, "sqlite:///users.db")
 
 
 @pytest.mark.parametrize(
@@ -547,8 +549,5 @@ def test_time_that_python_has_no_year_for_is_told(postgresql_url: str, tmp_path:
 def test_mysqls_two_bars_are_refused_before_they_turn_names_into_numbers(tmp_path: Path) -> None:
     query = tmp_path / "query.sql"
     query.write_text("SELECT email, first_name || last_name AS candidate FROM users -- || '||'")
-    with (
-        pytest.raises(SourceError, match="means OR in MySQL; write CONCAT_WS"),
-        open_query("mysql+pymysql://u@127.0.0.1:1/x", query, root=tmp_path),
-    ):
-        pass
+    with pytest.raises(SourceError, match="means OR in MySQL; write CONCAT_WS"):
+        read_query(query, "mysql+pymysql://u@127.0.0.1:1/x")

@@ -1,0 +1,71 @@
+"""A database URL and a query -> rows, streamed. Reads only, changes nothing, and knows nothing of Iterable.
+
+`query` reads the query's file, `sqlite` and `server` run it, `errors` says what went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.source.errors import SourceBusyError, SourceError, UndecodableText, explained
+from pipeline.source.query import Query, read_query
+from pipeline.source.result import QueryResult, Row
+from pipeline.source.server import run_on_server
+from pipeline.source.sqlite import run_on_sqlite
+
+__all__ = [
+    "Query",
+    "QueryResult",
+    "Row",
+    "SourceBusyError",
+    "SourceError",
+    "UndecodableText",
+    "open_query",
+    "read_query",
+]
+
+
+@contextmanager
+def open_query(
+    database_url: str,
+    query: Query,
+    *,
+    root: Path,
+    should_stop: Callable[[], bool] = lambda: False,
+    any_bytes: bool = False,
+    since: datetime | None = None,
+) -> Iterator[QueryResult]:
+    """Run the query and stream its rows; the database is left when the block ends.
+
+    root: the folder that a relative path in the URL starts from. should_stop: asked while SQLite works; True ends the
+    query. any_bytes: let bytes in SQLite that are not UTF-8 come through as lone surrogates, which refuse their row
+    alone; it takes nearly twice as long. since: takes the place of :since, needs an offset, and must be given where
+    the query uses it. Raises SourceError, or SourceBusyError for what a later run may not meet.
+    """
+    sql = query.sql(since)
+    if query.backend == "sqlite":
+        running = run_on_sqlite(database_url, sql, query.name, root, should_stop, any_bytes)
+    else:
+        running = run_on_server(database_url, sql, query.name)
+    with running as result:
+        _check_columns(result.columns, query.name)
+        yield QueryResult(result.columns, _stream(result.blocks, query.name))
+
+
+def _check_columns(columns: tuple[str, ...], query_name: str) -> None:
+    if not columns:
+        raise SourceError(f"The query in {query_name} returns no rows; it must be a SELECT.")
+    doubled = sorted({column for column in columns if columns.count(column) > 1})
+    if doubled:
+        raise SourceError(
+            f"The query in {query_name} has more than one column named {', '.join(doubled)}; rename them with AS."
+        )
+
+
+def _stream(blocks: Iterator[Sequence[tuple[Any, ...]]], query_name: str) -> Iterator[Sequence[tuple[Any, ...]]]:
+    with explained(f"The query in {query_name} failed while its rows were read"):
+        yield from blocks
