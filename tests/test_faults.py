@@ -453,7 +453,10 @@ def test_a_full_disk_for_the_log_does_not_stop_the_run(program: Program, iterabl
 
 
 def test_a_bug_at_the_very_end_is_70_and_not_what_rejected_records_are(sample: Path) -> None:
-    code = "import main, pipeline.results as results; results.write_results = None; raise SystemExit(main.main(['--sandbox', '--quiet']))"
+    code = (
+        "import main, pipeline.results as results; results.write_results = None; "
+        "raise SystemExit(main.main(['--sandbox', '--quiet']))"
+    )
     environment = {"PATH": os.environ["PATH"], "OUTPUT_DIR": str(sample.parent)}
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
