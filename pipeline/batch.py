@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from iterable_client import BulkFailures, Failure, IterableClient, read_failures, read_indices
+from iterable.answers import BulkFailures, Failure, read_failures, read_indices
+from iterable_client import IterableClient
 from pipeline.ending import FAILURES
 from pipeline.records import Kind, Outcome, Record, Undelivered
 

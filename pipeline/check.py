@@ -20,11 +20,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from iterable.redaction import Redactor
 from iterable_client import Failure, IterableClient
 from pipeline import payloads
 from pipeline.ending import CHECK_ADDRESS, CHECK_KEY, ExitCode
 from pipeline.ledger import LedgerBusyError, LedgerError, open_ledger
-from pipeline.log import Console, Redactor
+from pipeline.log import Console
 from pipeline.opening import make_client, settings_for
 from pipeline.payloads import InvalidRecord, Rules
 from pipeline.plan import ColumnsError, make_rules

@@ -6,19 +6,18 @@ import json
 import logging
 import logging.handlers
 import os
-import re
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from iterable.redaction import Redactor
 from pipeline.records import Kind
 
 LOG_NAME = "iterable_integration.log"
@@ -28,45 +27,9 @@ LOG_MAX_BYTES = 10_000_000
 LOG_FILES = 5
 LOG_DELAY_S = 0.5
 OUR_LOGGERS = ("iterable_client", "pipeline", "main", "py.warnings")
-SHORTEST_SECRET = 4  # shorter ones are no secrets, and would blot out half of every text
 SECONDS_PER_PROGRESS_LINE = 30.0
 
 logger = logging.getLogger("main")
-
-
-# Redaction ------------------------------------------------------------------------------------------------------------
-
-
-class Redactor:
-    """Takes secrets, and where asked people and control characters, out of a text."""
-
-    # What a key or a token looks like wherever it stands, also one that is not ours.
-    _PATTERNS = re.compile(
-        r"(?i)(?P<lead>bearer\s+|api[-_]key[\"']?\s*[:=,]\s*[\"']?)[\w.~+/=-]+|eyJ[\w-]{5,}\.[\w-]+\.[\w-]*"
-    )
-    # The part of an address before the @, which also is the user and the password in a URL.
-    _LOCAL_PART = re.compile(r"([^\s@/:<\"'=,(])[^\s@/<\"'=,(]*@")
-    _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-    def __init__(self, secrets: Iterable[str | None] = ()) -> None:
-        forms: set[str] = set()
-        for secret in secrets:
-            if secret and len(secret) >= SHORTEST_SECRET:
-                forms |= {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
-        # The longest first, so that a secret within another leaves nothing of it.
-        self._secrets = sorted(forms, key=len, reverse=True)
-
-    def without_secrets(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return self._PATTERNS.sub(lambda match: (match["lead"] or "") + "***", text)
-
-    def line(self, text: str) -> str:
-        """One line that can't pass for several, without secrets and full addresses: for the log and the console."""
-        text = self.without_secrets(text)
-        if "@" in text:
-            text = self._LOCAL_PART.sub(r"\1***@", text)
-        return self._CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 # The log --------------------------------------------------------------------------------------------------------------

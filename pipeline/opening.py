@@ -16,13 +16,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from iterable.pacing import rates
+from iterable.redaction import Redactor
 from iterable_client import IterableClient
 from pipeline import heartbeat
 from pipeline.delivery import pause_until
 from pipeline.ending import OutputError
 from pipeline.interrupt import Interrupt
 from pipeline.ledger import Ledger, open_ledger
-from pipeline.log import Console, Redactor, close_log, open_log
+from pipeline.log import Console, close_log, open_log
 from pipeline.results import free_run_id, reason_of, sweep
 from pipeline.settings import ROOT, Settings, SettingsError, load_settings
 from pipeline.stage import Stage, open_stage
@@ -134,19 +136,3 @@ def make_client(settings: Settings, sleep: Callable[[float], None] = time.sleep)
     except OSError as error:  # ssl.SSLError is one
         problem = f"ITERABLE_CA_BUNDLE names {settings.iterable_ca_bundle}, which is not a certificate store ({error})."
         raise SettingsError([problem]) from error
-
-
-# Requests a second that Iterable allows each project, from its API description; and the most of it that can be used, as
-# requests arrive less evenly than they leave, large ones even less, and some would come too early.
-LIMITS = {
-    "users/update": (500, 0.99),
-    "users/bulkUpdate": (5, 0.97),
-    "events/track": (2000, 0.99),
-    "events/trackBulk": (10, 0.97),
-}
-
-
-def rates(percent: float) -> dict[str, float]:
-    """Requests a second, by endpoint. More than 100 % is for projects whose limits Iterable has raised."""
-    share = percent / 100
-    return {name: limit * (min(share, most) if share <= 1 else share) for name, (limit, most) in LIMITS.items()}

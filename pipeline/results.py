@@ -15,9 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from iterable_client import RequestCounts, export_results_to_csv, new_file
+from iterable.export import new_file
+from iterable.redaction import Redactor
+from iterable_client import RequestCounts, export_results_to_csv
 from pipeline.ending import advice_for
-from pipeline.log import Redactor
 from pipeline.records import Kind, Outcome, Undelivered
 
 CSV_NAME = "query_results_{}.csv"

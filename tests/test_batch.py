@@ -851,12 +851,12 @@ def test_single_refusals_are_told_with_what_iterable_said(connect: Callable[...,
     reports += iterable.single.send([event(4, ADA), event(5, BOB), event(6, ADA, eventName="blocked")], never)
     assert told(reports) == {"delivered": [1, 4], "rejected": [2, 3, 6], "unknown": [5]}
     assert [(each.row, each.status_code, each.message) for each in undelivered(reports)] == [
-        (2, 400, "users/update call failed: 400 InvalidEmailAddressError: Invalid email: bad@ (1 attempt)"),
+        (2, 400, "users/update call failed: 400 InvalidEmailAddressError: Invalid email: b***@ (1 attempt)"),
         (3, 409, "users/update call failed: 409 ForgottenUserError: User is forgotten (1 attempt)"),
         (
             5,
             400,
-            "events/track call failed: 400 UnknownEmailError: No user exists with email bob@example.com (1 attempt)",
+            "events/track call failed: 400 UnknownEmailError: No user exists with email b***@example.com (1 attempt)",
         ),
         (
             6,

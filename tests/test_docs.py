@@ -47,7 +47,12 @@ def table(heading: str) -> list[list[str]]:
 @cache
 def source_texts() -> tuple[str, ...]:
     """Every text in the program's own modules; what an f-string fills in is a line break here."""
-    paths = [ROOT / "main.py", ROOT / "iterable_client.py", *sorted((ROOT / "pipeline").rglob("*.py"))]
+    folders = (ROOT / "iterable", ROOT / "pipeline")
+    paths = [
+        ROOT / "main.py",
+        ROOT / "iterable_client.py",
+        *(path for folder in folders for path in folder.rglob("*.py")),
+    ]
     texts = []
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

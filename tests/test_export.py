@@ -26,8 +26,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import iterable_client
-from iterable_client import export_results_to_csv, new_file
+from iterable import export
+from iterable.export import new_file
+from iterable_client import export_results_to_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = "id,email,first_name,last_name,plan_type,candidate,page,device,browser,location,event_time"
@@ -201,7 +202,7 @@ def noon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Noon]:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Noon, "moment", Noon.moment)
-    monkeypatch.setattr(iterable_client, "datetime", Noon)
+    monkeypatch.setattr(export, "datetime", Noon)
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(time, "time", lambda: Noon.moment.timestamp())
     return Noon
@@ -434,3 +435,54 @@ def traced() -> Iterator[list[int]]:
         yield []
     finally:
         tracemalloc.stop()
+
+
+# By the block ---------------------------------------------------------------------------------------------------------
+
+
+def by_column(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return list(zip(*rows, strict=True))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(1, "ada", None), (2.5, "", Decimal("1.10"))],
+        [("'=1", "1-1", "-"[1:])],
+        [(), ()],
+        [],
+    ],
+)
+def test_harmless_rows_are_the_same_object(rows: list[tuple[Any, ...]]) -> None:
+    assert export.harmless_rows(rows, by_column(rows)) is rows
+
+
+def test_block_with_a_cell_that_may_do_harm_is_guarded_and_the_rest_is_as_it_was() -> None:
+    rows = [(1, "ada", True), (2, "=1+1", None), (3, "-5", b"x")]
+    guarded = list(export.harmless_rows(rows, by_column(rows)))
+    assert guarded == [(1, "ada", "true"), (2, "'=1+1", ""), (3, "-5", "x")]
+
+
+@pytest.mark.parametrize(("verbatim", "cell"), [(False, "'=1"), (True, "=1")])
+def test_blocks_are_guarded_unless_they_are_verbatim(tmp_path: Path, verbatim: bool, cell: str) -> None:
+    path = tmp_path / "out.csv"
+    blocks: list[list[Any]] = [[("a", "=1")], [["b", "'=1"], ["c", None]], []]
+    export.write_csv(path, ["=x", "'=y"], blocks, verbatim=verbatim)
+    assert rows_of(path) == [["'=x", "'=y"], ["a", cell], ["b", "'=1"], ["c", ""]]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_blocks_that_break_off_leave_no_file(tmp_path: Path) -> None:
+    def blocks() -> Iterator[list[tuple[int]]]:
+        yield [(1,)]
+        raise LookupError("the database has gone")
+
+    for verbatim in (False, True):
+        with pytest.raises(LookupError, match="the database has gone"):
+            export.write_csv(tmp_path / "out.csv", ["a"], blocks(), verbatim=verbatim)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_row_of_another_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        export.write_csv(tmp_path / "out.csv", ["a", "b"], [[(1, 2), (3,)]])

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.opening import make_client, rates
+from iterable.pacing import rates
+from pipeline.opening import make_client
 from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
 from pipeline.settings import load_settings
 from tests.program import Program, make_table, use_query

@@ -1,4 +1,4 @@
-"""The log, redaction, the console's edges, the heartbeat, and files that can't be written."""
+"""The log, the console's edges, the heartbeat, and files that can't be written."""
 
 from __future__ import annotations
 
@@ -16,46 +16,14 @@ from typing import Any
 
 import pytest
 
+from iterable.redaction import Redactor
 from pipeline.ending import CODE_ADVICE, FAILURES, OUTCOME_ADVICE
-from pipeline.log import LOG_NAME, Redactor, close_log, open_log
+from pipeline.log import LOG_NAME, close_log, open_log
 from pipeline.results import free_run_id
 from pipeline.sandbox import Fault, StandIn
 from tests.program import Program, make_table, use_query, wait_until
 
 SECRET = "canary-Kx81+/=&%41zQ"  # with what JSON, URLs and repr() write in other ways
-
-
-# Redaction ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        (f"key {SECRET} refused", "key *** refused"),
-        (json.dumps({"key": SECRET}), '{"key": "***"}'),
-        (repr({"key": SECRET}), "{'key': '***'}"),
-        ("Authorization: Bearer abc.def-123", "Authorization: Bearer ***"),
-        ("(Api-Key,0123456789abcdef)", "(Api-Key,***)"),
-        ('{"Api_Key": "0123456789abcdef"}', '{"Api_Key": "***"}'),
-        ("token eyJhbGciOi.eyJlbWFpbCI.c2lnbmF0dXJl end", "token *** end"),
-        ("Invalid email: ada.lovelace@example.com", "Invalid email: a***@example.com"),
-        ("postgresql://ada:pw@db.example.com/x", "postgresql://a***:p***@db.example.com/x"),
-        ("one\ntwo\r\x1b[31mred\x00", r"one\ntwo\r\x1b[31mred\x00"),
-        ("plain", "plain"),
-    ],
-)
-def test_a_line_is_shown_without_secrets_people_and_control_characters(text: str, shown: str) -> None:
-    line = Redactor([SECRET]).line(text)
-    assert SECRET not in line
-    assert line == shown or ("postgresql" in text and "pw" not in line)
-
-
-def test_a_secret_within_another_leaves_nothing_of_it() -> None:
-    assert Redactor(["secret", "secret-and-more"]).line("it is secret-and-more") == "it is ***"
-
-
-def test_what_is_too_short_for_a_secret_is_let_be() -> None:
-    assert Redactor(["x", "", None]).line("exact") == "exact"
 
 
 # The log --------------------------------------------------------------------------------------------------------------

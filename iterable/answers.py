@@ -1,0 +1,209 @@
+"""What an answer of Iterable means: an HTTP answer -> success or `Failure`, and the lists of a bulk answer.
+
+Pure functions; nothing here sends or logs. [swagger] is Iterable's own API description (version 1.8).
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+RETRYABLE_STATUS_CODES = frozenset({408, 429, 500, 502, 503, 504})
+MAX_WAIT_S = 60.0
+
+# Where a call's answer is no {"msg", "code", "params"} object, the key that it has instead [swagger].
+_ANSWER_KEYS = {"users/bulkUpdate": "successCount", "events/trackBulk": "successCount", "users/getFields": "fields"}
+
+
+class Failure(str, Enum):
+    """Why a call failed, as far as it decides what to do next."""
+
+    REJECTED = "rejected"  # Iterable refuses it, or it can't be sent at all; the same request would fare no better
+    UNACKNOWLEDGED = "unacknowledged"  # out of attempts: it may or may not have arrived
+    UNREADABLE = "unreadable"  # an answer that is not Iterable's, such as a page of HTML
+    BAD_API_KEY = "bad_api_key"  # every later call would fail the same way
+    UNAUTHORIZED = "unauthorized"  # another 401 or 403; may concern this record alone
+    REDIRECTED = "redirected"  # not followed: it would carry the key to another address
+    BAD_CERTIFICATE = "bad_certificate"
+    THROTTLED = "throttled"  # told to wait longer than MAX_WAIT_S
+    ABANDONED = "abandoned"  # `sleep` raised Abandoned; with 0 attempts, nothing was sent
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one attempt brought back. No status_code: nothing came back, and `problem` says why."""
+
+    status_code: int | None
+    body: dict[str, Any] | None = None
+    text: str = ""
+    retry_after_s: float = 0.0
+    problem: str = ""
+    failure: Failure | None = None
+
+
+# Bytes -> Answer ------------------------------------------------------------------------------------------------------
+
+
+def read_answer(status_code: int, content: bytes, retry_after: str | None, now: float) -> Answer:
+    """Never raises for what is in the bytes. `retry_after`: that header."""
+    text = content.decode("utf-8-sig", errors="replace")
+    return Answer(status_code, parse_object(text), text, _parse_retry_after(retry_after, now))
+
+
+def parse_object(text: str) -> dict[str, Any] | None:
+    """JSON text -> the object in it, or None for everything that is none."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def rewrite(answer: Answer, change: Callable[[str], str]) -> Answer:
+    """The answer with its text changed, or that of its JSON once nothing is hidden there by escapes."""
+    if answer.body is None:
+        return replace(answer, text=change(answer.text))
+    try:
+        text = change(json.dumps(answer.body, ensure_ascii=False))
+    except RecursionError:
+        text = ""
+    return replace(answer, text=text, body=parse_object(text))
+
+
+def _parse_retry_after(value: str | None, now: float) -> float:
+    """`Retry-After`, as seconds or as an HTTP date -> seconds from now; 0 for none, for junk and for the past."""
+    if not value:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+
+
+def is_success(answer: Answer, name: str) -> bool:
+    """200 is not success: the code must say so, and a blocked event is told in `msg` alone."""
+    if answer.status_code is None or not 200 <= answer.status_code < 300 or answer.body is None:
+        return False
+    own_key = _ANSWER_KEYS.get(name)
+    if own_key is not None:
+        return own_key in answer.body
+    return answer.body.get("code") == "Success" and not is_disallowed(answer.body)
+
+
+def is_disallowed(body: Mapping[str, Any]) -> bool:
+    # 200 with this text means that the event name is blocked and nothing was stored (block/iterable-go checks it, too).
+    return "is disallowed from tracking" in str(body.get("msg"))
+
+
+@dataclass(frozen=True)
+class BulkFailures:
+    """What a bulk answer says of its failures; Iterable lists ids, not positions, and may count more than it lists.
+
+    listed: id -> (reason, how often it is listed), for example {"bad@": ("invalidEmails", 1)}. E-mails in lower case.
+    """
+
+    success_count: int
+    fail_count: int
+    listed: dict[str, tuple[str, int]]
+    disallowed_event_names: frozenset[str]
+    filtered_out_fields: frozenset[str]
+    created_fields: frozenset[str]
+
+
+def read_failures(answer: Mapping[str, Any]) -> BulkFailures | None:
+    """The answer of a bulk call -> its failures; None where its counts are no numbers.
+
+    Every list is optional, and unknown keys are ignored [swagger]. The deprecated lists at the top repeat
+    those in `failedUpdates`.
+    """
+    counts = answer.get("successCount"), answer.get("failCount")
+    if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts):
+        return None
+    nested = answer.get("failedUpdates")
+    deprecated = [(reason, answer.get(reason)) for reason in ("invalidEmails", "invalidUserIds")]
+    listed: dict[str, tuple[str, int]] = {}
+    for reason, names in [*(nested.items() if isinstance(nested, dict) else ()), *deprecated]:
+        if reason.endswith(("Emails", "UserIds")):
+            is_email = reason.endswith("Emails")
+            for name, times in Counter(each.lower() if is_email else each for each in _strings(names)).items():
+                if name not in listed or listed[name][1] < times:
+                    listed[name] = (reason, times)
+    return BulkFailures(
+        success_count=answer["successCount"],
+        fail_count=answer["failCount"],
+        listed=listed,
+        disallowed_event_names=frozenset(_strings(answer.get("disallowedEventNames"))),
+        filtered_out_fields=frozenset(_strings(answer.get("filteredOutFields"))),
+        created_fields=frozenset(_strings(answer.get("createdFields"))),
+    )
+
+
+def read_indices(answer: Mapping[str, Any] | None) -> frozenset[int]:
+    """The positions that a refused batch names in `params`: {"obj.events[3].createdAt": ...} -> {3}."""
+    params = (answer or {}).get("params")
+    names = params if isinstance(params, dict) else {}
+    found = (re.match(r"obj\.(?:users|events)[\[(](\d{1,9})[\])]", str(name)) for name in names)
+    return frozenset(int(match.group(1)) for match in found if match)
+
+
+def _strings(value: Any) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def classify(answer: Answer, attempts: int) -> Failure:
+    """Status first, then code: error bodies have been seen with code Success."""
+    status_code, body = answer.status_code, answer.body or {}
+    code = body.get("code")
+    if answer.failure is not None:
+        return answer.failure
+    if status_code is None:
+        return Failure.UNACKNOWLEDGED if attempts else Failure.REJECTED
+    if status_code in RETRYABLE_STATUS_CODES:
+        return Failure.THROTTLED if answer.retry_after_s > MAX_WAIT_S else Failure.UNACKNOWLEDGED
+    if status_code == 401 and (code == "BadApiKey" or "Invalid API key" in str(body.get("msg"))):
+        return Failure.BAD_API_KEY
+    if status_code == 413:  # a gateway may say it, too, and a smaller request passes it
+        return Failure.REJECTED
+    if answer.body is None and (status_code < 300 or _is_page_or_nothing(answer.text)):
+        return Failure.UNREADABLE
+    if status_code < 300 and (not isinstance(code, str) or (code == "Success" and not is_disallowed(body))):
+        return Failure.UNREADABLE
+    if status_code in (401, 403):
+        return Failure.UNAUTHORIZED
+    return Failure.UNACKNOWLEDGED if status_code >= 500 else Failure.REJECTED
+
+
+def _is_page_or_nothing(text: str) -> bool:
+    return text.lstrip()[:1] in ("<", "")
+
+
+def what_it_says(answer: Answer) -> str:
+    """The answer's own words. Iterable has errors as {msg, code} and as {error, message, code} [swagger]."""
+    if answer.body is None:
+        return answer.text
+    body = answer.body
+    said = (body.get("code"), body.get("msg") or body.get("message") or body.get("error"))
+    return ": ".join(str(each) for each in said if each) or "an answer of another shape"
+
+
+def describe(answer: Answer, said: str, attempts: int) -> str:
+    """What a failed call is told as, after its name: `call failed: 400 BadParams: ... (1 attempt)`.
+
+    said: what may be shown of the answer's own words.
+    """
+    tries = f"{attempts} attempt{'' if attempts == 1 else 's'}"
+    if answer.status_code is None:
+        return f"call failed: {answer.problem} ({tries})"
+    wait = f"; told to wait {answer.retry_after_s:.0f} s" if answer.retry_after_s > MAX_WAIT_S else ""
+    return f"call failed: {answer.status_code} {said or 'an empty answer'} ({tries}{wait})"

@@ -1,0 +1,176 @@
+"""Rows -> a CSV of harmless cells, in a new private file that appears whole or not at all.
+
+The format is that of RFC 4180 in UTF-8, with a header. Blocks of rows are looked at by the column, which takes half
+the time that looking at each cell would.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+# Those of the default query.
+DEFAULT_COLUMNS = (
+    *("id", "email", "first_name", "last_name", "plan_type", "candidate"),
+    *("page", "device", "browser", "location", "event_time"),
+)
+ROWS_PER_BLOCK = 100  # of more, the processor's cache would forget the first before the last are written
+
+_PLAIN_TYPES = frozenset({str, int, float, Decimal, type(None)})
+_FORMULA_STARTS = frozenset("=+-@\t\r\n")
+_PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
+
+
+# Blocks of rows -------------------------------------------------------------------------------------------------------
+
+
+def write_csv(
+    path: Path, columns: Sequence[str], blocks: Iterable[Iterable[Sequence[Any]]], *, verbatim: bool = False
+) -> None:
+    """Write a header and blocks of rows, each row with a value for each column. Blocks are taken one by one.
+
+    verbatim: the rows are harmless already, or cells of such a CSV; they are written as they are.
+    FileExistsError where the file exists; an exception from `blocks` passes through and leaves no file.
+    """
+    with new_file(path) as file:
+        writer = csv.writer(file)
+        writer.writerow([_cell(column) for column in columns])  # which leaves a guarded one as it is
+        for block in blocks:
+            writer.writerows(block if verbatim else _harmless_block(block))
+
+
+def harmless_rows(rows: Sequence[tuple[Any, ...]], by_column: Sequence[tuple[Any, ...]]) -> Iterable[Sequence[Any]]:
+    """A block of rows, given by the row and by the column -> rows for `csv.writer`, with cells that do no harm.
+
+    by_column: `list(zip(*rows))`. Where every cell is harmless, as nearly always, these are the `rows` themselves.
+    None is an empty cell; a text that a spreadsheet would run as a formula gets a leading `'`.
+    """
+    cells = [_harmless(column) for column in by_column]
+    if all(mine is given for mine, given in zip(cells, by_column, strict=True)):
+        return rows
+    return zip(*cells, strict=True)
+
+
+def _harmless_block(block: Iterable[Sequence[Any]]) -> Iterable[Sequence[Any]]:
+    rows = [tuple(row) for row in block]
+    return harmless_rows(rows, list(zip(*rows, strict=True)))
+
+
+def _harmless(column: tuple[Any, ...]) -> Sequence[Any]:
+    """A part of a column as CSV cells; the column itself, where nothing in it can do harm."""
+    types = set(map(type, column))
+    if types <= _PLAIN_TYPES:
+        texts = set(column) if types == {str} else {value for value in column if type(value) is str}
+        if _FORMULA_STARTS.isdisjoint([text[:1] for text in texts]) and "\0" not in "".join(texts):
+            return column
+    return [_cell(value) for value in column]
+
+
+def _cell(value: Any) -> Any:
+    """A value as a CSV cell: numbers as they are, times without a `T`, everything else as guarded text."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float, Decimal)):
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = bytes(value).decode("utf-8", errors="backslashreplace")
+    elif isinstance(value, (dict, list)):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return _guarded(str(value).replace("\0", "\\x00"))  # a NUL makes many CSV readers give up
+
+
+def _guarded(text: str) -> str:
+    """A text that a spreadsheet would run gets a `'`; a plain number with a sign is no formula."""
+    if text[:1] in _FORMULA_STARTS and text and not _PLAIN_NUMBER.match(text):
+        return "'" + text
+    return text
+
+
+# Records --------------------------------------------------------------------------------------------------------------
+
+
+def chain_first(first: Mapping[str, Any] | None, rest: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The first record, which was taken to see its keys, and the rest."""
+    if first is not None:
+        yield first
+    yield from rest
+
+
+def blocks_of(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
+    """Records -> blocks of rows with the values of `columns`. Each record is read before the next one is taken.
+
+    ValueError for a record with a key that is no column.
+    """
+    header = tuple(columns)
+    numbered = enumerate(records, start=1)
+    while rows := [
+        tuple(record.values()) if tuple(record) == header else _row_of(record, number, header)
+        for number, record in islice(numbered, ROWS_PER_BLOCK)
+    ]:
+        yield rows
+
+
+def _row_of(record: Mapping[str, Any], number: int, header: tuple[str, ...]) -> tuple[Any, ...]:
+    """A record whose keys are not those of the header, in its order."""
+    if unknown := record.keys() - set(header):
+        named = ", ".join(sorted(map(repr, unknown)))
+        raise ValueError(f"Record {number} has {named}, for which the CSV has no column.")
+    return tuple(map(record.get, header))
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def free_csv_path() -> Path:
+    """`query_results_YYYYMMDD_HHMMSS.csv` (local time). A second export within a second waits for the next one."""
+    while True:
+        path = Path(f"query_results_{datetime.now():%Y%m%d_%H%M%S}.csv")
+        if not os.path.lexists(path):
+            return path
+        time.sleep(1.0 - time.time() % 1.0)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """A new private text file, which appears under its name only when the block ends without an exception.
+
+    FileExistsError where the name is taken, also by a symbolic link; it is never followed or replaced.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "the file exists already", str(path))
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(unfinished, flags, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _move_without_replacing(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _move_without_replacing(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # the target exists, or the file system has no hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "the file exists already", str(target)) from None
+        source.rename(target)
