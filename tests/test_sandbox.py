@@ -758,6 +758,18 @@ def test_user_id_project_is_read_by_address_as_well(rehearse: Any) -> None:
     iterable = rehearse(project_type="userId")
     bulk_users(iterable, {"userId": "u-1"}, {**ADA, "userId": "u-2"}, {**ADA, "userId": "u-3"})
     assert read(iterable, f"{GET_BY_EMAIL}?email=ADA@example.com")["userId"] == "u-2"
+    status, answer = bulk_events(iterable, event(userId="u-3"), event(userId="u-4"))
+    assert (status, failures(answer)) == (200, {"failCount": 1, "notFoundEmails": ["ada@example.com"]})
+
+
+def test_user_id_that_was_overwritten_finds_nobody(rehearse: Any) -> None:
+    iterable = rehearse(project_type="email")
+    bob = {"email": "bob@example.com", "userId": "u-1"}
+    bulk_users(iterable, {**ADA, "userId": "u-1"}, {**ADA, "userId": "u-2"})
+    assert iterable.get(f"{BY_USER_ID}/u-1").status_code == 400
+    bulk_users(iterable, {**ADA, "userId": "u-1"}, bob, {**ADA, "userId": "u-3"})
+    assert read(iterable, f"{BY_USER_ID}/u-1")["email"] == "bob@example.com"
+    assert read(iterable, f"{BY_USER_ID}/u-3")["email"] == "ada@example.com"
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ A stand-in in another process is read and changed over HTTP. It listens on the l
 GET shows forgotten, dropped_fields and blocked_events as well.
 
 In reading order: exchange.py has what passes between client and stand-in, including faults; rules.py what Iterable
-accepts and refuses; fields.py the fields of users and events; project.py the state and the endpoints that write;
-reading.py the endpoints that read; control.py /sandbox/...; server.py bytes and connections; sample.py the sample
-people; __main__.py the command line.
+accepts and refuses; fields.py the fields of users and events; outcome.py the answers of the bulk endpoints; project.py
+the state and the endpoints that write; reading.py the endpoints that read; control.py /sandbox/...; server.py bytes and
+connections; sample.py the sample people; __main__.py the command line.
 """
 
 from pipeline.sandbox.exchange import Answer, ApiError, Fault, Received

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.sandbox import reading
 from pipeline.sandbox.exchange import Answer, ApiError, Fault, Json, Received, json_answer
 from pipeline.sandbox.fields import FieldCheck, drop_fields, update_fields
+from pipeline.sandbox.outcome import Outcome, unknown_user, where_listed
 from pipeline.sandbox.rules import (
     EVENT_SHAPE,
     USER_SHAPE,
@@ -28,7 +29,7 @@ from pipeline.sandbox.rules import (
 SANDBOX_KEY = "sandbox-api-key"
 SANDBOX_JWT_SECRET = "sandbox-jwt-secret-of-at-least-32-bytes"  # noqa: S105 - opens nothing but this stand-in
 
-# Requests a second and project (Swagger).
+# Requests per second, for each project (Swagger).
 DOCUMENTED_LIMITS: dict[str, float] = {
     "/api/users/update": 500,
     "/api/users/bulkUpdate": 5,
@@ -40,12 +41,12 @@ DOCUMENTED_LIMITS: dict[str, float] = {
     reading.FORGOTTEN: 3,
     reading.FORGOTTEN_USER_IDS: 3,
 }
-# "Max size of request body: 4MB" (Swagger). Which megabyte is not said; this is the smaller one.
+# "Max size of request body: 4MB" (Swagger). It does not say which megabyte; this is the smaller one.
 MAX_BULK_BYTES = 4_000_000
 
 _BULK_PATHS = frozenset({"/api/users/bulkUpdate", "/api/events/trackBulk"})
 _SERVER_SIDE_PATHS = _BULK_PATHS | reading.READERS.keys()
-# Their 429s tell how long to wait, since August 2026 (Swagger); those of the events endpoints are not declared.
+# Since August 2026 their 429s say how long to wait (Swagger); it declares no 429 for the events endpoints.
 _PATHS_WITH_LIMIT_PARAMS = frozenset({"/api/users/update", "/api/users/bulkUpdate"})
 
 _SUCCESS = json_answer({"msg": "", "code": "Success", "params": None})
@@ -55,31 +56,27 @@ NOT_FOUND = Answer(
     b"<!DOCTYPE html><html><head><title>Action not found</title></head><body><h1>Action not found</h1></body></html>",
     {"Content-Type": "text/html; charset=utf-8"},
 )
-_INVALID = ("invalidEmails", "invalidUserIds")
-_USER_CONFLICTS = ("invalidDataEmails", "invalidDataUserIds", "conflictEmails", "conflictUserIds")
-_NOT_FOUND_USERS = ("notFoundEmails", "notFoundUserIds")
-_FORGOTTEN = ("forgottenEmails", "forgottenUserIds")
-_NOT_KEPT: Json = {}  # stands for every event of a project that only counts
+_NOT_KEPT: Json = {}  # stored in place of every event by a project that only counts
 
 
 @dataclass(eq=False, repr=False)
 class Project:
-    """Settings first, then state. All of it may be read and changed at any time."""
+    """Settings first, then state. You may read and change all of it at any time."""
 
     api_key: str = SANDBOX_KEY
-    key_type: str = "ServerSide"  # or "Mobile", "Web", "JavaScript": these may not use the bulk endpoints
-    jwt_secret: str | None = None  # set: a JWT-enabled key, which is never a server-side one
+    key_type: str = "ServerSide"  # or "Mobile", "Web", "JavaScript", which may only update and track one at a time
+    jwt_secret: str | None = None  # if set, the key is JWT-enabled, and so never a server-side one
     strict_claims: bool = False  # refuse claims that Iterable does not document, like `iss`
-    limits: dict[str, float] | None = field(default_factory=DOCUMENTED_LIMITS.copy)  # requests a second, by path
-    retry_after: str | None = None  # a header of 429s; the one recorded has none
-    rate_limit_params: str = "numbers"  # or "text", "absent": what 429s of the users endpoints say in `params`
+    limits: dict[str, float] | None = field(default_factory=DOCUMENTED_LIMITS.copy)  # requests per second, by path
+    retry_after: str | None = None  # this header of 429s; the only recorded 429 has none
+    rate_limit_params: str = "numbers"  # or "text", "absent": `params` in the 429s of the users endpoints
     too_large: str = "413"  # or "400", with BatchTooLarge
     project_type: str = "hybrid"  # or "email", "userId"
-    unknown_user_id: str = "400"  # or "200", with {}: how byUserId says that there is no such user
-    unknown_users: str = "not_found"  # or "accept": what becomes of events of users who were never updated
-    visible_after_s: float = 0.0  # so long after the first update of a user, events still don't find the user
+    unknown_user_id: str = "400"  # or "200", with {}: how byUserId answers for an unknown user
+    unknown_users: str = "not_found"  # or "accept": how to answer events of users that were never updated
+    visible_after_s: float = 0.0  # how long events do not find a new user
     record_requests: bool = True
-    keep_payloads: bool = True  # False: keys and counts only, for a million events
+    keep_payloads: bool = True  # False: only keys and counts, for millions of events
     clock: Callable[[], float] = time.monotonic
 
     forgotten: set[str] = field(default_factory=set)  # e-mail addresses in lower case, userIds
@@ -90,17 +87,17 @@ class Project:
 
     users: dict[str, Json] = field(default_factory=dict, init=False)  # by e-mail address in lower case, or userId
     events: dict[str, Json] = field(default_factory=dict, init=False)  # by id
-    event_order: list[str] = field(default_factory=list, init=False)  # ids in the order of first storing
+    event_order: list[str] = field(default_factory=list, init=False)  # ids, in the order of first acceptance
     event_sends: Counter[str] = field(default_factory=Counter, init=False)  # how often each event was accepted
-    user_updates: Counter[str] = field(default_factory=Counter, init=False)  # how often an update of each user was
+    user_updates: Counter[str] = field(default_factory=Counter, init=False)  # how often each user was updated
     requests: list[Received] = field(default_factory=list, init=False)
     request_counts: Counter[str] = field(default_factory=Counter, init=False)  # by path
     rate_limited: Counter[str] = field(default_factory=Counter, init=False)  # by path
     faults: list[Fault] = field(default_factory=list, init=False)
     created_at: dict[str, float] = field(default_factory=dict, init=False)  # Unix seconds, by the keys of `users`
     updated_at: dict[str, float] = field(default_factory=dict, init=False)
-    # The order of acceptance, across users and events: the number that each got when it was first accepted. Clear both
-    # to start anew. Empty in a project that only counts.
+    # When each user and event was first accepted: one sequence of numbers for both, so that they can be compared. Clear
+    # both for the next run's order. Empty in a project that only counts.
     user_accepted_seq: dict[str, int] = field(default_factory=dict, init=False)  # by the keys of `users`
     event_accepted_seq: dict[str, int] = field(default_factory=dict, init=False)  # by id
 
@@ -143,7 +140,7 @@ class Project:
         return next((fault for fault in self.faults if fault.takes_next(endpoint, body)), None)
 
     def state(self) -> Json:
-        """Counts of what it got and what it holds, as GET /sandbox/state gives them."""
+        """Counts of what it received and holds, and the types of all fields, as in GET /sandbox/state."""
         return {
             "users": len(self.users),
             "events": len(self.events),
@@ -174,7 +171,7 @@ class Project:
     def _reads_with(self, reader: reading.Reader) -> Callable[[str, bytes], Answer]:
         return lambda target, body: reader(self, target)
 
-    # --- Who may ask, how often, how much
+    # --- Keys, rate limits, size
 
     def _check_key(self, path: str, headers: Mapping[str, str]) -> None:
         # Api-Key or Api_Key, "not case sensitive"; a key in the query is for legacy projects only (API Keys).
@@ -201,7 +198,7 @@ class Project:
             raise ApiError(401, "JwtUserIdentifiersMismatched", msg, params)
 
     def _check_rate(self, path: str) -> None:
-        """No more than the limit in any one second; what is refused doesn't count."""
+        """At most the limit in any one second. Refused requests do not count."""
         limit = None if self.limits is None else self.limits.get(path)
         if limit is None:
             return
@@ -222,7 +219,7 @@ class Project:
         return numbers if self.rate_limit_params == "numbers" else {name: str(each) for name, each in numbers.items()}
 
     def _check_size(self, path: str, body: bytes) -> None:
-        # No body of either answer is known; BatchTooLarge is one of the codes in the Swagger file.
+        # No real body of either answer was found; BatchTooLarge is one of the codes in the Swagger file.
         if len(body) <= MAX_BULK_BYTES or path not in _BULK_PATHS:
             return
         if self.too_large == "400":
@@ -232,49 +229,33 @@ class Project:
     # --- Endpoints
 
     def _users_update(self, path: str, body: bytes) -> Answer:
-        self._take_users([parse_record(path, body, USER_SHAPE)], _Outcome(raises=True))
+        self._take_users([parse_record(path, body, USER_SHAPE)], Outcome(raises=True))
         return _SUCCESS
 
     def _users_bulk_update(self, path: str, body: bytes) -> Answer:
-        users, outcome = parse_records(path, body, "users", USER_SHAPE), _Outcome()
+        users, outcome = parse_records(path, body, "users", USER_SHAPE), Outcome()
         self._take_users(users, outcome)
         if not users:
             raise ApiError(400, "InvalidEmailAddressError", "Emails invalid: ")  # recorded in 2017
-        return json_answer(
-            {
-                **outcome.counts(len(users)),
-                **outcome.named(*_INVALID),
-                **outcome.fields(),
-                "noOpEmails": [],
-                "noOpUserIds": [],
-                "failedUpdates": outcome.named(*_INVALID, *_NOT_FOUND_USERS, *_USER_CONFLICTS, *_FORGOTTEN),
-            }
-        )
+        return json_answer(outcome.of_users(len(users)))
 
     def _events_track(self, path: str, body: bytes) -> Answer:
         event = parse_record(path, body, EVENT_SHAPE)
-        self._take_events([event], _Outcome(raises=True))
+        self._take_events([event], Outcome(raises=True))
         msg = f"Event with id: {event['id']} tracked."
         return json_answer({"msg": msg, "code": "Success", "params": {"id": event["id"]}})
 
     def _events_track_bulk(self, path: str, body: bytes) -> Answer:
-        events, outcome = parse_records(path, body, "events", EVENT_SHAPE), _Outcome()
+        events, outcome = parse_records(path, body, "events", EVENT_SHAPE), Outcome()
         self._take_events(events, outcome)
-        return json_answer(
-            {
-                **outcome.counts(len(events)),
-                **outcome.named(*_INVALID, "disallowedEventNames"),
-                **outcome.fields(),
-                "failedUpdates": outcome.named(*_INVALID, *_NOT_FOUND_USERS, *_FORGOTTEN),
-            }
-        )
+        return json_answer(outcome.of_events(len(events)))
 
     # --- Records
 
-    def _take_users(self, users: list[Json], outcome: _Outcome) -> None:
+    def _take_users(self, users: list[Json], outcome: Outcome) -> None:
         self._admit_users(users, outcome, self._store_user)
 
-    def _admit_users(self, users: list[Json], outcome: _Outcome, store: Callable[[Json], object]) -> None:
+    def _admit_users(self, users: list[Json], outcome: Outcome, store: Callable[[Json], object]) -> None:
         users = outcome.sift(users, self._check_identity)
         self._drop_fields(users, outcome)
         check = FieldCheck()
@@ -286,7 +267,7 @@ class Project:
             outcome.created_fields.update(fresh)
         outcome.sift(users, store)
 
-    def _take_events(self, events: list[Json], outcome: _Outcome) -> None:
+    def _take_events(self, events: list[Json], outcome: Outcome) -> None:
         events = outcome.sift(events, self._check_identity)
         self._drop_fields(events, outcome)
         check = FieldCheck()
@@ -302,17 +283,17 @@ class Project:
     def _check_identity(self, record: Json) -> None:
         email, user_id = record.get("email"), record.get("userId")
         if email is None and user_id is None:
-            raise ApiError(400, "BadParams", "email or userId is required")  # INF; a bulk answer has nothing to name
+            raise ApiError(400, "BadParams", "email or userId is required")  # INF; a bulk answer can't name it
         if email is not None and not is_email(email):
             raise ApiError(400, "InvalidEmailAddressError", f"Invalid email: {email}", None, ("invalidEmails", email))
         if user_id is not None and not is_user_id(user_id):
             raise ApiError(400, "InvalidUserIdError", f"Invalid userId: {user_id}", None, ("invalidUserIds", user_id))
         if self.project_type == "userId" and user_id is None:
-            raise _unknown_user(record)  # INF; such projects identify by userId
+            raise unknown_user(record)  # INF; such projects identify by userId
         if self.forgotten and not self.forgotten.isdisjoint((str(email).lower(), user_id)):
-            raise ApiError(409, "ForgottenUserError", "User is forgotten", None, _listed("forgotten", record))
+            raise ApiError(409, "ForgottenUserError", "User is forgotten", None, where_listed("forgotten", record))
 
-    def _drop_fields(self, records: list[Json], outcome: _Outcome) -> None:
+    def _drop_fields(self, records: list[Json], outcome: Outcome) -> None:
         if not self.dropped_fields:
             return
         for record in records:
@@ -335,6 +316,7 @@ class Project:
         if user.get("email") is not None:
             stored["email"] = user["email"].lower()  # "stored in lower case" (Email Validation in Iterable)
         if user.get("userId") is not None:
+            self._release_user_id(key)
             stored["userId"] = user["userId"]
             self._key_by_user_id[user["userId"]] = key
         if self.keep_payloads:
@@ -344,22 +326,22 @@ class Project:
         return key
 
     def _key_to_store(self, user: Json) -> str:
-        """The key of the user whom this update is for, and who may be new."""
+        """The key of the user that this update is for, known or new."""
         email, user_id = user.get("email"), user.get("userId")
         if self.project_type == "userId":
             return str(user_id)
         if email is None:
             if self.project_type == "email" and not user.get("preferUserId") and self.find(user_id=user_id) is None:
-                raise _unknown_user(user)  # "Iterable returns an error" (Creating and Identifying Users)
+                raise unknown_user(user)  # "Iterable returns an error" (Creating and Identifying Users)
             return self._key_by_user_id.get(str(user_id), str(user_id))
         if self.project_type == "hybrid" and user_id is not None:
             self._join_identities(user, email.lower(), user_id)
         return str(email.lower())
 
     def _join_identities(self, user: Json, email: str, user_id: str) -> None:
-        """Makes one user of who was known by userId alone and now has an address; 409 if those are two users' already.
+        """Moves a user known only by userId to the address it now has. 409 if id and address belong to two users.
 
-        Status and meaning as in the Swagger file ("Email/userId conflict"), the code as in a list of response codes.
+        The status is from the Swagger file ("Email/userId conflict"), the code from a list of response codes.
         """
         key, holder = self._key_by_user_id.get(user_id), self.users.get(email)
         if key == user_id and holder is None:
@@ -367,7 +349,12 @@ class Project:
                 if user_id in by_key:
                     by_key[email] = by_key.pop(user_id)
         elif key not in (None, email) or (holder is not None and holder["userId"] not in (None, user_id)):
-            raise ApiError(409, "ExternalKeyConflict", "Email/userId conflict", None, _listed("conflict", user))
+            raise ApiError(409, "ExternalKeyConflict", "Email/userId conflict", None, where_listed("conflict", user))
+
+    def _release_user_id(self, key: str) -> None:
+        user_id = self.users[key]["userId"]
+        if self._key_by_user_id.get(user_id) == key:  # in an email-based project, several users may have one id
+            del self._key_by_user_id[user_id]
 
     def _all_by_user_key(self) -> tuple[dict[str, Any], ...]:
         users, times = (self.users, self.user_updates, self.user_accepted_seq), (self.created_at, self.updated_at)
@@ -375,33 +362,36 @@ class Project:
 
     def find(self, *, email: str | None = None, user_id: str | None = None) -> str | None:
         """The key in `users` of the user with this address or id, None if there is none."""
-        if email is not None and self.project_type == "userId":  # addresses are not unique there; the first one (INF)
-            return next((key for key, user in self.users.items() if user["email"] == email.lower()), None)
-        if email is not None and (key := email.lower()) in self.users:
+        if email is not None and self.project_type != "userId" and (key := email.lower()) in self.users:
             return key
-        known = self._key_by_user_id.get(user_id) if user_id is not None else None
-        return known if known in self.users else None
+        by_id = self._key_by_user_id.get(user_id) if user_id is not None else None
+        if by_id in self.users:
+            return by_id
+        if email is None or user_id is not None or self.project_type != "userId":
+            return None
+        # Addresses are not unique there. Which of several users Iterable picks is not known.
+        return next((key for key, user in self.users.items() if user["email"] == email.lower()), None)
 
     # --- Users, changed by hand
 
     def edit_user(self, user: Json) -> str:
-        """Does what {"email": ..., "dataFields": {...}} says as if someone did it in Iterable's web interface.
+        """Applies {"email": ..., "dataFields": {...}} as if someone had edited the user in Iterable's web interface.
 
-        No request and no update is counted. An unknown user is created. The key in `users`. Raises ApiError.
+        Counts no request and no update. Creates an unknown user. Returns the key in `users`. Raises ApiError.
         """
-        self._admit_users([user], _Outcome(raises=True), self._put_user)
+        self._admit_users([user], Outcome(raises=True), self._put_user)
         return str(self.find(email=user.get("email"), user_id=user.get("userId")))
 
     def delete_user(self, *, email: str | None = None, user_id: str | None = None) -> None:
-        """From now on there is no such user; the events sent so far stay in `events`."""
+        """Later events do not find this user; those accepted so far stay in `events`."""
         key = self.find(email=email, user_id=user_id)
         if key is not None:
-            self._key_by_user_id.pop(self.users[key]["userId"], None)
+            self._release_user_id(key)
             for by_key in self._all_by_user_key():
                 by_key.pop(key, None)
 
     def forget_user(self, *, email: str | None = None, user_id: str | None = None) -> None:
-        """Deletes a user, who need not be known, and refuses every later write by address or id."""
+        """Deletes a user, known or not, and refuses all later writes under the address and the id."""
         key = self.find(email=email, user_id=user_id)
         known = {} if key is None else self.users[key]
         emails = {email and email.lower(), known.get("email")}
@@ -415,7 +405,7 @@ class Project:
             self._check_visible(event)
         name, event_id = event["eventName"], event.get("id")
         if name in self.blocked_events:
-            # block/iterable-go looks for these words in a 200; the code beside them is INF.
+            # block/iterable-go looks for these words in a 200; the code is INF.
             msg = f"Event {name} is disallowed from tracking."
             raise ApiError(200, "Success", msg, None, ("disallowedEventNames", name))
         if event_id is None:
@@ -431,58 +421,4 @@ class Project:
     def _check_visible(self, event: Json) -> None:
         key = self.find(email=event.get("email"), user_id=event.get("userId"))
         if key is None or (self._visible_at and self._visible_at.get(key, 0) > self.clock()):
-            raise _unknown_user(event)
-
-
-class _Outcome:
-    """What became of the records of one request, for its bulk answer; in a single call the first failure raises."""
-
-    def __init__(self, raises: bool = False) -> None:
-        self._raises = raises
-        self.fail_count = 0
-        self.lists: dict[str, list[str]] = defaultdict(list)
-        self.created_fields: dict[str, Any] = {}  # a dict keeps the order of their coming
-        self.filtered_fields: dict[str, Any] = {}
-
-    def sift(self, records: Iterable[Json], take: Callable[[Json], object]) -> list[Json]:
-        """The records that `take` took; those it refused are counted and listed."""
-        taken = []
-        for record in records:
-            try:
-                take(record)
-                taken.append(record)
-            except ApiError as error:
-                if self._raises:
-                    raise
-                self._add(error)
-        return taken
-
-    def _add(self, error: ApiError) -> None:
-        self.fail_count += 1
-        if error.listed is not None:
-            name, value = error.listed
-            self.lists[name].append(value)
-
-    def counts(self, sent: int) -> Json:
-        return {"successCount": sent - self.fail_count, "failCount": self.fail_count}
-
-    def named(self, *names: str) -> Json:
-        return {name: self.lists[name] for name in names}
-
-    def fields(self) -> Json:
-        return {"filteredOutFields": list(self.filtered_fields), "createdFields": list(self.created_fields)}
-
-
-def _listed(kind: str, record: Json) -> tuple[str, str]:
-    """Where a bulk answer names a record: "notFound", {"userId": "7"} -> ("notFoundUserIds", "7")."""
-    if record.get("email") is not None:
-        return f"{kind}Emails", record["email"]
-    return f"{kind}UserIds", record["userId"]
-
-
-def _unknown_user(record: Json) -> ApiError:
-    # The text is recorded for userId, at another endpoint; for an address it is INF.
-    listed = _listed("notFound", record)
-    if listed[0] == "notFoundEmails":
-        return ApiError(400, "UnknownEmailError", f"No user exists with email {listed[1]}", None, listed)
-    return ApiError(400, "UnknownUserIdError", f"No user exists with userId {listed[1]}", None, listed)
+            raise unknown_user(event)
