@@ -22,7 +22,7 @@ Control = Callable[[Project, Query, bytes], Any]
 def answer_control(project: Project, method: str, target: str, body: bytes) -> Answer:
     """`target`: the path with its query."""
     path, _, query = target.partition("?")
-    control = _CONTROLS.get((method, path))
+    control = CONTROLS.get((method, path))
     if control is None:
         return NOT_FOUND
     try:
@@ -140,7 +140,7 @@ def _object(body: bytes) -> Json:
     return content
 
 
-_CONTROLS: dict[tuple[str, str], Control] = {
+CONTROLS: dict[tuple[str, str], Control] = {
     ("GET", "/sandbox/state"): _state,
     ("GET", "/sandbox/events"): _events,
     ("GET", "/sandbox/users"): _users,
