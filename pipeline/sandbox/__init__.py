@@ -11,8 +11,8 @@ articles and recorded exchanges. Where those are silent, a comment says INF: inf
         IterableClient(SANDBOX_KEY, base_url=iterable.url).update_user("ada@example.com")
         iterable.project.users["ada@example.com"]    # {"email": "ada@example.com", "userId": None, "dataFields": {}}
         iterable.inject(Fault(path="/api/users/update", status=503, times=2))
-        iterable.inject(Fault(match=b"ada@example.com", status=500))     # this user always fails, also in a batch
-        iterable.inject(Fault(store=True, disconnect=True, every=10))    # each tenth answer is lost
+        iterable.inject(Fault(match=b'"ada@example.com"', status=500))   # this user always fails, also in a batch
+        iterable.inject(Fault(store=True, disconnect=True, every=10))    # every tenth answer is lost
         iterable.project.edit_user({"email": "ada@example.com", "dataFields": {"plan": "pro"}})
         iterable.project.delete_user(email="ada@example.com")            # or user_id=...; also forget_user
         iterable.project.dropped_fields.add("plan.tier")

@@ -16,18 +16,18 @@ Json = dict[str, Any]
 class Fault:
     """Something that goes wrong. The first fault that applies to a request is the only one for that request.
 
-    Which requests match: `path`, such as "/api/users/update" (None: any path of the API; "/api/users/byUserId" includes
-    those with the id in the path), and `match`, bytes that the body must contain: an address or an event's id, say, so
-    that one record always fails, alone and in a batch.
-    To which of those it applies: after the first `skip`, to each `every`-th, `times` times (None: for ever).
+    Which requests match: those to `path`, such as "/api/users/update" (None: any path of the API; "/api/users/byUserId"
+    includes those with the id in the path), whose body contains `match`. With an address or an event's id, quotes
+    included, that record always fails, alone and in a batch.
+    To which of these it applies: after the first `skip`, to every `every`-th one, `times` times (None: for ever).
 
     Instead of the answer: `status` with `headers` and `body`; or `raw`, bytes that need not be HTTP, and then the end
     of the connection; or `disconnect`, a reset without any answer. The request is then not processed, unless `store`
     is set: it is processed, and only its answer is lost.
 
-    Whichever answer goes out: `latency_s` is an extra wait before it; `prefix` goes out before it, such as an interim
-    answer (b"HTTP/1.1 103 Early Hints\r\n\r\n"); `close_after` then ends the keep-alive connection without announcing
-    it; `truncate_at` sends only so many bytes and ends the connection; `drip_s` sends one byte every so many seconds.
+    Whichever answer goes out: `latency_s` is an extra wait before it; `prefix` is sent before it, such as the bytes of
+    an interim answer (103 Early Hints); `close_after` then ends the keep-alive connection without announcing it;
+    `truncate_at` sends only so many bytes and ends the connection; `drip_s` sends one byte every so many seconds.
     """
 
     path: str | None = None

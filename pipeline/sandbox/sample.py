@@ -1,4 +1,4 @@
-"""Sample people and what they did on a website, for a first run without a database of one's own."""
+"""Sample users and what they did on a website, for a first run without your own database."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _EVENTS = (  # user_id, page, device, browser, location, event_time
 
 
 def create_sample_database(path: str | Path) -> None:
-    """Makes a SQLite file with twelve invented users and their events of January 2026, all of them fit to be sent."""
+    """Creates a SQLite file with twelve invented users and their events of January 2026. All of them can be sent."""
     with closing(sqlite3.connect(path)) as database, database:
         database.executescript(_TABLES)
         database.executemany("INSERT INTO users VALUES (?, ?, ?, ?, ?)", _USERS)

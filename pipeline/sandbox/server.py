@@ -1,8 +1,8 @@
-"""The stand-in on the wire: bytes in, requests out; answers in, bytes out, with whatever fault befalls them.
+"""The HTTP server: bytes to requests, and answers to bytes, with the fault that applies to them.
 
-The HTTP side is written by hand on an asyncio.Protocol because faults need control of single bytes and connections
-(a reset, half an answer, a byte a second), and because a benchmark must never wait for the stand-in. No threads but
-the one that start() makes; latency is a timer, never a sleep. Clients that pipeline are served one request at a time.
+It is written by hand on an asyncio.Protocol because faults need control of single bytes and connections (a reset, half
+an answer, a byte a second), and because a benchmark must never wait for the stand-in. It runs in one thread; latency is
+a timer, never a sleep. Pipelined requests of one client are answered one after the other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NO_FAULT = Fault()
 
 
 class BadRequestError(Exception):
-    """What came in is not HTTP/1.1 as this reader knows it."""
+    """The bytes are not HTTP/1.1 as this reader understands it."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Request:
 
 
 class RequestReader:
-    """Bytes in, whole requests out, however the network has cut them."""
+    """Bytes in, whole requests out, however the network split them."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -133,7 +133,7 @@ def _chunk_size(line: bytearray) -> int:
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: requests in, answers out, one after the other, with whatever fault befalls them."""
+    """One client's connection: requests in, answers out, one after the other, each with its fault if it has one."""
 
     def __init__(self, stand_in: StandIn) -> None:
         self._stand_in = stand_in
@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol):
             self._busy = False
 
     def _reset(self) -> None:
-        # Linger on with no time to linger: closing sends RST instead of FIN.
+        # SO_LINGER with a time-out of 0: closing sends RST instead of FIN.
         linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
         self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._transport.abort()
@@ -221,9 +221,9 @@ class Connection(asyncio.Protocol):
 class StandIn:
     """A Project behind an HTTP server on 127.0.0.1.
 
-    `port` 0 takes any free one, and `url` is known after start(). `latency_s` is what each API answer takes.
-    `ssl_context` makes it https; `host_name` ("localhost") is then what its certificate is for. All other options are
-    those of Project: `StandIn(limits=None, unknown_users="accept")`.
+    `port` 0 is any free one; `url` is known after start(). `latency_s` is the time until each API answer. `ssl_context`
+    makes it https; `host_name` must then be the name in the certificate ("localhost"). All other options are those of
+    Project: `StandIn(limits=None, unknown_users="accept")`.
     """
 
     def __init__(
@@ -250,14 +250,14 @@ class StandIn:
         return f"{scheme}://{self._host_name}:{self.port}"
 
     def start(self) -> StandIn:
-        """Serves in a thread of its own until stop(). OSError if the port is taken."""
+        """Serves in a new thread until stop(). Raises OSError if the port is in use."""
         self.listen()
         self._thread = threading.Thread(target=self.serve, name="stand-in Iterable", daemon=True)
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Ends serving and drops what is still connected. Started again, it has the same port and project."""
+        """Stops serving and drops all connections. Started again, it has the same port and project."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread is not None:
@@ -270,7 +270,7 @@ class StandIn:
         self.stop()
 
     def inject(self, fault: Fault) -> Fault:
-        """From now on, this goes wrong. `fault.matched` tells how many requests have met it."""
+        """Adds a fault. `fault.matched` then counts the requests that matched it."""
         self.project.faults.append(fault)
         return fault
 
@@ -278,7 +278,7 @@ class StandIn:
         self.project.faults.clear()
 
     def listen(self) -> None:
-        """Takes the port: clients may connect from here on, and are answered once serve() runs."""
+        """Opens the port: clients may connect from now on, and get answers once serve() runs."""
         self._socket = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.port = self._socket.getsockname()[1]
         self._loop = asyncio.new_event_loop()
@@ -297,7 +297,7 @@ class StandIn:
         )
         await self._stopping.wait()
         server.close()
-        # A connection accepted just now comes to life in a task of its own; it must be dropped, too.
+        # A connection that was accepted just now starts in a task of its own; it must be dropped, too.
         for _ in range(200):
             for connection in list(self.connections):
                 connection.abort()
