@@ -244,8 +244,8 @@ class Delivery:
     def run(self) -> Delivered:
         """Send everything. Afterwards, what was not attempted has no outcome."""
         try:
-            self._send(Kind.USER, self._stage.pending_users())
-            self._send(Kind.EVENT, self._stage.pending_events())
+            self._send(Kind.USER, self._stage.pending(Kind.USER))
+            self._send(Kind.EVENT, self._stage.pending(Kind.EVENT))
             if self._held and self._stop is None:
                 self._send_held()
         except sqlite3.Error as error:
@@ -393,4 +393,4 @@ class Delivery:
         if self._stop is None:
             self._is_second_try = True
             self._stage.release_held()
-            self._send(Kind.EVENT, self._stage.pending_events())
+            self._send(Kind.EVENT, self._stage.pending(Kind.EVENT))

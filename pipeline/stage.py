@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, product
 from operator import itemgetter
 from pathlib import Path
 
@@ -23,17 +23,21 @@ KEYS_PER_LOOKUP = 500
 
 StagedEvent = tuple[int, bytes, bytes, bytes]  # row, key, fingerprint and payload; its user is staged apart
 Known = Callable[[Sequence[bytes]], Mapping[bytes, bytes]]  # keys -> the fingerprints last accepted, of those known
+Troubled = Callable[[Sequence[bytes]], Container[bytes]]  # keys -> those that were refused or not acknowledged before
 
 _ALL_BUT_KIND = itemgetter(1, 2, 3, 4, 5)
 _USER_OF_KEY = f"substr(key, 1, {USER_BYTES})"
 _ID_OF_KEY = f"substr(key, {USER_BYTES + 1})"
+_BEHIND_ALL_KEYS = b"\xff" * (USER_BYTES + 1)
 
 # States of a staged record: its outcome's code, or one of those before it.
 _NO_RECORD = 0
 _PENDING = 1
-_HELD = 2  # refused, and to be tried once more in this run
-_CODES = {outcome: code for code, outcome in enumerate(Outcome, start=3)}
+_LATE = 2  # pending, too, but offered after all others: it, or its user, had trouble in an earlier run
+_HELD = 3  # refused, and to be tried once more in this run
+_CODES = {outcome: code for code, outcome in enumerate(Outcome, start=4)}
 _DELIVERED = _CODES[Outcome.DELIVERED]
+_UNCHANGED = _CODES[Outcome.UNCHANGED]
 
 
 class Stage:
@@ -78,10 +82,10 @@ class Stage:
         for row, *_ in events:
             self._set_state(Kind.EVENT, row, _PENDING)
 
-    def finish_staging(self, known: Known | None, *, ids_are_given: bool = False) -> None:
-        """Settle what needs no sending: doubled ids, invalid users and, what is unchanged.
+    def finish_staging(self, known: Known | None, late: Troubled | None = None, *, ids_are_given: bool = False) -> None:
+        """Settle what needs no sending: doubled ids, invalid users and, what is unchanged. Then order the rest.
 
-        known: what Iterable has accepted; None sends it all the same.
+        known: what Iterable has accepted; None sends it all the same. late: what had trouble in earlier runs.
         ids_are_given: the events' ids come from the query, so that two users may share one by mistake.
         """
         self._count_users_in()
@@ -96,12 +100,33 @@ class Stage:
                 self._skip_unchanged(kind, known)
         if self.count_pending(Kind.EVENT):
             self._order_events()
+        if late is not None:
+            self._put_last(late)
 
     def _order_events(self) -> None:
         """User by user, in the order of the keys: they enter the ledger in less than half the time of any other."""
-        self._database.execute(
-            f"CREATE TABLE IF NOT EXISTS event_order AS SELECT row FROM events ORDER BY {_USER_OF_KEY}, row"
-        )
+        self._database.execute(f"CREATE INDEX IF NOT EXISTS events_by_user ON events ({_USER_OF_KEY})")
+
+    def _put_last(self, late: Troubled) -> None:
+        """Mark what had trouble before, and the events of such users, which must not overtake their user's update."""
+        for kind in Kind:
+            states = self._states[kind]
+            rows = self._database.execute(f"SELECT row, key FROM {kind.value}s ORDER BY key")
+            while chunk := rows.fetchmany(KEYS_PER_LOOKUP):
+                pending = [(row, key) for row, key in chunk if states[row] == _PENDING]
+                troubled = late([key for _, key in pending]) if pending else ()
+                for row, key in pending:
+                    if key in troubled:
+                        states[row] = _LATE
+                        if kind is Kind.USER:
+                            self._put_events_last(key)
+
+    def _put_events_last(self, user_key: bytes) -> None:
+        states = self._states[Kind.EVENT]
+        rows = self._database.execute(f"SELECT row FROM events WHERE {_USER_OF_KEY} = ?", (user_key[:USER_BYTES],))
+        for (row,) in rows:
+            if states[row] == _PENDING:
+                states[row] = _LATE
 
     def _count_users_in(self) -> None:
         """Only now it is known which row is each user's last."""
@@ -186,35 +211,52 @@ class Stage:
 
     # What is to be sent ---------------------------------------------------------------------------------------
 
-    def pending_users(self) -> Iterator[Record]:
-        """Users without an outcome, in the order of their keys."""
+    def pending(
+        self, kind: Kind, *, late: bool = False, first: bytes = b"", before: bytes | None = None
+    ) -> Iterator[Record]:
+        """Records without an outcome: users in the order of their keys, events user by user in that order, each user's
+        in the query's order.
+
+        late: those that had trouble in earlier runs, else all others. first, before: from this key on, and up to that
+        one; for events, keys of users.
+        """
+        state = _LATE if late else _PENDING
+        if state not in self._states[kind]:
+            return iter(())
+        read = self._read_users if kind is Kind.USER else self._read_events
+        return read(state, first[:USER_BYTES], before[:USER_BYTES] if before is not None else _BEHIND_ALL_KEYS)
+
+    def _read_users(self, state: int, first: bytes, before: bytes) -> Iterator[Record]:
         states = self._states[Kind.USER]
-        rows = self._database.execute("SELECT row, identity, key, fingerprint, payload FROM users ORDER BY key")
+        rows = self._database.execute(
+            "SELECT row, identity, key, fingerprint, payload FROM users WHERE key >= ? AND key < ? ORDER BY key",
+            (first, before),
+        )
         for row, *rest in rows:
-            if states[row] == _PENDING:
+            if states[row] == state:
                 yield Record(Kind.USER, row, *rest)
 
-    def pending_events(self) -> Iterator[Record]:
-        """Events without an outcome: user by user in the order of their keys, each user's in the query's order."""
-        if not self.count_pending(Kind.EVENT):
-            return
+    def _read_events(self, state: int, first: bytes, before: bytes) -> Iterator[Record]:
         states = self._states[Kind.EVENT]
-        users = self._database.execute(f"SELECT {_USER_OF_KEY}, identity FROM users ORDER BY key")
+        users = self._database.execute(
+            f"SELECT {_USER_OF_KEY}, identity FROM users WHERE key >= ? AND key < ? ORDER BY key", (first, before)
+        )
         events = self._database.execute(
-            "SELECT event.row, event.key, event.fingerprint, event.payload"
-            " FROM event_order AS place CROSS JOIN events AS event ON event.row = place.row"
-            " ORDER BY place.rowid"
+            "SELECT row, key, fingerprint, payload FROM events"
+            f" WHERE {_USER_OF_KEY} >= ? AND {_USER_OF_KEY} < ? ORDER BY {_USER_OF_KEY}, row",
+            (first, before),
         )
         user, identity = b"", ""
         for row, key, fingerprint, payload in events:
-            if states[row] == _PENDING:
+            if states[row] == state:
                 while key[:USER_BYTES] != user:
                     user, identity = next(users)  # every event's user is staged
                 yield Record(Kind.EVENT, row, identity, key, fingerprint, payload)
 
     def count_pending(self, kind: Kind) -> int:
         """Staged records without an outcome."""
-        return self._states[kind].count(_PENDING)
+        states = self._states[kind]
+        return states.count(_PENDING) + states.count(_LATE)
 
     # What became of it ----------------------------------------------------------------------------------------
 
@@ -252,6 +294,21 @@ class Stage:
         self._database.execute("DELETE FROM undelivered WHERE outcome = 'held'")
         self._replace_states(_HELD, _PENDING)
 
+    def release_users_of_held(self) -> int:
+        """Make the unchanged users of held events pending: Iterable has lost them. Returns how many they are."""
+        states = self._states[Kind.USER]
+        count = 0
+        people = self._database.execute(
+            f"SELECT DISTINCT {_USER_OF_KEY} FROM undelivered JOIN events ON events.row = undelivered.row"
+            " WHERE outcome = 'held'"
+        )
+        for (user,) in people:
+            (row,) = self._database.execute("SELECT row FROM users WHERE key >= ? ORDER BY key", (user,)).fetchone()
+            if states[row] == _UNCHANGED:
+                states[row] = _PENDING
+                count += 1
+        return count
+
     def give_up_held(self) -> None:
         """What is still held when the run ends was attempted, and the next run tries again."""
         outcome = Outcome.UNACKNOWLEDGED
@@ -270,12 +327,13 @@ class Stage:
                 self._count_users_in()
             if self.count_pending(Kind.EVENT):
                 self._order_events()
-            for kind, pending in ((Kind.USER, self.pending_users()), (Kind.EVENT, self.pending_events())):
-                if self.count_pending(kind):
-                    while records := list(islice(pending, ROWS_PER_INSERT)):
-                        self.note([Undelivered(kind, record.row, record.identity, *undelivered) for record in records])
+            for kind, late in product(Kind, (False, True)):
+                pending = self.pending(kind, late=late)
+                while records := list(islice(pending, ROWS_PER_INSERT)):
+                    self.note([Undelivered(kind, record.row, record.identity, *undelivered) for record in records])
         finally:
-            self._replace_states(_PENDING, _CODES[Outcome.NOT_ATTEMPTED])
+            for state in (_PENDING, _LATE):
+                self._replace_states(state, _CODES[Outcome.NOT_ATTEMPTED])
 
     # The account ----------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import islice
+from itertools import chain, islice
 
 from iterable_client import export_results_to_csv
 from pipeline.batch import BulkSender, SingleSender
@@ -110,8 +110,8 @@ def make_plan(run: Run, read: Read) -> Plan:
 
 def _show_plan(run: Run) -> None:
     run.console.say("        Dry run: nothing is sent, and the ledger stays as it is. The first requests would be:")
-    for records in (run.stage.pending_users(), run.stage.pending_events()):
-        for record in islice(records, SHOWN_IN_DRY_RUN):
+    for kind in Kind:
+        for record in islice(chain(*(run.stage.pending(kind, late=late) for late in (False, True))), SHOWN_IN_DRY_RUN):
             run.console.say(f"        {record.kind.value} {record.payload.decode()}", log=False)
 
 

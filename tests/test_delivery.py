@@ -323,9 +323,9 @@ class WatchedStage(Stage):
     taken: int
     most: int
 
-    def pending_events(self) -> Iterator[Record]:
-        for record in super().pending_events():
-            self.taken += 1
+    def pending(self, kind: Kind, **options: Any) -> Iterator[Record]:
+        for record in super().pending(kind, **options):
+            self.taken += kind is Kind.EVENT
             self.most = max(self.most, self.taken - self.progress.advanced)
             yield record
 

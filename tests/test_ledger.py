@@ -74,7 +74,7 @@ def stage(opened: Opened, *records: Record, skip_unchanged: bool = True, ids_are
 
 
 def pending(opened: Opened) -> list[Record]:
-    return [*opened.stage.pending_users(), *opened.stage.pending_events()]
+    return [*opened.stage.pending(Kind.USER), *opened.stage.pending(Kind.EVENT)]
 
 
 def shown(records: Sequence[Record]) -> list[str]:
@@ -146,7 +146,7 @@ def test_full_run_sends_everything_again(tmp_path: Path) -> None:
 def test_what_was_not_accepted_is_offered_again(tmp_path: Path) -> None:
     def offer(opened: Opened) -> list[str]:
         stage(opened, *[user(opened, row, f"{row}@example.com") for row in range(1, 7)])
-        return sorted(record.identity for record in opened.stage.pending_users())
+        return sorted(record.identity for record in opened.stage.pending(Kind.USER))
 
     with opening(tmp_path) as opened:
         offer(opened)
@@ -486,7 +486,7 @@ with open_both(Path(sys.argv[1]), "project", now=0, lasting=True) as opened:
         keys = opened.ledger.event_keys([key] * len(rows), map(str, rows))
         opened.stage.stage_events([(row, each, b"f" * 16, b"x" * 500) for row, each in zip(rows, keys)])
     opened.finish_staging(skip_unchanged=True)
-    print(sum(1 for _ in opened.stage.pending_events()), peak_mb() - before)
+    print(sum(1 for _ in opened.stage.pending(Kind.EVENT)), peak_mb() - before)
 """
 
 
@@ -516,11 +516,60 @@ def test_records_come_in_the_order_of_the_users_keys_and_within_a_user_by_row(op
     stage_events(opened, event(opened, 2, "w", ADA), event(opened, 6, "v", CY), event(opened, 8, "u", BOB))
     opened.finish_staging(skip_unchanged=True)
     in_order = sorted([ADA, BOB, CY], key=opened.ledger.user_key)
-    assert [record.identity for record in opened.stage.pending_users()] == in_order
+    assert [record.identity for record in opened.stage.pending(Kind.USER)] == in_order
     of_each = {ADA: [2, 7, 9], BOB: [8], CY: [5, 6]}
-    assert [(record.identity, record.row) for record in opened.stage.pending_events()] == [
+    assert [(record.identity, record.row) for record in opened.stage.pending(Kind.EVENT)] == [
         (who, row) for who in in_order for row in of_each[who]
     ]
+
+
+def test_records_of_a_range_are_those_between_two_users(opened: Opened) -> None:
+    everyone = [ADA, BOB, CY]
+    users = [user(opened, row, who) for row, who in enumerate(everyone, 1)]
+    stage(opened, *users, *(event(opened, row, f"e{row}", who) for row, who in enumerate(everyone * 2, 1)))
+    in_order = sorted(everyone, key=opened.ledger.user_key)
+    keys = [opened.ledger.user_key(who) for who in in_order]
+    for kind in Kind:
+        ranges = [(keys[1], None), (b"", keys[1]), (keys[1], keys[2])]
+        people = [
+            {record.identity for record in opened.stage.pending(kind, first=first, before=before)}
+            for first, before in ranges
+        ]
+        assert people == [set(in_order[1:]), {in_order[0]}, {in_order[1]}]
+
+
+def test_what_had_trouble_before_and_the_events_of_such_users_come_apart_from_the_others(opened: Opened) -> None:
+    users = [user(opened, row, who) for row, who in enumerate([ADA, BOB, CY], 1)]
+    events = [event(opened, row, f"e{row}", who) for row, who in enumerate([ADA, BOB, CY, CY], 1)]
+    opened.stage.stage_users(users)
+    stage_events(opened, *events)
+    troubled = {users[0].key, events[3].key}
+    opened.stage.finish_staging(opened.ledger.known, lambda keys: troubled)
+    offered = {
+        (kind, late): sorted(record.row for record in opened.stage.pending(kind, late=late))
+        for kind in Kind
+        for late in (False, True)
+    }
+    assert offered == {
+        (Kind.USER, False): [2, 3],
+        (Kind.USER, True): [1],
+        (Kind.EVENT, False): [2, 3],
+        (Kind.EVENT, True): [1, 4],
+    }
+    assert [opened.stage.count_pending(kind) for kind in Kind] == [3, 4]
+    opened.stage.note_not_attempted("an outage")
+    assert len(list(opened.stage.undelivered())) == 7
+
+
+def test_unchanged_users_of_held_events_are_released_and_no_others(opened: Opened) -> None:
+    users = [user(opened, row, who) for row, who in enumerate([ADA, BOB, CY], 1)]
+    events = [event(opened, row, f"e{row}", who) for row, who in enumerate([ADA, ADA, BOB, CY], 1)]
+    opened.ledger.accept([users[0], users[2]])
+    stage(opened, *users, *events)
+    opened.accept([users[1]])
+    opened.stage.hold([rejected(Kind.EVENT, row) for row in (1, 2, 3)])
+    assert opened.stage.release_users_of_held() == 1
+    assert list(opened.stage.pending(Kind.USER)) == [users[0]]
 
 
 def test_doubled_events_are_counted_and_sent_once_with_the_last_content(opened: Opened) -> None:
@@ -529,7 +578,7 @@ def test_doubled_events_are_counted_and_sent_once_with_the_last_content(opened: 
     stage_events(opened, event(opened, 4, "changed", page="new"), event(opened, 5, "same"))
     opened.finish_staging(skip_unchanged=True)
     assert opened.stage.duplicate_events == 3
-    assert [(each.row, json.loads(each.payload)["dataFields"]) for each in opened.stage.pending_events()] == [
+    assert [(each.row, json.loads(each.payload)["dataFields"]) for each in opened.stage.pending(Kind.EVENT)] == [
         (1, {"page": "pricing"}),
         (4, {"page": "new"}),
     ]
@@ -569,7 +618,7 @@ def test_event_id_of_another_user_is_refused_in_the_later_row(opened: Opened) ->
         event(opened, 3, "own", BOB),
         ids_are_given=True,
     )
-    assert shown(list(opened.stage.pending_events())) == [
+    assert shown(list(opened.stage.pending(Kind.EVENT))) == [
         "event ada@example.com row 1: same",
         "event bob@example.com row 3: own",
     ]
@@ -644,7 +693,7 @@ def test_events_have_their_own_user_also_behind_users_without_any(opened: Opened
     users = [user(opened, row, who) for row, who in enumerate(people, start=1)]
     events = [event(opened, row, "e", who) for row, who in enumerate(people, start=1) if row % 7 == 0]
     stage(opened, *users, *events)
-    assert {(each.row, each.identity) for each in opened.stage.pending_events()} == {
+    assert {(each.row, each.identity) for each in opened.stage.pending(Kind.EVENT)} == {
         (each.row, each.identity) for each in events
     }
 
@@ -659,7 +708,7 @@ def test_of_doubled_events_the_first_with_the_last_content_is_sent(
     opened.stage.stage_users([user(opened, first_row)])
     stage_events(opened, *(event(opened, row, "e", page=page) for row, page in enumerate(pages, start=first_row)))
     opened.finish_staging(skip_unchanged=True)
-    assert [each.row for each in opened.stage.pending_events()] == [first_row + kept]
+    assert [each.row for each in opened.stage.pending(Kind.EVENT)] == [first_row + kept]
     assert opened.stage.count_pending(Kind.EVENT) == 1
     assert opened.stage.duplicate_events == len(pages) - 1
 

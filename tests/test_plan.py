@@ -72,8 +72,8 @@ def plan(opened: Opened, rows: Sequence[dict[str, Any]], rules: Rules = RULES) -
     undelivered = list(opened.stage.undelivered())
     assert {undelivered[3:6] for undelivered in undelivered} <= {(Outcome.REJECTED, None, "InvalidRecord")}
     return Plan(
-        users=[(each.row, json.loads(each.payload)) for each in opened.stage.pending_users()],
-        events=[(each.row, json.loads(each.payload)) for each in opened.stage.pending_events()],
+        users=[(each.row, json.loads(each.payload)) for each in opened.stage.pending(Kind.USER)],
+        events=[(each.row, json.loads(each.payload)) for each in opened.stage.pending(Kind.EVENT)],
         refused=[(each.kind, each.row, each.identity, each.message) for each in undelivered],
         duplicate_events=opened.stage.duplicate_events,
     )
@@ -88,13 +88,13 @@ def user(email: str = "ada@example.com", **fields: Any) -> dict[str, Any]:
 
 def test_row_becomes_a_user_and_an_event(opened: Opened) -> None:
     plan(opened, [ROW])
-    (found,) = opened.stage.pending_users()
+    (found,) = opened.stage.pending(Kind.USER)
     user_payload = b'{"email":"ada@example.com","dataFields":{"first_name":"Ada","plan_type":"pro"}}'
     key = opened.ledger.user_key("ada@example.com")
     assert found == Record(
         Kind.USER, 1, "ada@example.com", key, opened.ledger.fingerprints([user_payload])[0], user_payload
     )
-    (found,) = opened.stage.pending_events()
+    (found,) = opened.stage.pending(Kind.EVENT)
     event_id = json.loads(found.payload)["id"]
     event_payload = (
         f'{{"email":"ada@example.com","eventName":"page_view","id":"{event_id}","createdAt":1768293912,'
@@ -217,10 +217,10 @@ def test_users_alone_are_staged_before_the_end(opened: Opened, monkeypatch: pyte
         [ROW | NO_EVENT | {"email": f"{n}@example.com"} for n in range(3)]
     )
     next(watched)
-    assert list(opened.stage.pending_users()) == []
+    assert list(opened.stage.pending(Kind.USER)) == []
     next(watched)
     opened.finish_staging(skip_unchanged=True)
-    assert len(list(opened.stage.pending_users())) == 2
+    assert len(list(opened.stage.pending(Kind.USER))) == 2
 
 
 # What is refused --------------------------------------------------------------------------------------------------
