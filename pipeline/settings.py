@@ -342,10 +342,12 @@ def load_settings(
     if not sandbox:
         problems += _missing(values) + _strange_host(values)
     problems += _contradictions(values)
-    if problems:
-        raise SettingsError(problems)
     given = frozenset(name for name, text in texts.items() if text)
-    warnings = file.warnings + _misspelt(file, given)
+    misspelt = _misspelt({name: f"Line {line} of {file.path}" for name, line in file.lines.items()}, given)
+    if problems:
+        elsewhere = _misspelt({name: f"{name} in the environment" for name in environment}, given)
+        raise SettingsError([*problems, *misspelt, *elsewhere])
+    warnings = (*file.warnings, *misspelt)
     return Settings(**{name.lower(): value for name, value in values.items()}, given=given, warnings=warnings)
 
 
@@ -412,15 +414,15 @@ def _warn_if_others_read(path: Path, mode: int) -> tuple[str, ...]:
     return (f"{path} can be read by other users of this machine; run: chmod 600 {shlex.quote(str(path))}",)
 
 
-def _misspelt(file: _EnvFile, given: frozenset[str]) -> tuple[str, ...]:
-    """A warning for each name in the file that looks like a setting which is not set. The name is not quoted, since
-    it may be a piece of a secret that was pasted into a line of its own."""
-    warnings = []
-    for name, line in file.lines.items():
+def _misspelt(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
+    """A sentence for each name that looks like a setting which is not set. `places` says where each name stands; the
+    name itself is not quoted, since in a file it may be a piece of a secret that was pasted into a line of its own."""
+    sentences = []
+    for name, place in places.items():
         meant = [] if name in SETTINGS else get_close_matches(name.upper(), SETTINGS, n=1, cutoff=0.8)
         if meant and meant[0] not in given:
-            warnings.append(f"Line {line} of {file.path} sets nothing that is known; {meant[0]} may be meant.")
-    return tuple(warnings)
+            sentences.append(f"{place}: unknown setting; did you mean {meant[0]}?")
+    return sentences
 
 
 # What no setting can be checked for alone. Each takes the values that could be parsed, and returns problems. ---------

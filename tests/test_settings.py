@@ -498,9 +498,21 @@ def test_private_file_is_not_warned_of(tmp_path: Path, mode: int) -> None:
 def test_misspelt_name_is_warned_of_by_its_line(tmp_path: Path) -> None:
     path = env_file(tmp_path, f"\nNULL_VALUE=clear\nPGPASSWORD=x\nmax_retries=5\nITERABLE_APIKEY={KEY}\n")
     assert load_settings(path, NEEDED).warnings == (
-        f"Line 2 of {path} sets nothing that is known; NULL_VALUES may be meant.",
-        f"Line 4 of {path} sets nothing that is known; MAX_RETRIES may be meant.",
+        f"Line 2 of {path}: unknown setting; did you mean NULL_VALUES?",
+        f"Line 4 of {path}: unknown setting; did you mean MAX_RETRIES?",
     )
+
+
+def test_a_misspelt_name_is_told_with_the_problems_that_it_may_have_caused(tmp_path: Path) -> None:
+    path = env_file(tmp_path, f"ITERABLE_API_KYE={KEY}\n")
+    environment = {"DATABASE_ULR": "sqlite:///users.db", "MAX_RETRIES": "0", "MAX_RETRY": "1", "HOME": "/root"}
+    assert problems_of(path, environment) == [
+        "MAX_RETRIES must be a whole number of attempts from 1 to 20, not '0'.",
+        "ITERABLE_API_KEY is not set.",
+        "DATABASE_URL is not set; it says where the query runs, for example sqlite:///users.db.",
+        f"Line 1 of {path}: unknown setting; did you mean ITERABLE_API_KEY?",
+        "DATABASE_ULR in the environment: unknown setting; did you mean DATABASE_URL?",
+    ]
 
 
 # Secrets ----------------------------------------------------------------------------------------------------------
