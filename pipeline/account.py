@@ -52,7 +52,7 @@ def refuse(problem: BaseException, console: Console) -> ExitCode:
     elif code_of(problem) is ExitCode.BUG:
         logger.error("This is a bug.", exc_info=problem)
         console.error(f"A bug: {type(problem).__name__}: {problem}. Nothing was sent. Please report it.")
-    elif not isinstance(problem, Interrupted):
+    else:
         console.error(str(problem))
     return code_of(problem)
 
@@ -60,7 +60,7 @@ def refuse(problem: BaseException, console: Console) -> ExitCode:
 def code_of(problem: BaseException) -> ExitCode:
     """The exit code of a run that this ended before it sent anything."""
     if isinstance(problem, Interrupted):
-        return ExitCode[problem.args[0]]
+        return problem.ending.code
     return problem.code if isinstance(problem, RunError) else ExitCode.BUG
 
 
@@ -91,8 +91,8 @@ def _example(run: Run, outcome: Outcome) -> str:
 
 def conclude_after(run: Run, problem: BaseException) -> Ending:
     """How a run ended that broke off. A bug's traceback goes to the log only."""
-    if run.interrupt.name is not None:
-        return Ending(ExitCode[run.interrupt.name], f"The run was interrupted by {run.interrupt.name}.")
+    if (asked := run.interrupt.ending()) is not None:
+        return asked
     code = code_of(problem)
     if code is not ExitCode.BUG:
         return Ending(code, str(problem))
@@ -106,7 +106,7 @@ def conclude_after(run: Run, problem: BaseException) -> Ending:
 
 def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     """The results JSON, the rejected rows, the summary, the log's last line, and the last ping."""
-    run.interrupt.raises = False
+    run.interrupt.stop_raising()
     counts = _count_all(run, account, ending)
     try:
         rejected = _write_rejected_rows(run, account)

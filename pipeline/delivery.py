@@ -212,12 +212,14 @@ class Delivery:
         *,
         settle_s: float,
         stopping: threading.Event,
-        interrupted: Callable[[], str | None],
+        interrupted: Callable[[], Ending | None],
+        is_urgent: Callable[[], bool] = lambda: False,
         progress: Progress,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """settle_s: how long Iterable may take to know a user that was just updated. stopping: set here when the run
-        stops; the client's sleep obeys it. interrupted: the name of the signal that asks for the end, or None."""
+        stops; the client's sleep obeys it. interrupted: how the run is to end, if it was
+        asked to. is_urgent: whether it may not even wait for what is under way."""
         self._filtered_out_fields: set[str] = set()
         self._created_fields: set[str] = set()
         self._ledger = ledger
@@ -226,6 +228,7 @@ class Delivery:
         self._settle_s = settle_s
         self._stopping = stopping
         self._interrupted = interrupted
+        self._is_urgent = is_urgent
         self._progress = progress
         self._clock = clock
         self._workers = _Workers(sender, mode.workers, stopping)
@@ -299,11 +302,15 @@ class Delivery:
         self._workers.submit(batch, len(self._under_way))
 
     def _drain(self) -> None:
-        """Wait for what is under way; after a stop not longer than GRACE_S."""
-        while self._under_way and self._clock() < self._deadline:
+        """Wait for what is under way; after a stop not longer than GRACE_S, or not at all."""
+        while self._under_way and (self._may_wait() or not self._workers.results.empty()):
             self._settle_one()
+        when = "before the run was stopped at once" if self._is_urgent() else f"within {GRACE_S:g} s after the stop"
         for batch in list(self._under_way.values()):
-            self._abandon(batch, f"No answer came within {GRACE_S:g} s after the run was stopped.")
+            self._abandon(batch, f"No answer came {when}.")
+
+    def _may_wait(self) -> bool:
+        return self._clock() < self._deadline and not self._is_urgent()
 
     def _settle_one(self) -> None:
         """Take in one report, if there is one within TICK_S, and see whether the run was interrupted."""
@@ -318,9 +325,9 @@ class Delivery:
                 self._take_in(batch, settled)
         if len(self._accepted) >= RECORDS_PER_COMMIT or self._clock() - self._committed_at > SECONDS_PER_COMMIT:
             self._commit()
-        signal_name = self._interrupted()
-        if signal_name is not None and self._stop is None:
-            self._begin_stop(Ending(ExitCode[signal_name], f"The run was interrupted by {signal_name}."))
+        ending = self._interrupted()
+        if ending is not None and self._stop is None:
+            self._begin_stop(ending)
 
     def _take_in(self, batch: _Batch, settled: Settled) -> None:
         for row in settled.rows():

@@ -63,6 +63,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     """Open everything; `stack` closes it. Raises RunError, and leaves no trace of a run that may not start."""
     settings, stand_in = settings_for(options, stack)
     started_at = datetime.now(timezone.utc)
+    interrupt.limit(settings.max_run_minutes)
     console.redactor = Redactor(settings.secrets())
     folder = settings.output_dir
     if not folder.is_dir():

@@ -80,6 +80,7 @@ class Settings:
     iterable_ca_bundle: Path | None
     heartbeat_url: str | None = field(repr=False)
     output_dir: Path
+    max_run_minutes: float | None
     given: frozenset[str] = frozenset()  # the names that were set, not defaulted
     warnings: tuple[str, ...] = ()
 
@@ -312,6 +313,7 @@ SETTINGS: dict[str, tuple[str | None, Parser]] = {
     "ITERABLE_CA_BUNDLE": (None, _existing_path),
     "HEARTBEAT_URL": (None, _web_address),
     "OUTPUT_DIR": (".", _path),
+    "MAX_RUN_MINUTES": (None, _number(float, 0.001, 525_600, "minutes")),
 }
 
 

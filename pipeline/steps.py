@@ -10,7 +10,7 @@ from itertools import chain, islice
 
 from iterable_client import export_results_to_csv
 from pipeline.batch import BulkSender, SingleSender
-from pipeline.delivery import Delivered, Delivery, Mode, choose_mode
+from pipeline.delivery import GRACE_S, Delivered, Delivery, Mode, choose_mode
 from pipeline.ending import OutputError
 from pipeline.log import DeliveryProgress
 from pipeline.opening import Run
@@ -71,7 +71,7 @@ def _read_rows(run: Run, *, any_bytes: bool = False) -> Read:
         str(settings.database_url),
         read_query(settings.query_file, str(settings.database_url)),
         root=ROOT,
-        should_stop=lambda: bool(run.interrupt.name),
+        should_stop=lambda: run.interrupt.ending() is not None,
         any_bytes=any_bytes,
         since=datetime.fromtimestamp(0, timezone.utc),
     ) as query:
@@ -119,7 +119,9 @@ def deliver(run: Run, plan: Plan) -> Delivered:
     """Send what is pending. From here on, what is under way is finished or accounted for."""
     if run.options.dry_run:
         return Delivered()
-    run.interrupt.raises = False
+    run.interrupt.stop_raising(
+        f"Stopping: waiting up to {GRACE_S:g} s for requests under way. Press Ctrl-C again to stop waiting."
+    )
     sender = BulkSender(run.client) if plan.mode.mixes_users else SingleSender(run.client)
     delivery = Delivery(
         run.ledger,
@@ -128,7 +130,8 @@ def deliver(run: Run, plan: Plan) -> Delivered:
         plan.mode,
         settle_s=run.settings.user_settle_seconds,
         stopping=run.stopping,
-        interrupted=lambda: run.interrupt.name,
+        interrupted=run.interrupt.ending,
+        is_urgent=lambda: run.interrupt.is_urgent,
         progress=DeliveryProgress(run.console),
     )
     return delivery.run()

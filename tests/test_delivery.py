@@ -97,6 +97,10 @@ class Silence:
         self._on_say()
 
 
+SIGINT = Ending(ExitCode.SIGINT, "The run was interrupted by SIGINT.")
+SIGTERM = Ending(ExitCode.SIGTERM, "The run was interrupted by SIGTERM.")
+
+
 class Clock:
     """A clock that goes on by `step` each time the delivery looks at it; `now` is for whoever only reads it."""
 
@@ -141,7 +145,8 @@ class Job:
     users: dict[str, int] = field(default_factory=dict)  # their outcomes as the last delivery left them
 
     def run(self, rows: Rows | None, mode: Mode, *, sender: Callable[[IterableClient], Sender] | None = None,
-            settle_s: float = 0.0, interrupted: Callable[[], str | None] = lambda: None,
+            settle_s: float = 0.0, interrupted: Callable[[], Ending | None] = lambda: None,
+            is_urgent: Callable[[], bool] = lambda: False,
             clock: Callable[[], float] = time.monotonic, progress: Silence | None = None,
             before: Callable[[Opened], None] = lambda ledger: None, max_retries: int = 3) -> Ran:  # fmt: skip
         """One whole run over these rows, or over what `before`, called when all is staged, stages itself."""
@@ -169,6 +174,7 @@ class Job:
                     settle_s=settle_s,
                     stopping=self.stopping,
                     interrupted=interrupted,
+                    is_urgent=is_urgent,
                     progress=progress,
                     clock=clock,
                 )
@@ -615,9 +621,7 @@ def test_run_interrupted_while_events_are_held_leaves_them_to_the_next_run(
     iterable.project.visible_after_s = 1e9
     progress = Silence()
     rows = some_events(15, 3)
-    ran = job.run(
-        rows, mode, settle_s=3600, progress=progress, interrupted=lambda: "SIGTERM" if progress.said else None
-    )
+    ran = job.run(rows, mode, settle_s=3600, progress=progress, interrupted=lambda: SIGTERM if progress.said else None)
     assert (ran.stop_code, ran.users, ran.events) == (
         ExitCode.SIGTERM,
         {"delivered": 3},
@@ -637,8 +641,8 @@ def test_interrupted_run_takes_in_what_is_under_way_and_begins_nothing_new(
 ) -> None:
     iterable.latency_s = 0.1
     rows = some_users(400)
-    ran = job.run(rows, mode, interrupted=lambda: "SIGINT" if len(iterable.project.requests) > 4 else None)
-    assert ran.stop == Ending(ExitCode.SIGINT, "The run was interrupted by SIGINT.")
+    ran = job.run(rows, mode, interrupted=lambda: SIGINT if len(iterable.project.requests) > 4 else None)
+    assert ran.stop == SIGINT
     reached = len(iterable.project.users)
     assert 4 < reached < 400
     assert ran.users == {"delivered": reached, "not_attempted": 400 - reached}
@@ -653,21 +657,36 @@ def test_interrupted_run_ends_within_its_grace_where_no_answer_comes(
 ) -> None:
     fault = iterable.inject(Fault(skip=1, latency_s=3600))
     before = time.monotonic()
-    ran = job.run(
-        some_users(100), mode, clock=Clock(1.0), interrupted=lambda: "SIGTERM" if fault.matched == 3 else None
-    )
+    ran = job.run(some_users(100), mode, clock=Clock(1.0), interrupted=lambda: SIGTERM if fault.matched == 3 else None)
     assert time.monotonic() - before < GRACE_S
-    assert ran.stop == Ending(ExitCode.SIGTERM, "The run was interrupted by SIGTERM.")
+    assert ran.stop == SIGTERM
     first = sent // 2
     assert ran.users == {"delivered": first, "unacknowledged": sent, "not_attempted": 100 - first - sent}
-    assert ran.messages(Outcome.UNACKNOWLEDGED) == {"No answer came within 5 s after the run was stopped."}
+    assert ran.messages(Outcome.UNACKNOWLEDGED) == {"No answer came within 5 s after the stop."}
     assert fault.matched == 3
+
+
+def test_interrupted_run_in_a_hurry_waits_for_no_answer(job: Job, iterable: StandIn) -> None:
+    fault = iterable.inject(Fault(skip=1, latency_s=3600))
+
+    def is_interrupted() -> bool:
+        return fault.matched == 3
+
+    ran = job.run(
+        some_users(100),
+        single_mode(2),
+        clock=Clock(0.0),  # so that no grace ever ends
+        interrupted=lambda: SIGINT if is_interrupted() else None,
+        is_urgent=is_interrupted,
+    )
+    assert (ran.stop, ran.users) == (SIGINT, {"delivered": 1, "unacknowledged": 2, "not_attempted": 97})
+    assert ran.messages(Outcome.UNACKNOWLEDGED) == {"No answer came before the run was stopped at once."}
 
 
 def test_interrupted_run_leaves_the_later_events_of_a_turn_unattempted(job: Job, iterable: StandIn) -> None:
     fault = iterable.inject(Fault(path=TRACK, skip=2, latency_s=3600))
     rows = [(ADA, f"e{number}") for number in range(10)]
-    ran = job.run(rows, single_mode(2), clock=Clock(1.0), interrupted=lambda: "SIGTERM" if fault.matched == 3 else None)
+    ran = job.run(rows, single_mode(2), clock=Clock(1.0), interrupted=lambda: SIGTERM if fault.matched == 3 else None)
     assert ran.events == {"delivered": 2, "unacknowledged": 1, "not_attempted": 7}
 
 
@@ -756,7 +775,7 @@ def test_ledger_that_cannot_be_written_at_the_end_leaves_the_reason_for_which_th
             some_users(50),
             MODES["bulk"],
             before=fill_the_disk,
-            interrupted=lambda: "SIGINT" if iterable.project.users else None,
+            interrupted=lambda: SIGINT if iterable.project.users else None,
         )
     assert ran.stop_code is ExitCode.SIGINT
     assert ran.users["delivered"] == len(iterable.project.users)
