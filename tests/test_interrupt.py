@@ -147,3 +147,23 @@ def test_ctrl_c_says_at_once_that_it_waits_and_a_second_one_ends_the_wait_with_a
     iterable.clear_faults()
     after = program.run()
     assert {kind: after.counts(kind)["unchanged"] for kind in ("users", "events")} == delivered
+
+
+def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_traceback(program: Program, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "requests.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(600)\n")
+    process = program.start(PYTHONPATH=str(slow))
+    wait_until((tmp_path / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    run = program.wait_for(process)
+    assert (run.code, run.out, run.err) == (130, "", "")
+
+
+def test_ctrl_c_in_a_check_ends_it_without_a_traceback(program: Program, iterable: StandIn, sample: Path) -> None:
+    iterable.inject(Fault(latency_s=600.0))
+    process = program.start("--check", "--quiet", REQUEST_TIMEOUT="600")
+    wait_until(lambda: iterable.project.request_counts)
+    process.send_signal(signal.SIGINT)
+    run = program.wait_for(process)
+    assert (run.code, run.out, run.err) == (130, "", "")
