@@ -1,14 +1,16 @@
-"""Real SQLite files and a real PostgreSQL: what comes out of them, and what one reads when nothing does."""
+"""Real SQLite files and a real PostgreSQL: what comes out of them, and the messages when nothing does."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from ipaddress import ip_address
@@ -20,7 +22,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import create_engine
 
-from pipeline.source import QueryResult, SourceBusyError, SourceError, UndecodableText, open_query, read_query
+from pipeline.records import Unreadable
+from pipeline.source import SourceBusyError, SourceError, UndecodableText, read_query, sqlite_blocks_writers
+from tests.reading import Alarm, alarm, opened, problem, read
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 
@@ -39,29 +43,6 @@ def users(tmp_path: Path) -> Path:
         "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT)",
         "INSERT INTO users VALUES (1, 'ada@example.com'), (2, 'bob@example.com')",
     )
-
-
-@contextmanager
-def opened(
-    url: str, sql: str | bytes, folder: Path, should_stop: Callable[[], bool] = lambda: False, any_bytes: bool = False
-) -> Iterator[QueryResult]:
-    query_file = folder / "query.sql"
-    query_file.write_bytes(sql if isinstance(sql, bytes) else sql.encode())
-    with open_query(
-        url, read_query(query_file, url), root=folder, should_stop=should_stop, any_bytes=any_bytes
-    ) as result:
-        yield result
-
-
-def read(url: str, sql: str | bytes, folder: Path) -> list[dict[str, Any]]:
-    with opened(url, sql, folder) as result:
-        return list(result.rows)
-
-
-def problem(url: str, sql: str | bytes, folder: Path) -> str:
-    with pytest.raises(SourceError) as caught:
-        read(url, sql, folder)
-    return str(caught.value)
 
 
 # Rows of SQLite ---------------------------------------------------------------------------------------------------
@@ -87,6 +68,26 @@ def test_values_of_every_kind_come_through(tmp_path: Path) -> None:
     expected = [None, 2**63 - 1, 1.5, "zoë 😀", b"\x00\xff", "a\0b", float("inf"), "", "caf\udce9"]
     with opened("sqlite:///x.db", sql, tmp_path, any_bytes=True) as result:
         assert list(result.rows) == [dict(zip("abcdefghi", expected, strict=True))]
+
+
+def test_rows_come_in_blocks_of_tuples(users: Path) -> None:
+    with opened("sqlite:///users.db", f"{NUMBERS}, 'x' AS v FROM n", users.parent) as result:
+        blocks = list(result.blocks)
+    assert [row for block in blocks for row in block] == [(i, "x") for i in range(1, 3001)]
+    assert {type(row) for block in blocks for row in block} == {tuple}
+    assert max(map(len, blocks)) == 100
+
+
+def test_large_rows_are_never_all_in_memory(users: Path) -> None:
+    """A thousand rows of 1 MiB; a block of a hundred of them would be 100 MiB."""
+    sql = NUMBERS.replace("3000", "1000") + ", CASE WHEN i < 200 THEN 'x' ELSE hex(zeroblob(524288)) END AS v FROM n"
+    tracemalloc.start()
+    try:
+        with opened("sqlite:///users.db", sql, users.parent) as result:
+            assert sum(len(block) for block in result.blocks) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) SELECT i"
@@ -124,6 +125,17 @@ def test_query_at_work_ends_when_asked_to_stop(users: Path) -> None:
     with (
         pytest.raises(SourceError, match=r"^The query in query\.sql can't be run: interrupted\.$"),
         opened("sqlite:///users.db", sql, users.parent, should_stop=lambda: True),
+    ):
+        pass
+
+
+def test_signal_ends_a_query_of_sqlite_at_work(users: Path) -> None:
+    """An exception in SQLite's callback is lost, and ends the query."""
+    sql = f"{ENDLESS} SELECT count(*) AS i FROM n"
+    with (
+        pytest.raises(SourceError, match=r"^The query in query\.sql can't be run: interrupted\.$"),
+        alarm(),
+        opened("sqlite:///users.db", sql, users.parent),
     ):
         pass
 
@@ -238,6 +250,24 @@ def test_locked_database_is_told_after_the_time_that_the_url_allows(users: Path)
         ):
             pass
     assert len(read("sqlite:///users.db", "SELECT id FROM users", users.parent)) == 2
+
+
+@pytest.mark.parametrize(("mode", "blocks"), [("delete", True), ("truncate", True), ("wal", False)])
+def test_only_a_wal_lets_others_write_while_rows_are_read(users: Path, mode: str, blocks: bool) -> None:
+    with closing(sqlite3.connect(users, isolation_level=None, timeout=0)) as other:
+        other.execute(f"PRAGMA journal_mode = {mode}")
+        assert sqlite_blocks_writers("sqlite:///users.db", users.parent) is blocks
+        with opened("sqlite:///users.db", f"{NUMBERS} FROM n, users", users.parent) as result:
+            next(result.rows)
+            if blocks:
+                with pytest.raises(sqlite3.OperationalError, match="locked"):
+                    other.execute("DELETE FROM users")
+            else:
+                other.execute("DELETE FROM users")
+
+
+def test_writers_of_other_databases_are_not_asked_about(tmp_path: Path) -> None:
+    assert sqlite_blocks_writers("postgresql+psycopg://host/name", tmp_path) is False
 
 
 def test_option_that_is_no_number_is_told(users: Path) -> None:
@@ -378,7 +408,7 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
         (
             "postgres://user:secret@host/name",
             "The database can't be opened: DATABASE_URL names an unknown kind of database; it begins, for example, "
-            "with sqlite:///, postgresql+psycopg:// or mysql+pymysql://.",
+            "with sqlite:///, duckdb:///, postgresql+psycopg:// or mysql+pymysql://.",
         ),
         (
             "mssql+pyodbc://user:secret@host/name",
@@ -510,6 +540,13 @@ def test_rows_of_postgresql_are_fetched_as_they_are_taken(postgresql_url: str, t
     assert time.monotonic() - begun < 2
 
 
+@pytest.mark.filterwarnings("ignore:.*ServerCursor")  # which says, when collected, that nobody closed it
+def test_signal_ends_a_query_of_postgresql_at_work(postgresql_url: str, tmp_path: Path) -> None:
+    with pytest.raises(Alarm), alarm(), opened(postgresql_url, "SELECT pg_sleep(600)", tmp_path):
+        pass
+    gc.collect()
+
+
 @pytest.mark.parametrize(
     ("sql", "reason"),
     [
@@ -540,10 +577,42 @@ def test_second_statement_does_not_reach_postgresql(people: str, tmp_path: Path,
     assert read(people, "SELECT count(*) AS n FROM people", tmp_path) == [{"n": 2}]
 
 
-def test_time_that_python_has_no_year_for_is_told(postgresql_url: str, tmp_path: Path) -> None:
-    assert problem(postgresql_url, "SELECT 'infinity'::timestamptz AS event_time", tmp_path) == (
-        "The query in query.sql can't be run: timestamp too large (after year 10K): 'infinity'."
+INFINITY = Unreadable("infinity", "is infinity, which can't be sent as a date")
+
+
+@pytest.mark.parametrize(
+    ("sql", "value"),
+    [
+        ("'infinity'::timestamptz", INFINITY),
+        ("'infinity'::timestamp", INFINITY),
+        ("'infinity'::date", INFINITY),
+        ("'-infinity'::date", Unreadable("-infinity", "is -infinity, which can't be sent as a date")),
+        ("'0044-03-15 BC'::date", Unreadable("0044-03-15 BC", "is before the year 1, which can't be sent as a date")),
+        (
+            "'0044-03-15 BC'::timestamptz",
+            Unreadable("0044-03-15 00:00:00+00 BC", "is before the year 1, which can't be sent as a date"),
+        ),
+        ("'12026-01-13'::date", Unreadable("12026-01-13", "is out of range")),
+        ("'12026-01-13'::timestamp", Unreadable("12026-01-13 00:00:00", "is out of range")),
+        ("'24:00:00'::time", Unreadable("24:00:00", "is 24:00:00, which can't be sent as a time")),
+        ("'24:00:00'::timetz", Unreadable("24:00:00+00", "is 24:00:00, which can't be sent as a time")),
+        ("'3000000 years'::interval", Unreadable("3000000 years", "is out of range")),
+        ("ARRAY['infinity', '2026-01-13']::date[]", [INFINITY, date(2026, 1, 13)]),
+        ("upper(daterange('2026-01-13', 'infinity'))", INFINITY),
+        ("'9999-12-31'::date", date(9999, 12, 31)),
+    ],
+)
+def test_time_that_python_lacks_is_a_value_like_others(
+    postgresql_url: str, tmp_path: Path, sql: str, value: object
+) -> None:
+    rows = read(
+        postgresql_url, f"SELECT i, CASE i WHEN 2 THEN {sql} END AS v FROM generate_series(1, 3) AS i", tmp_path
     )
+    assert rows == [{"i": 1, "v": None}, {"i": 2, "v": value}, {"i": 3, "v": None}]
+
+
+def test_text_of_an_unreadable_value_is_what_stands_in_the_csv() -> None:
+    assert str(INFINITY) == "infinity"
 
 
 def test_mysqls_two_bars_are_refused_before_they_turn_names_into_numbers(tmp_path: Path) -> None:
@@ -551,3 +620,37 @@ def test_mysqls_two_bars_are_refused_before_they_turn_names_into_numbers(tmp_pat
     query.write_text("SELECT email, first_name || last_name AS candidate FROM users -- || '||'")
     with pytest.raises(SourceError, match="means OR in MySQL; write CONCAT_WS"):
         read_query(query, "mysql+pymysql://u@127.0.0.1:1/x")
+
+
+# :since -----------------------------------------------------------------------------------------------------------
+
+SINCE = datetime(2026, 1, 13, 8, 45, 12, tzinfo=timezone.utc)
+
+
+def test_since_is_compared_as_text_or_as_seconds_in_sqlite(tmp_path: Path) -> None:
+    create(
+        tmp_path / "x.db",
+        "CREATE TABLE t (text, unix)",
+        "INSERT INTO t VALUES ('2026-01-13 08:45:11', 1768293911), ('2026-01-13 08:45:12', 1768293912)",
+    )
+    found = [{"text": "2026-01-13 08:45:12"}]
+    assert read("sqlite:///x.db", "SELECT text FROM t WHERE text >= :since", tmp_path, SINCE) == found
+    assert read("sqlite:///x.db", "SELECT text FROM t WHERE unix >= :since_unix", tmp_path, SINCE) == found
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize(
+    ("type_", "before", "value"),
+    [
+        ("timestamp", "2026-01-13 08:45:11", datetime(2026, 1, 13, 8, 45, 12)),
+        ("timestamptz", "2026-01-13 08:45:11Z", SINCE),
+        ("date", "2026-01-12", date(2026, 1, 13)),
+        ("text", "2026-01-13 08:45:11", "2026-01-13 08:45:12"),
+    ],
+)
+def test_since_is_in_utc_whatever_the_server_s_time_zone(
+    postgresql_url: str, tmp_path: Path, zone: str, type_: str, before: str, value: object
+) -> None:
+    url = f"{postgresql_url}&options=-c%20timezone%3D{zone}"
+    sql = f"SELECT v FROM (VALUES ('{before}'::{type_}), ('{value}'::{type_})) AS t (v) WHERE v >= :since"
+    assert read(url, sql, tmp_path, SINCE) == [{"v": value}]

@@ -1,23 +1,24 @@
 """A database URL and a query -> rows, streamed. Reads only, changes nothing, and knows nothing of Iterable.
 
-`query` reads the query's file, `sqlite` and `server` run it, `errors` says what went wrong.
+`query` reads the query's file; `sqlite` and, for all other databases, `server` run it; `unreadable` keeps
+values that Python lacks from ending it; `errors` says what went wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pipeline.source.errors import SourceBusyError, SourceError, UndecodableText, explained
 from pipeline.source.query import Query, read_query
-from pipeline.source.result import QueryResult, Row
+from pipeline.source.result import Block, QueryResult, Row
 from pipeline.source.server import run_on_server
-from pipeline.source.sqlite import run_on_sqlite
+from pipeline.source.sqlite import run_on_sqlite, sqlite_blocks_writers
 
 __all__ = [
+    "Block",
     "Query",
     "QueryResult",
     "Row",
@@ -26,6 +27,7 @@ __all__ = [
     "UndecodableText",
     "open_query",
     "read_query",
+    "sqlite_blocks_writers",
 ]
 
 
@@ -41,7 +43,7 @@ def open_query(
 ) -> Iterator[QueryResult]:
     """Run the query and stream its rows; the database is left when the block ends.
 
-    root: the folder that a relative path in the URL starts from. should_stop: asked while SQLite works; True ends the
+    root: the folder that relative paths start from. should_stop: asked while SQLite works; True ends the
     query. any_bytes: let bytes in SQLite that are not UTF-8 come through as lone surrogates, which refuse their row
     alone; it takes nearly twice as long. since: takes the place of :since, needs an offset, and must be given where
     the query uses it. Raises SourceError, or SourceBusyError for what a later run may not meet.
@@ -66,6 +68,6 @@ def _check_columns(columns: tuple[str, ...], query_name: str) -> None:
         )
 
 
-def _stream(blocks: Iterator[Sequence[tuple[Any, ...]]], query_name: str) -> Iterator[Sequence[tuple[Any, ...]]]:
+def _stream(blocks: Iterator[Block], query_name: str) -> Iterator[Block]:
     with explained(f"The query in {query_name} failed while its rows were read"):
         yield from blocks

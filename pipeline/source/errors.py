@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,22 @@ from contextlib import contextmanager
 from pipeline.ending import ExitCode, RunError
 
 MAX_QUOTED_CHARS = 500
-PACKAGES = {"MySQLdb": "mysqlclient", "psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}  # by module
-DIALECTS = {"snowflake": "snowflake-sqlalchemy", "bigquery": "sqlalchemy-bigquery"}  # by the URL's beginning
+# What to install, by the module that a driver is, and by the beginning of a URL that SQLAlchemy alone does not know.
+PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "mysql": "mysql-connector-python",
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+}
+DIALECTS = {
+    "bigquery": "sqlalchemy-bigquery",
+    "databricks": "databricks-sqlalchemy",
+    "redshift": "sqlalchemy-redshift psycopg2-binary",
+    "snowflake": "snowflake-sqlalchemy",
+    "trino": "'trino[sqlalchemy]'",
+}
+_DUCKDB_EXTENSION = re.compile(r'Install it first using "INSTALL (\w+)"')
+_QUERY_QUOTED = re.compile(r"\n\n|\nLINE \d+: ")  # by PostgreSQL and DuckDB, with a line that points at the place
 
 
 class SourceError(RunError):
@@ -36,37 +51,68 @@ def explained(what: str) -> Iterator[None]:
         yield
     except SourceError:
         raise
-    except sqlite3.Error as error:
-        raise _sqlite_error(what, error) from error
     except ModuleNotFoundError as error:
-        package = PACKAGES.get(str(error.name), error.name)
-        raise SourceError(f"{what}: its driver is not installed; run: pip install {package}") from error
+        raise SourceError(f"{what}: {_to_install(PACKAGES.get(str(error.name), str(error.name)))}") from error
     except Exception as error:  # drivers raise TypeError for options they don't know, ValueError for odd dates
-        raise SourceError(f"{what}: {_reason(error)}") from error
+        raise _kind(error)(f"{what}: {_reason(error)}") from error
 
 
-def _sqlite_error(what: str, error: sqlite3.Error) -> SourceError:
-    if "Could not decode to UTF-8" in str(error):  # and the text itself, which has no place in a log
-        return UndecodableText(f"{what}: a text is not valid UTF-8.")
-    kind = SourceBusyError if str(error).endswith("is locked") else SourceError
-    return kind(f"{what}: {_one_line(error)}.")
+def _kind(error: Exception) -> type[SourceError]:
+    text = str(error)
+    if isinstance(error, sqlite3.Error) and "Could not decode to UTF-8" in text:
+        return UndecodableText
+    busy = (isinstance(error, sqlite3.Error) and text.endswith("is locked")) or (
+        _is_of_duckdb(error) and "Conflicting lock" in text
+    )
+    return SourceBusyError if busy else SourceError
 
 
 def _reason(error: Exception) -> str:
-    from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+    if type(error).__name__ == "NoSuchModuleError":  # SQLAlchemy's; imported here, it would slow down those without it
+        return _unknown_url(str(error).rpartition(":")[2].partition(".")[0])
+    cause = getattr(error, "orig", None) or error  # the driver's own, in SQLAlchemy's
+    text = str(cause)
+    if isinstance(cause, sqlite3.Error) and "Could not decode to UTF-8" in text:
+        return "a text is not valid UTF-8."  # without the text itself, which has no place in a log
+    if _is_of_duckdb(cause):
+        return _duckdb_reason(text)
+    name = "" if _is_a_driver_s(cause) else f"{type(cause).__name__}: "
+    return name + _sentence(text)
 
-    if isinstance(error, DBAPIError):
-        return f"{_one_line(error.orig)}."
-    if not isinstance(error, NoSuchModuleError):
-        return f"{type(error).__name__}: {_one_line(error)}."
-    package = DIALECTS.get(str(error).rpartition(":")[2].partition(".")[0])
-    if package is not None:
-        return f"its driver is not installed; run: pip install {package}"
+
+def _unknown_url(beginning: str) -> str:
+    if beginning in DIALECTS:
+        return _to_install(DIALECTS[beginning])
     return (
-        "DATABASE_URL names an unknown kind of database; it begins, for example, with sqlite:///, "
+        "DATABASE_URL names an unknown kind of database; it begins, for example, with sqlite:///, duckdb:///, "
         "postgresql+psycopg:// or mysql+pymysql://."
     )
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:MAX_QUOTED_CHARS].rstrip(".")
+def _duckdb_reason(text: str) -> str:
+    """DuckDB's extensions would be downloaded by themselves; here that is left to the user."""
+    missing = _DUCKDB_EXTENSION.search(text)
+    if missing:
+        command = f"python -c \"import duckdb; duckdb.install_extension('{missing[1]}')\""
+        return f"DuckDB's extension {missing[1]} is not installed; run: {command}"
+    if "INTERRUPT Error" in text:
+        return "interrupted."
+    return _sentence(text.partition(" See also https://")[0])
+
+
+def _is_of_duckdb(error: Exception) -> bool:
+    return type(error).__module__ in ("duckdb", "_duckdb", "duckdb.duckdb")
+
+
+def _is_a_driver_s(error: Exception) -> bool:
+    """Whether a driver raised it on purpose: the errors of each have one named Error as their base (PEP 249)."""
+    return any(each.__name__ == "Error" for each in type(error).__mro__)
+
+
+def _to_install(packages: str) -> str:
+    return f"its driver is not installed; run: pip install {packages}"
+
+
+def _sentence(text: str) -> str:
+    words = " ".join(_QUERY_QUOTED.split(text, maxsplit=1)[0].split())[:MAX_QUOTED_CHARS].rstrip(".")
+    return words if words.endswith(("?", "!")) else f"{words}."

@@ -7,12 +7,14 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote
 
-from pipeline.source.errors import SourceError, explained
-from pipeline.source.result import ROWS_PER_BLOCK, QueryResult
+from pipeline.source.errors import explained
+from pipeline.source.files import DatabaseFile, find_file
+from pipeline.source.result import QueryResult, in_blocks
 
 LOCK_TIMEOUT_S = 5.0  # ?timeout=60 in the URL changes it
+ROWS_PER_FETCH = 10  # a few at a time, so that large ones are noticed before there are many of them
+_EXAMPLES = "sqlite:///users.db, or sqlite:////srv/data/users.db"
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def run_on_sqlite(
     database_url: str, sql: str, query_name: str, root: Path, should_stop: Callable[[], bool], any_bytes: bool
 ) -> Iterator[QueryResult]:
     with explained("The database can't be reached"):
-        database = _open(*_file(database_url, root))
+        database = _open(find_file(database_url, root, "SQLite", _EXAMPLES))
     with closing(database):
         database.set_progress_handler(should_stop, 100_000)
         if any_bytes:
@@ -28,28 +30,23 @@ def run_on_sqlite(
         with explained(f"The query in {query_name} can't be run"):
             cursor = database.execute(sql)
         columns = tuple(column for column, *_ in cursor.description or ())
-        yield QueryResult(columns, iter(lambda: cursor.fetchmany(ROWS_PER_BLOCK), []))
+        yield QueryResult(columns, in_blocks(cursor.fetchmany, ROWS_PER_FETCH))
 
 
-def _file(database_url: str, root: Path) -> tuple[Path, dict[str, str]]:
-    """The file that the URL names, and its options. A missing file is an error; SQLite by itself would create it."""
-    name = database_url.partition(":///")[2]
-    database, _, options = name.partition("?")
-    if not database or database == ":memory:":
-        raise SourceError("DATABASE_URL names no file; write sqlite:///users.db, or sqlite:////srv/data/users.db.")
-    spellings = (name, database, unquote(database))  # a ? or a % may be a part of the name
-    path = next((path for each in spellings if (path := root / each).exists()), root / database)
-    if not path.exists():
-        raise SourceError(f"DATABASE_URL names the SQLite file {path}, which does not exist.")
-    if not path.is_file():
-        raise SourceError(f"DATABASE_URL names {path}, which is not a file.")
-    return path, dict(parse_qsl(options))
+def sqlite_blocks_writers(database_url: str, root: Path) -> bool:
+    """Whether others can't write to this SQLite file while its rows are read, as its journal is not a WAL."""
+    if not database_url.startswith("sqlite:"):
+        return False
+    with explained("The database can't be reached"):
+        with closing(_open(find_file(database_url, root, "SQLite", _EXAMPLES))) as database:
+            (mode,) = database.execute("PRAGMA journal_mode").fetchone()
+        return bool(mode != "wal")
 
 
-def _open(path: Path, options: dict[str, str]) -> sqlite3.Connection:
-    """An SQLite file, read-only."""
-    timeout_s = float(options.get("timeout", LOCK_TIMEOUT_S))
-    address = f"{path.absolute().as_uri()}?mode=ro"
+def _open(file: DatabaseFile) -> sqlite3.Connection:
+    """Read-only."""
+    timeout_s = float(file.options.get("timeout", LOCK_TIMEOUT_S))
+    address = f"{file.path.absolute().as_uri()}?mode=ro"
     database = sqlite3.connect(address, uri=True, timeout=timeout_s, isolation_level=None)
     database.set_authorizer(_refuse_other_files)
     return database
