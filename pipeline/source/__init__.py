@@ -1,6 +1,6 @@
 """A database URL and a query -> rows, streamed. Reads only, changes nothing, and knows nothing of Iterable.
 
-`query` reads the query's file; `sqlite` and, for all other databases, `server` run it; `unreadable` keeps
+`query` reads the query's file; `sqlite`, `duckdb` and, for all other databases, `server` run it; `unreadable` keeps
 values that Python lacks from ending it; `errors` says what went wrong.
 """
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from pipeline.source.duckdb import run_on_duckdb
 from pipeline.source.errors import SourceBusyError, SourceError, UndecodableText, explained
 from pipeline.source.query import Query, read_query
 from pipeline.source.result import Block, QueryResult, Row
@@ -43,7 +44,7 @@ def open_query(
 ) -> Iterator[QueryResult]:
     """Run the query and stream its rows; the database is left when the block ends.
 
-    root: the folder that relative paths start from. should_stop: asked while SQLite works; True ends the
+    root: the folder that relative paths start from. should_stop: asked while SQLite and DuckDB work; True ends the
     query. any_bytes: let bytes in SQLite that are not UTF-8 come through as lone surrogates, which refuse their row
     alone; it takes nearly twice as long. since: takes the place of :since, needs an offset, and must be given where
     the query uses it. Raises SourceError, or SourceBusyError for what a later run may not meet.
@@ -51,6 +52,8 @@ def open_query(
     sql = query.sql(since)
     if query.backend == "sqlite":
         running = run_on_sqlite(database_url, sql, query.name, root, should_stop, any_bytes)
+    elif query.backend == "duckdb":
+        running = run_on_duckdb(database_url, sql, query.name, root, should_stop)
     else:
         running = run_on_server(database_url, sql, query.name)
     with running as result:
