@@ -1,9 +1,15 @@
--- Every user, with each of their events: one row for each pair, and one row with empty event columns for a user
--- without events. Edit it, or name a query of your own with QUERY_FILE.
+-- Every user with each of their events: one row per event, and one row with empty event columns for a user without
+-- events. Edit it, or name your own query with QUERY_FILE. The tables are those of examples/schema.sql.
 --
--- An e-mail address is needed (or id / user_id, with ITERABLE_IDENTIFIER=userId), and event_time for events.
+-- Each row needs an email address (or id / user_id, with ITERABLE_IDENTIFIER=userId), and event_time if it has an event.
 -- Add event_id if your events have a key: it becomes the event's id in Iterable.
--- In MySQL, write CONCAT_WS(' ', u.first_name, u.last_name) for the full name; || means OR there.
+--
+-- This runs as it is on SQLite, DuckDB, PostgreSQL, Redshift, Snowflake, BigQuery, Databricks and Trino. MySQL and
+-- MariaDB read || as OR: use examples/mysql.sql there.
+--
+-- To read only what changed since the last run, replace the LEFT JOIN with these two lines (examples/changed_only.sql):
+--     LEFT JOIN user_events AS e ON e.user_id = u.id AND e.event_time >= :since
+--     WHERE u.updated_at >= :since OR e.id IS NOT NULL
 SELECT
     u.id,
     u.email,

@@ -9,14 +9,17 @@ import csv
 import os
 import tracemalloc
 from collections.abc import Iterator
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine
 
+from pipeline.records import Unreadable
 from pipeline.sandbox import StandIn
 from pipeline.source import SourceError, open_query, read_query
-from tests.program import Program, use_query
+from tests.program import ROOT, Program, use_query
+from tests.reading import read
 
 URL = os.environ.get("TEST_DATABASE_URL", "")
 
@@ -121,8 +124,54 @@ def test_rows_are_streamed(server: Engine, tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+def test_a_zero_date_is_a_value_like_others(server: Engine, tmp_path: Path) -> None:
+    with server.begin() as connection:
+        connection.exec_driver_sql("SET SESSION sql_mode = ''")
+        connection.exec_driver_sql(
+            "INSERT INTO job_rows (id, born, event_time) VALUES (1, '0000-00-00', '2026-00-00'),"
+            " (2, '1815-12-10', '0000-00-00'), (3, NULL, '2026-01-13 08:45:12')"
+        )
+    zero = "is a zero date, which can't be sent"
+    assert [
+        tuple(row.values()) for row in read(URL, "SELECT born, event_time FROM job_rows ORDER BY id", tmp_path)
+    ] == [
+        (Unreadable("0000-00-00", zero), Unreadable("2026-00-00 00:00:00.000", zero)),
+        (date(1815, 12, 10), Unreadable("0000-00-00 00:00:00.000", zero)),
+        (None, datetime(2026, 1, 13, 8, 45, 12)),
+    ]
+
+
+@pytest.mark.parametrize("condition", ["event_time >= :since", "event_time >= FROM_UNIXTIME(:since_unix)"])
+def test_since_is_a_literal(filled: Engine, tmp_path: Path, condition: str) -> None:
+    sql = f"SELECT id FROM job_rows WHERE {condition} # :since"
+    moment = datetime(2026, 1, 13, 8, 45, 12, tzinfo=timezone.utc)
+    url = f"{URL}{'&' if '?' in URL else '?'}init_command=SET%20time_zone%3D%27%2B00:00%27"
+    assert read(url, sql, tmp_path, moment) == [{"id": 1}]
+    assert read(url, sql, tmp_path, moment + timedelta(seconds=1)) == []
+
+
+def test_example_for_mysql_finds_what_the_default_query_finds_elsewhere(server: Engine, tmp_path: Path) -> None:
+    schema = (ROOT / "examples/schema.sql").read_text()
+    with server.begin() as connection:
+        for statement in schema.strip().removesuffix(";").split(";\n"):
+            connection.exec_driver_sql(statement)
+    try:
+        rows = read(URL, (ROOT / "examples/mysql.sql").read_text(), tmp_path)
+    finally:
+        with server.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE user_events")
+            connection.exec_driver_sql("DROP TABLE users")
+    assert [(row["email"], row["candidate"], row["page"]) for row in rows] == [
+        ("ada@example.com", "Ada Lovelace", "home"),
+        ("ada@example.com", "Ada Lovelace", "pricing"),
+        ("grace@example.com", "Grace", None),
+        ("nobody@example.com", None, None),
+    ]
+
+
 def test_a_wrong_password_is_told_and_not_shown(program: Program, server: Engine) -> None:
     url = server.url.set(password="wrong-pass").render_as_string(hide_password=False)
+    use_query(program, "SELECT 1 AS id")
     run = program.run(DATABASE_URL=url)
     assert run.code == 66
     assert run.err.startswith("The database can't be reached: ")

@@ -13,7 +13,7 @@ from pipeline.source.files import DatabaseFile, find_file
 from pipeline.source.result import QueryResult, in_blocks
 
 LOCK_TIMEOUT_S = 5.0  # ?timeout=60 in the URL changes it
-ROWS_PER_FETCH = 10  # a few at a time, so that large ones are noticed before there are many of them
+ROWS_PER_FETCH = 25  # a few at a time, so that large ones are noticed before there are many of them
 _EXAMPLES = "sqlite:///users.db, or sqlite:////srv/data/users.db"
 
 

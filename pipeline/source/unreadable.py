@@ -22,7 +22,7 @@ def unreadable_time(text: str) -> Unreadable:
 def _problem(text: str) -> str:
     if text.endswith("infinity"):
         return f"is {text}, which can't be sent as a date"
-    if text.startswith("0000-"):
+    if text.startswith("0000-") or "-00" in text[4:10]:
         return "is a zero date, which can't be sent"
     if "BC" in text:
         return "is before the year 1, which can't be sent as a date"

@@ -1,0 +1,80 @@
+"""The queries that come with the project, over the schema that comes with it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psycopg
+import pytest
+
+from tests.program import ROOT
+from tests.reading import read
+
+SCHEMA = (ROOT / "examples/schema.sql").read_text()
+DEFAULT_QUERY = (ROOT / "pipeline/user_events.sql").read_text()
+CHANGED_ONLY = (ROOT / "examples/changed_only.sql").read_text()
+
+ADA = (1, "ada@example.com", "Ada", "Lovelace", "pro", "Ada Lovelace")
+GRACE = (2, "grace@example.com", "Grace", None, "free", "Grace")
+NOBODY = (3, "nobody@example.com", None, "", None, None)
+HOME = ("home", "desktop", "Chrome", "London", "2026-01-12 09:05:00")
+PRICING = ("pricing", "desktop", "Chrome", "London", "2026-01-13 08:45:12")
+NOTHING = (None, None, None, None, None)
+
+
+@pytest.fixture(params=["sqlite", "duckdb", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database with the schema."""
+    path = tmp_path / "users.db"
+    if request.param == "sqlite":
+        with closing(sqlite3.connect(path)) as database:
+            database.executescript(SCHEMA)
+        yield f"sqlite:///{path}"
+    elif request.param == "duckdb":
+        with duckdb.connect(str(path)) as database:
+            database.execute(SCHEMA)
+        yield f"duckdb:///{path}"
+    else:
+        url = request.getfixturevalue("postgresql_url")
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as database:
+            database.execute(SCHEMA)
+            yield url
+            database.execute("DROP TABLE user_events, users")
+
+
+def found(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Times as text, which is how SQLite has them."""
+    return [tuple(str(value) if isinstance(value, datetime) else value for value in row.values()) for row in rows]
+
+
+def test_default_query_runs_on_each_database(url: str, tmp_path: Path) -> None:
+    assert found(read(url, DEFAULT_QUERY, tmp_path)) == [ADA + HOME, ADA + PRICING, GRACE + NOTHING, NOBODY + NOTHING]
+
+
+@pytest.mark.parametrize(
+    ("since", "rows"),
+    [
+        ("1970-01-01 00:00:00", [ADA + HOME, ADA + PRICING, GRACE + NOTHING, NOBODY + NOTHING]),
+        ("2026-01-13 08:45:12", [ADA + PRICING, GRACE + NOTHING]),
+        ("2026-01-13 10:00:00", [GRACE + NOTHING]),
+        ("2026-01-13 10:00:01", []),
+    ],
+)
+def test_changed_only_finds_changed_users_and_new_events(
+    url: str, tmp_path: Path, since: str, rows: list[tuple[Any, ...]]
+) -> None:
+    moment = datetime.fromisoformat(since).replace(tzinfo=timezone.utc)
+    assert found(read(url, CHANGED_ONLY, tmp_path, moment)) == rows
+
+
+def test_lines_that_the_default_query_suggests_are_those_of_changed_only() -> None:
+    join = "LEFT JOIN user_events AS e ON e.user_id = u.id\n"
+    body = DEFAULT_QUERY[DEFAULT_QUERY.index("SELECT") :]
+    suggested = [line.removeprefix("--     ") for line in DEFAULT_QUERY.splitlines() if line.startswith("--     ")]
+    assert body.replace(join, "\n".join(suggested) + "\n") == CHANGED_ONLY[CHANGED_ONLY.index("SELECT") :]
