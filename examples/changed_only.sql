@@ -1,8 +1,9 @@
 -- What pipeline/user_events.sql reads, but only users that changed and events that were added since the last run. Use it
 -- with QUERY_FILE=examples/changed_only.sql. Both times need an index, as in examples/schema.sql.
 --
--- The job puts a text in UTC in the place of :since, such as '2026-01-13 08:45:12', and a whole number of seconds since
--- 1970 in that of :since_unix. BigQuery, Databricks and Trino need a type before it: TIMESTAMP :since.
+-- The job replaces :since by a text in UTC, such as '2026-01-13 08:45:12', and :since_unix by the seconds since 1970, such
+-- as 1768293912. Trino needs the type as well: TIMESTAMP :since. Sessions on PostgreSQL and DuckDB are in UTC; where yours
+-- is not, as on many a Snowflake account, compare columns that have a time zone with TO_TIMESTAMP_LTZ(:since_unix).
 SELECT
     u.id,
     u.email,

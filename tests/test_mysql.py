@@ -19,7 +19,7 @@ from pipeline.records import Unreadable
 from pipeline.sandbox import StandIn
 from pipeline.source import SourceError, open_query, read_query
 from tests.program import ROOT, Program, use_query
-from tests.reading import read
+from tests.reading import problem, read
 
 URL = os.environ.get("TEST_DATABASE_URL", "")
 
@@ -122,6 +122,10 @@ def test_rows_are_streamed(server: Engine, tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_statement_without_rows_is_refused(server: Engine, tmp_path: Path) -> None:
+    assert problem(URL, "SET @a = 1", tmp_path) == "The query in query.sql returns no rows; it must be a SELECT."
 
 
 def test_a_zero_date_is_a_value_like_others(server: Engine, tmp_path: Path) -> None:

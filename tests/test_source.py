@@ -419,6 +419,19 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
             "The database can't be opened: its driver is not installed; run: pip install mysqlclient",
         ),
         (
+            "trino://user:secret@host:443/catalog/schema",
+            "The database can't be opened: its driver is not installed; run: pip install 'trino[sqlalchemy]'",
+        ),
+        (
+            "databricks://token:secret@host?http_path=/sql/1.0/warehouses/x",
+            "The database can't be opened: its driver is not installed; run: pip install databricks-sqlalchemy",
+        ),
+        (
+            "redshift+psycopg2://user:secret@host/name",
+            "The database can't be opened: its driver is not installed; run: pip install sqlalchemy-redshift "
+            "psycopg2-binary",
+        ),
+        (
             "user:secret@host",
             "DATABASE_URL can't be read; it must look like sqlite:///users.db or "
             "postgresql+psycopg://user:password@host/name.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline.source.errors import SourceError, explained
@@ -46,9 +45,13 @@ def _blocks(result: CursorResult[Any], driver: str) -> Iterator[Block]:
         return [tuple(row) for row in result.fetchmany(count)]
 
     if driver not in TUPLE_DRIVERS:
-        return in_blocks(fetch, ROWS_PER_FETCH)
+        yield from in_blocks(fetch, ROWS_PER_FETCH)
+        return
     first = fetch(1)  # which SQLAlchemy has read, to know the columns
-    return chain([first] if first else [], in_blocks(result.cursor.fetchmany, ROWS_PER_FETCH) if result.cursor else [])
+    if first:
+        yield first
+    if result.cursor is not None:
+        yield from in_blocks(result.cursor.fetchmany, ROWS_PER_FETCH)
 
 
 def _parse_url(database_url: str) -> URL:
@@ -70,10 +73,10 @@ def _prepare(connection: Connection) -> None:
         connection.execution_options(postgresql_readonly=True)
         # :since is in UTC. Local to the transaction, so that a pool's next session does not inherit it.
         connection.exec_driver_sql("SET LOCAL TimeZone TO 'UTC'")
-        keep_times_of_postgresql(connection)
     elif backend in MYSQL:
         connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
         connection.rollback()
+    keep_times_of_postgresql(connection)
 
 
 def _columns(result: CursorResult[Any]) -> tuple[str, ...]:
