@@ -12,8 +12,10 @@ import io
 import ssl
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -21,7 +23,6 @@ from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3.connection import HTTPConnection
 
 from iterable.answers import Answer, Failure, read_answer
 
@@ -58,9 +59,8 @@ class Session(requests.Session):
         super().__init__()
         self.trust_env = False
         self.cookies = _NoCookies()
-        self._timeouts = (connect_timeout_s, timeout_s)
         self._named_proxies = {"http": proxy, "https": proxy} if proxy else {}
-        adapter = _Adapter(timeout_s, max_connections, _tls_context(ca_bundle))
+        adapter = _Adapter(_Timeouts(connect_timeout_s, timeout_s), max_connections, _tls_context(ca_bundle))
         self.mount("https://", adapter)
         self.mount("http://", adapter)
 
@@ -74,7 +74,6 @@ class Session(requests.Session):
                 _prepare(method, url, body, headers),
                 stream=True,
                 allow_redirects=False,
-                timeout=self._timeouts,
                 verify=True,
                 proxies=self._named_proxies,
             )
@@ -135,9 +134,8 @@ def _unanswered(error: Exception) -> Answer:
         if isinstance(cause, ssl.SSLCertVerificationError):
             problem = f"certificate check failed ({cause.verify_message})"
             return Answer(None, problem=problem, failure=Failure.BAD_CERTIFICATE)
-    is_in_answer = any(isinstance(cause, urllib3.exceptions.InvalidHeader) for cause in causes)
-    if isinstance(error, ValueError) and not is_in_answer:
-        # requests' InvalidURL, InvalidSchema and so on are ValueErrors, and so is what http.client says of a header.
+    if isinstance(error, ValueError):
+        # requests' InvalidURL, InvalidSchema and so on are ValueErrors, and so is what a head can't carry.
         problem = f"can't be sent: its address or a header is malformed ({type(error).__name__})"
         return Answer(None, problem=problem, failure=Failure.REJECTED)
     return Answer(None, problem=_problem_of(error))
@@ -146,7 +144,8 @@ def _unanswered(error: Exception) -> Answer:
 def _problem_of(error: Exception) -> str:
     """`ConnectionError (Connection refused)`. No more of an exception's text: it may quote a header, and so the key."""
     reasons = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
-    return type(error).__name__ + (f" ({reasons[-1]})" if reasons else "")
+    name = "ReadTimeout" if isinstance(error, TimeoutError) else type(error).__name__
+    return name + (f" ({reasons[-1]})" if reasons else "")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -166,26 +165,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class _Adapter(HTTPAdapter):
-    """One TLS context for all connections, and connections of the kind below.
+    """One TLS context for all connections, and pools of the kind below.
 
     requests would parse the certificate bundle for each new connection (14 ms and 0.8 MB).
     """
 
-    def __init__(self, timeout_s: float, max_connections: int, tls: ssl.SSLContext) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeouts: _Timeouts, max_connections: int, tls: ssl.SSLContext) -> None:
+        self._timeouts = timeouts
         self._tls = tls
         self._pools: dict[str, Any] = {}
         super().__init__(pool_connections=4, pool_maxsize=max_connections)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
         super().init_poolmanager(connections, maxsize, block=block, ssl_context=self._tls, **pool_kwargs)
-        _set_connections(self.poolmanager, self._timeout_s)
+        _set_pools(self.poolmanager, self._timeouts)
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
         is_new = proxy not in self.proxy_manager
         manager = super().proxy_manager_for(proxy, ssl_context=self._tls, proxy_ssl_context=self._tls, **proxy_kwargs)
         if is_new:
-            _set_connections(manager, self._timeout_s)
+            _set_pools(manager, self._timeouts)
         return manager
 
     def get_connection_with_tls_context(
@@ -210,7 +209,7 @@ class _Adapter(HTTPAdapter):
         """As in requests, but without looking for cookies and for the encoding of the text."""
         response = requests.Response()
         response.status_code = resp.status
-        response.headers = CaseInsensitiveDict(resp.headers)
+        response.headers = resp.headers
         response.raw = resp
         response.reason = resp.reason
         response.url = str(req.url)
@@ -234,16 +233,119 @@ def _tls_context(ca_bundle: str | None) -> ssl.SSLContext:
     return context
 
 
-def _set_connections(manager: Any, timeout_s: float) -> None:
-    """Give a urllib3 pool manager, whichever kinds of connections it makes, the manners of `_Connection`."""
+# Below urllib3's pools ------------------------------------------------------------------------------------------------
+
+_SEND_BYTES = 65_536
+_MAX_HEADERS = 100
+_MAX_LINE_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class _Timeouts:
+    connect_s: float
+    answer_s: float
+
+
+def _set_pools(manager: Any, timeouts: _Timeouts) -> None:
+    """Give a urllib3 pool manager, whichever kinds of pools and connections it makes, the manners of those below."""
     manager.pool_classes_by_scheme = {
-        scheme: type(pool.__name__, (pool,), {"ConnectionCls": _with_manners(pool.ConnectionCls, timeout_s)})
+        scheme: type(
+            pool.__name__,
+            (_Pool, pool),
+            {
+                "timeouts": timeouts,
+                "ConnectionCls": type(
+                    pool.ConnectionCls.__name__, (pool.ConnectionCls,), {"response_class": _Response}
+                ),
+            },
+        )
         for scheme, pool in manager.pool_classes_by_scheme.items()
     }
 
 
-def _with_manners(connection: Any, timeout_s: float) -> type:
-    return type(connection.__name__, (_Connection, connection), {"timeout_s": timeout_s})
+class _Pool(urllib3.HTTPConnectionPool):
+    """Connects as urllib3 does, sends head and body together within the time-out, and reads as http.client does.
+
+    urllib3's own way through a pool takes thrice the time, sends the two apart, and allows the sending as long as the
+    connecting.
+    """
+
+    timeouts: _Timeouts
+
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, body: Any = None, headers: Any = None, **_: Any
+    ) -> _Response:
+        """Its exceptions are those that requests makes its own of."""
+        try:
+            return self._exchange(method, self._head(method, url, headers or {}) + _as_bytes(body))
+        except TimeoutError as error:
+            raise urllib3.exceptions.ReadTimeoutError(self, url, "the time is up") from error
+        except ssl.SSLError as error:
+            raise urllib3.exceptions.SSLError(error) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise urllib3.exceptions.MaxRetryError(self, url, error) from error
+        except http.client.HTTPException as error:
+            raise urllib3.exceptions.ProtocolError("the answer is no HTTP", error) from error
+
+    def _exchange(self, method: str, message: bytes) -> _Response:
+        connection: Any = self._get_conn()
+        try:
+            self._connect(connection)
+            is_sent = self._send(connection.sock, message)
+            response = _Response(connection.sock, method=method)
+            response.begin()
+        except BaseException:
+            connection.close()
+            self._put_conn(connection)
+            raise
+        response.will_close |= not is_sent
+        response.lease = (connection, self)
+        return response
+
+    def _connect(self, connection: Any) -> None:
+        if connection.is_closed:
+            connection.timeout = self.timeouts.connect_s
+            if self.proxy is not None and self.scheme == "https":
+                self._prepare_proxy(connection)
+            else:
+                connection.connect()
+        connection.sock.settimeout(self.timeouts.answer_s)
+
+    def _head(self, method: str, url: str, headers: Mapping[str, str]) -> bytes:
+        """A request up to its body. ValueError for what no head can carry, without quoting it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port not in (None, self.ConnectionCls.default_port):
+            host += f":{self.port}"
+        if self.proxy is not None and self.scheme == "http":  # this pool's host is the proxy's
+            host = urlsplit(url).netloc.rpartition("@")[2]
+            headers = {**headers, **self.proxy_headers}
+        lines = [f"{method} {url} HTTP/1.1", f"Host: {host}", *[f"{name}: {value}" for name, value in headers.items()]]
+        head = "\r\n".join(lines)
+        if not head.count("\r") == head.count("\n") == len(lines) - 1:
+            raise ValueError("a header has a line break in it")
+        return f"{head}\r\n\r\n".encode("latin-1")
+
+    def _send(self, sock: Any, message: bytes) -> bool:
+        """In pieces, as a TLS socket starts its time-out anew with each record of 16 KiB.
+
+        False where the server stopped reading; what it says of that is still to be read.
+        """
+        deadline = time.monotonic() + self.timeouts.answer_s
+        try:
+            for start in range(0, len(message), _SEND_BYTES):
+                if start:
+                    sock.settimeout(_left_until(deadline))
+                sock.sendall(message[start : start + _SEND_BYTES])
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        finally:
+            if len(message) > _SEND_BYTES:
+                sock.settimeout(self.timeouts.answer_s)
+        return True
+
+
+def _as_bytes(body: str | bytes | None) -> bytes:
+    return body.encode("utf-8") if isinstance(body, str) else body or b""
 
 
 def _left_until(deadline: float) -> float:
@@ -260,7 +362,6 @@ class _TimedInput(io.RawIOBase):
         """The socket's time-out has just been set, and counts from here."""
         super().__init__()
         self._sock = sock
-        self._raw = sock.makefile("rb", buffering=0)
         self._deadline = time.monotonic() + sock.gettimeout()
         self._has_read = False
         self.is_in_head = True
@@ -272,61 +373,89 @@ class _TimedInput(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
+    def readinto(self, buffer: Any) -> int:
         if self._has_read:  # to set it the first time would only let another thread in
             self._sock.settimeout(_left_until(self._deadline))
         self._has_read = True
-        count: int | None = self._raw.readinto(buffer)
+        count: int = self._sock.recv_into(buffer)
         if count == 0 and self.is_in_head:
-            raise http.client.RemoteDisconnected("the answer breaks off amidst its head")
+            raise http.client.RemoteDisconnected("the answer breaks off in its head")
         return count
 
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+
+def _read_headers(file: Any) -> CaseInsensitiveDict[str]:
+    """The header lines up to the empty one. What is none is ignored; the values of one that is repeated are joined."""
+    headers: CaseInsensitiveDict[str] = CaseInsensitiveDict()
+    for _ in range(_MAX_HEADERS):
+        line = file.readline(_MAX_LINE_BYTES)
+        if len(line) == _MAX_LINE_BYTES:
+            break
+        if line in (b"\r\n", b"\n"):
+            return headers
+        name, colon, value = line.decode("latin-1").partition(":")
+        if colon:
+            headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
+    raise http.client.HTTPException("its head is too long")
+
+
+def _length_of(header: str | None) -> int | None:
+    lengths = {each.strip() for each in header.split(",")} if header is not None else {""}
+    length = lengths.pop()
+    if lengths or not ((length.isascii() and length.isdigit() and len(length) < 19) or header is None):
+        raise http.client.HTTPException("its length can't be told")
+    return int(length) if length else None
 
 
 class _Response(http.client.HTTPResponse):
     """An answer for which the time-out counts as a whole, head and body, and whose head must be whole.
 
-    The time-out of urllib3 starts again with every byte that arrives, and http.client takes an answer that breaks off
-    amidst its head for one without a body.
+    http.client's time-out starts again with every byte that arrives, and it takes an answer that breaks off in its
+    head for one without a body, and 102 and 103 for final ones. When closed, it gives its connection back to the pool.
     """
 
-    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+    lease: tuple[Any, _Pool] | None = None
+
+    def __init__(self, sock: Any, debuglevel: int = 0, method: str | None = None, url: str | None = None) -> None:
         self._input = _TimedInput(sock)
-        super().__init__(cast(Any, self._input), *args, **kwargs)
+        self._is_head = method == "HEAD"
+        super().__init__(cast(Any, self._input), debuglevel, method, url)
 
     def begin(self) -> None:
-        super().begin()
+        """As in http.client, but for the headers: to read them as an e-mail's takes a third of a request's time."""
+        version, self.status, self.reason = self._read_final_status()
+        self.version = 10 if version in ("HTTP/0.9", "HTTP/1.0") else 11
+        self.headers = self.msg = cast(Any, _read_headers(self.fp))
         self._input.is_in_head = False
+        self.chunked = self.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        self.chunk_left = None
+        self.length = None if self.chunked else _length_of(self.headers.get("Content-Length"))
+        if self.status in (204, 304) or self._is_head:
+            self.length = 0
+        keeps = self.headers.get("Connection", "").lower()
+        self.will_close = "close" in keeps if self.version == 11 else "keep-alive" not in keeps
+        self.will_close |= self.length is None and not self.chunked
 
+    def _read_final_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = self._read_status()  # type: ignore[attr-defined]
+            if not version.startswith("HTTP/1."):
+                raise http.client.UnknownProtocol(version)
+            if status >= 200 or status == 101:
+                return version, status, reason.strip()
+            _read_headers(self.fp)
 
-_SEND_BYTES = 65_536  # a TLS socket starts its time-out anew with each record of 16 KiB
+    def read(self, amt: int | None = None, decode_content: bool | None = None) -> bytes:
+        return super().read(amt)
 
+    @property
+    def length_remaining(self) -> int | None:
+        return self.length
 
-class _Connection(HTTPConnection):
-    """Sends head and body together, and a large body within `timeout_s`.
-
-    urllib3 would send the two apart, and allow the sending as long as the connecting.
-    """
-
-    response_class = _Response
-    timeout_s: float
-    _held_back: list[bytes] | None = None
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        self._held_back = []
-        super().request(*args, **kwargs)
-        message, self._held_back = b"".join(self._held_back), None
-        deadline = time.monotonic() + self.timeout_s
-        for start in range(0, len(message), _SEND_BYTES):
-            if start:  # the first piece connects, if need be
-                self.sock.settimeout(_left_until(deadline))
-            self.send(message[start : start + _SEND_BYTES])
-
-    def send(self, data: Any) -> None:
-        if self._held_back is None:
-            super().send(data)
-        else:
-            self._held_back.append(data)
+    def close(self) -> None:
+        if self.lease is not None:
+            connection, pool = self.lease
+            self.lease = None
+            if self.will_close or not self.isclosed():
+                connection.close()
+            pool._put_conn(connection)
+        super().close()
