@@ -131,7 +131,7 @@ def _count_all(run: Run, account: Account, ending: Ending) -> dict[str, Any]:
         ran_dry = run.options.dry_run and ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED)
         run.stage.note_not_attempted(f"Not attempted: {DRY_RUN_REASON if ran_dry else ending.reason}")
         if not run.options.dry_run:
-            run.ledger.refresh(run.stage.keys())
+            run.ledger.refresh(run.stage.keys(), str(run.settings.query_file), full_read=run.options.limit is None)
             run.ledger.commit()
     except sqlite3.Error as problem:
         logger.error("At the end, the ledger or the list of failures can't be written: %s", problem)

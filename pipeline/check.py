@@ -24,7 +24,15 @@ from iterable.redaction import Redactor
 from iterable_client import Failure, IterableClient
 from pipeline import payloads
 from pipeline.ending import CHECK_ADDRESS, CHECK_KEY, ExitCode
-from pipeline.ledger import LedgerBusyError, LedgerError, open_ledger
+from pipeline.ledger import (
+    LEDGER_NAME,
+    LedgerBusyError,
+    LedgerDamagedError,
+    LedgerError,
+    Project,
+    is_run_active,
+    read_ledger,
+)
 from pipeline.log import Console
 from pipeline.opening import make_client, settings_for
 from pipeline.payloads import InvalidRecord, Rules
@@ -105,14 +113,19 @@ def check_output(folder: Path) -> Finding:
     return Finding(Mark.GOOD, Area.OUTPUT, f"{folder} can be written, {free_mib:,} MiB are free")
 
 
-def check_ledger(folder: Path, project: str) -> Finding:
+def check_ledger(folder: Path, project: Project) -> Finding:
     try:
-        with open_ledger(folder, project, now=time.time(), lasting=True, read_only=True) as ledger:
+        with read_ledger(folder, project, now=time.time()) as ledger:
             entries = ledger.count_entries()
     except LedgerBusyError as problem:
-        return Finding(Mark.BAD, Area.LEDGER, str(problem), "wait until that run has ended")
+        return Finding(Mark.BAD, Area.LEDGER, str(problem), "wait until that program has ended")
+    except LedgerDamagedError as problem:
+        return Finding(Mark.BAD, Area.LEDGER, str(problem), "bring it back from a backup, or let the next run go on")
     except LedgerError as problem:
         return Finding(Mark.BAD, Area.LEDGER, str(problem), "mend its permissions, or move it away")
+    if is_run_active(folder):
+        text = f"another run is active; it holds {folder / LEDGER_NAME}"
+        return Finding(Mark.BAD, Area.LEDGER, text, "wait until that run has ended")
     return Finding(Mark.GOOD, Area.LEDGER, f"{entries:,} records are known to be in Iterable; no other run is active")
 
 

@@ -1,266 +1,557 @@
-"""What this Iterable project has already accepted, in every run so far; and the lock against a second run.
+"""What this Iterable project has already accepted, in every run so far; what keeps failing; and how the runs ended.
 
-One SQLite file that outlives the run and holds only keyed hashes, no personal data: (user or event) -> fingerprint of
-the payload last accepted. It is held exclusively, which is also the lock. Knows nothing of HTTP. Only the thread that
-opened it uses it.
+A SQLite file that outlives the run and holds keyed hashes, no personal data: (user or event) -> fingerprint of the
+payload last accepted. Beside it: records that were refused or not acknowledged, the marks of :since, the ways in which
+event ids were made, and one line for each run. Knows nothing of HTTP. Only the thread that opened it uses it.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
+import json
+import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pipeline.ending import ExitCode, RunError
-from pipeline.records import Record
+from pipeline.ledger_file import (
+    LEDGER_NAME,
+    LedgerBusyError,
+    LedgerDamagedError,
+    LedgerError,
+    LedgerFile,
+    hold_file,
+    is_run_active,
+    memory,
+    read_file,
+)
+from pipeline.project import USER_BYTES, Hasher, Project, enter_project, find_project, knows_others_only
+from pipeline.records import Kind, Outcome, Record
 
-LEDGER_NAME = "iterable_ledger.sqlite3"
-SCHEMA_VERSION = 1
+__all__ = [
+    "LEDGER_NAME",
+    "USER_BYTES",
+    "Failed",
+    "Ledger",
+    "LedgerBusyError",
+    "LedgerDamagedError",
+    "LedgerError",
+    "Mark",
+    "PastRun",
+    "Project",
+    "RunResult",
+    "Trouble",
+    "Way",
+    "insert_many",
+    "is_run_active",
+    "open_ledger",
+    "read_ledger",
+]
+
 DAY_S = 86_400
-KEEP_DAYS = 400  # entries that no query has shown for so long are dropped
+KEEP_DAYS = 400  # what no query has shown for so long is dropped; runs and troubles, too
 REFRESH_DAYS = 30  # how far "last seen" may lag behind, so that a run without news writes nothing
 ROWS_PER_INSERT = 100
-KEYS_PER_REFRESH = 500
+KEYS_PER_STATEMENT = 500
+MAX_NOT_SHOWN = 100_000  # of more failures, those that are gone expire with time, so that memory stays small
 
-
+_T = TypeVar("_T")
 _KEY_FINGERPRINT = itemgetter(3, 4)  # at the speed of C: every event passes through it
 
 
-class LedgerBusyError(RunError):
-    """Another run holds the ledger."""
+@dataclass(frozen=True)
+class Failed:
+    """A record that ended rejected or unacknowledged.
 
-    code = ExitCode.TEMPORARY
+    is_unacknowledged: another run may fare better, as far as is known; also of a record that is rejected because it
+    was not acknowledged too often.
+    """
+
+    key: bytes
+    fingerprint: bytes
+    outcome: Outcome
+    status_code: int | None
+    code: str | None
+    message: str
+    is_unacknowledged: bool
 
 
-class LedgerError(RunError):
-    """The ledger can't be opened or written; the text says why."""
+@dataclass(frozen=True)
+class Trouble:
+    """What is remembered of a record that failed. streak: in how many counted runs in a row it was not acknowledged."""
 
-    code = ExitCode.NO_OUTPUT
+    fingerprint: bytes
+    reason: bytes
+    streak: int
+    outcome: Outcome
+    status_code: int | None
+    code: str | None
+    noted_at: int
 
 
-# An event's key is the beginning of its user's key, and a hash of its id.
-HASH_BYTES = 16
-USER_BYTES = 8
-EVENT_BYTES = 12
+@dataclass(frozen=True)
+class Mark:
+    """From when :since reads. at, last_full_at: Unix seconds. holds_for: a hash of what the mark depends on."""
+
+    at: int
+    holds_for: bytes
+    last_full_at: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of making event ids. accepted: whether events were accepted under it."""
+
+    description: str
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. users, events: records by outcome. since_from: Unix seconds; None without :since."""
+
+    status: str
+    exit_code: int
+    reason: str
+    duration_s: float
+    rows: int | None = None
+    bytes_read: int | None = None
+    since_from: int | None = None
+    full_read: bool = True
+    users: Mapping[str, int] | None = None
+    events: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run that held the ledger. result: None for one that did not finish, or is active."""
+
+    run_id: str
+    started_at: int
+    query_file: str
+    is_of_this_project: bool
+    result: RunResult | None
+
+
+_RESULT_COLUMNS = tuple(column.name for column in fields(RunResult))
 
 
 class Ledger:
-    """The connection. Make it with `open_ledger`."""
+    """One project's part of the ledger. Make it with `open_ledger` or `read_ledger`."""
 
-    def __init__(self, database: sqlite3.Connection, project: str, today: int, warning: str = "") -> None:
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        project: Project,
+        now: float,
+        *,
+        warning: str = "",
+        is_read_only: bool = False,
+    ) -> None:
         self.warning = warning  # what the user should know about the file, if anything
         self._database = database
-        hash_key = hashlib.blake2b(project.encode("utf-8"), digest_size=32).digest()
-        # Hashers that have read the key already, by the size of their digests: a copy saves a third of each hash.
-        self._hashers = {size: hashlib.blake2b(digest_size=size, key=hash_key) for size in (EVENT_BYTES, HASH_BYTES)}
-        self._today = today
+        self._is_read_only = is_read_only
+        self._opened_at, self._opened_at_monotonic = now, time.monotonic()
+        self._today = int(now // DAY_S)
+        self._run = 0
+        self._begin()
+        found = find_project(database, project)
+        self._project = found.number if is_read_only else enter_project(database, project, found)
+        self.note = found.note  # what the user should know about key and name, if anything
+        self.commit()
+        # Keys and fingerprints, at the speed of the hasher.
+        hasher = Hasher(found.secret)
+        self.user_key, self.event_keys, self.fingerprints = hasher.user_key, hasher.event_keys, hasher.fingerprints
+        self._hash = hasher.text
+        self.knows_nothing_but_others = knows_others_only(database, project, self._project)
+        self.has_troubles = self._has("troubles", "1")
+        self._has_stale: bool | None = None
+        self._not_shown: set[bytes] | None = None
 
-    # Keys -----------------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        if not self._is_read_only:
+            self._database.execute("BEGIN")
 
-    # Only who has the project's key can repeat these hashes, so that addresses can't be found by trying them.
+    def commit(self) -> None:
+        """Make what was entered so far survive the end of this process."""
+        if self._database.in_transaction:
+            self._database.execute("COMMIT")
+        self._begin()
 
-    def user_key(self, identity: str) -> bytes:
-        return self._hash([identity.encode("utf-8")], HASH_BYTES)[0]
+    def _now(self) -> int:
+        return int(self._opened_at + time.monotonic() - self._opened_at_monotonic)
 
-    def event_keys(self, user_keys: Iterable[bytes], event_ids: Iterable[str]) -> list[bytes]:
-        """They begin like their users', so that a user and its events lie together; their length tells them apart."""
-        hashes = self._hash([event_id.encode("utf-8") for event_id in event_ids], EVENT_BYTES)
-        return [user_key[:USER_BYTES] + each for user_key, each in zip(user_keys, hashes, strict=True)]
-
-    def fingerprints(self, payloads: Iterable[bytes]) -> list[bytes]:
-        return self._hash(payloads, HASH_BYTES)
-
-    def _hash(self, contents: Iterable[bytes], size: int) -> list[bytes]:
-        copy = self._hashers[size].copy
-        hashes = []
-        for content in contents:
-            hasher = copy()
-            hasher.update(content)
-            hashes.append(hasher.digest())
-        return hashes
-
-    # What is known --------------------------------------------------------------------------------------------
+    # What was accepted ----------------------------------------------------------------------------------------
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The fingerprints last accepted, of those of these keys that are known."""
-        places = ",".join("?" * len(keys))
-        rows = self._database.execute(f"SELECT key, fingerprint FROM accepted WHERE key IN ({places})", list(keys))
-        return dict(rows.fetchall())
+        """The fingerprints last accepted, of those of these keys that are known; an empty one for what is void."""
+        return dict(self._of_keys("key, fingerprint", "accepted", keys))
+
+    def accepted_at(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        """When each of these keys that are known was accepted last, in Unix seconds."""
+        return dict(self._of_keys("key, accepted_at", "accepted", keys))
 
     def accept(self, records: Sequence[Record]) -> None:
         """Iterable has accepted these: enter them. `commit` makes it last."""
         insert_many(
             self._database,
-            "INSERT INTO accepted (key, fingerprint, seen_day) VALUES",
+            "INSERT INTO accepted (key, fingerprint, project, accepted_at, seen_day) VALUES",
             list(map(_KEY_FINGERPRINT, records)),
-            "ON CONFLICT (key) DO UPDATE SET fingerprint = excluded.fingerprint, seen_day = excluded.seen_day",
-            constant=self._today,
+            "ON CONFLICT (project, key) DO UPDATE SET fingerprint = excluded.fingerprint,"
+            " accepted_at = excluded.accepted_at, seen_day = excluded.seen_day",
+            constants=(self._project, self._now(), self._today),
         )
+        if self.has_troubles:
+            self._with_keys("DELETE FROM troubles WHERE", [record.key for record in records])
 
-    def commit(self) -> None:
-        """Make what was accepted so far survive the end of this process."""
-        if self._database.in_transaction:
+    def void(self, keys: Sequence[bytes]) -> None:
+        """A request with these may leave now. What was accepted before may be overwritten, so it counts no more.
+
+        Lasts when this returns, even if the power fails. Costs nothing where none of these is known.
+        """
+        if not any(self.known(keys).values()):
+            return
+        self._database.execute("COMMIT")
+        self._database.execute("PRAGMA synchronous = FULL")  # a commit in WAL mode waits for the disk only then
+        try:
+            self._database.execute("BEGIN")
+            self._with_keys("UPDATE accepted SET fingerprint = x'' WHERE", keys)
             self._database.execute("COMMIT")
-        self._database.execute("BEGIN")
+        finally:
+            self._database.execute("PRAGMA synchronous = NORMAL")
+        self._begin()
 
-    def refresh(self, keys: Iterable[bytes]) -> None:
-        """Note that the entries which this run's query shows are still in use, and drop those long unseen."""
-        stale = self._today - REFRESH_DAYS
-        if self._count(f"(SELECT 1 FROM accepted WHERE seen_day < {stale:d} LIMIT 1)"):
-            keys = iter(keys)
-            while chunk := list(islice(keys, KEYS_PER_REFRESH)):
-                places = ",".join("?" * len(chunk))
-                self._database.execute(
-                    f"UPDATE accepted SET seen_day = ? WHERE seen_day < ? AND key IN ({places})",
-                    (self._today, stale, *chunk),
-                )
-            self._database.execute("DELETE FROM accepted WHERE seen_day < ?", (stale - KEEP_DAYS,))
+    def count_known(self) -> int:
+        """Records of this project that the ledger knows."""
+        return self._count("accepted WHERE project = ?", self._project)
 
     def count_entries(self) -> int:
-        """Records, of all projects, that are known to be in Iterable."""
+        """Records of all projects that the ledger knows."""
         return self._count("accepted")
 
-    def _count(self, source: str) -> int:
-        (count,) = self._database.execute(f"SELECT count(*) FROM {source}").fetchone()
+    # What the query shows -------------------------------------------------------------------------------------
+
+    def shown(self, keys: Sequence[bytes]) -> None:
+        """The query of this run shows these: they are still in use."""
+        if self._not_shown is None:
+            self._not_shown = self._troubled_keys()
+        self._not_shown.difference_update(keys)
+        if self._has_stale is None:
+            self._has_stale = self._has("accepted", f"seen_day < {self._today - REFRESH_DAYS:d}")
+        if self._has_stale:
+            stale = f"seen_day < {self._today - REFRESH_DAYS:d}"
+            self._with_keys(f"UPDATE accepted SET seen_day = {self._today:d} WHERE {stale} AND", keys)
+
+    def _troubled_keys(self) -> set[bytes]:
+        if not self.has_troubles or self._count("troubles WHERE project = ?", self._project) > MAX_NOT_SHOWN:
+            return set()
+        rows = self._database.execute("SELECT key FROM troubles WHERE project = ?", (self._project,))
+        return {key for (key,) in rows}
+
+    def end_reading(self, query: str, *, full_read: bool) -> None:
+        """The query was read to its end, and all that it found was `shown`. full_read: it showed all that it has.
+
+        Only a full read makes the ledger forget: records that no query file has shown for KEEP_DAYS, and the failures
+        of those that this one no longer shows. Each query file in use must have had a full read since.
+        """
+        self._use_query(query)
+        if not full_read:
+            return
+        self._update_query(query, full_day=self._today)
+        if self._not_shown:
+            gone = "DELETE FROM troubles WHERE query = ? AND"
+            self._with_keys(gone, list(self._not_shown), self._hash(query))
+        self._forget_unseen()
+
+    def refresh(self, keys: Iterable[bytes], query: str, *, full_read: bool) -> None:
+        """`shown` and `end_reading` in one."""
+        keys = iter(keys)
+        while chunk := list(islice(keys, KEYS_PER_STATEMENT)):
+            self.shown(chunk)
+        self.end_reading(query, full_read=full_read)
+
+    def _forget_unseen(self) -> None:
+        oldest = self._today - KEEP_DAYS
+        rows = self._database.execute(
+            "SELECT full_day FROM queries WHERE project = ? AND used_day >= ?", (self._project, oldest)
+        ).fetchall()
+        full_days = [full_day for (full_day,) in rows]
+        if None not in full_days:
+            # A query's last full read has left nothing of what it shows behind this.
+            before = min(oldest, min(full_days) - REFRESH_DAYS)
+            self._database.execute("DELETE FROM accepted WHERE project = ? AND seen_day < ?", (self._project, before))
+
+    def _use_query(self, query: str) -> None:
+        self._update_query(query, used_day=self._today)
+
+    def _update_query(self, query: str, **values: object) -> None:
+        columns = {"used_day": self._today, **values}
+        names = ", ".join(columns)
+        updates = ", ".join(f"{name} = excluded.{name}" for name in columns)
+        self._database.execute(
+            f"INSERT INTO queries (project, query, {names}) VALUES (?, ?{', ?' * len(columns)})"
+            f" ON CONFLICT (project, query) DO UPDATE SET {updates}",
+            (self._project, self._hash(query), *columns.values()),
+        )
+
+    # What failed ----------------------------------------------------------------------------------------------
+
+    def troubled(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Those of these keys whose records failed when they were last tried."""
+        return {key for (key,) in self._of_keys("key", "troubles", keys)} if self.has_troubles else set()
+
+    def troubles(self, keys: Sequence[bytes]) -> dict[bytes, Trouble]:
+        if not self.has_troubles:
+            return {}
+        columns = "key, fingerprint, reason, streak, outcome, status_code, code, noted_at"
+        return {
+            key: Trouble(fingerprint, reason, streak, Outcome(outcome), *rest)
+            for key, fingerprint, reason, streak, outcome, *rest in self._of_keys(columns, "troubles", keys)
+        }
+
+    def note_troubles(self, failed: Sequence[Failed], query: str, *, counts: bool) -> list[bool]:
+        """Remember what failed in this run. For each: whether it is new, so not known with this content and reason.
+
+        counts: anything else was accepted in this run, so that records which were not acknowledged are to blame
+        themselves. Call it at the end of the run, once for each record, and before `end_reading`.
+        """
+        news = []
+        for chunk in _chunks(failed):
+            before = self.troubles([each.key for each in chunk])
+            reasons = [self._hash(reason_text(each)) for each in chunk]
+            self._insert_troubles(chunk, reasons, before, query, counts)
+            for each, reason in zip(chunk, reasons, strict=True):
+                old = before.get(each.key)
+                news.append(old is None or (old.fingerprint, old.reason) != (each.fingerprint, reason))
+            if self._not_shown is not None:
+                self._not_shown.difference_update(before)
+        self.has_troubles = self.has_troubles or bool(failed)
+        return news
+
+    def _insert_troubles(
+        self,
+        failed: Sequence[Failed],
+        reasons: Sequence[bytes],
+        before: Mapping[bytes, Trouble],
+        query: str,
+        counts: bool,
+    ) -> None:
+        insert_many(
+            self._database,
+            "INSERT OR REPLACE INTO troubles (key, fingerprint, reason, streak, outcome, status_code, code, query,"
+            " project, noted_at) VALUES",
+            [
+                (
+                    each.key,
+                    each.fingerprint,
+                    reason,
+                    _streak(each, before.get(each.key), counts=counts),
+                    each.outcome.value,
+                    each.status_code,
+                    each.code,
+                    self._hash(query),
+                )
+                for each, reason in zip(failed, reasons, strict=True)
+            ],
+            constants=(self._project, self._now()),
+        )
+
+    # :since ---------------------------------------------------------------------------------------------------
+
+    def mark(self, query: str) -> Mark | None:
+        """The mark of a query file, named by its path."""
+        row = self._database.execute(
+            "SELECT mark_at, holds_for, last_full_at FROM queries"
+            " WHERE project = ? AND query = ? AND mark_at IS NOT NULL",
+            (self._project, self._hash(query)),
+        ).fetchone()
+        return None if row is None else Mark(*row)
+
+    def set_mark(self, query: str, mark: Mark) -> None:
+        """Whether it may move is the caller's to decide."""
+        self._update_query(query, mark_at=mark.at, holds_for=mark.holds_for, last_full_at=mark.last_full_at)
+
+    # Ways of making ids -------------------------------------------------------------------------------------------
+
+    def ways(self, query: str) -> list[Way]:
+        """In which ways event ids were made for a query file so far, the oldest first."""
+        rows = self._database.execute(
+            "SELECT description, accepted FROM ways WHERE project = ? AND query = ? ORDER BY id",
+            (self._project, self._hash(query)),
+        )
+        return [Way(description, bool(accepted)) for description, accepted in rows.fetchall()]
+
+    def add_way(self, query: str, description: str, *, accepted: bool) -> None:
+        """accepted: events were accepted under it; once true, it stays so."""
+        self._database.execute(
+            "INSERT INTO ways (project, query, description, accepted) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (project, query, description) DO UPDATE SET accepted = max(accepted, excluded.accepted)",
+            (self._project, self._hash(query), description, int(accepted)),
+        )
+
+    # Fields that Iterable drops -----------------------------------------------------------------------------------
+
+    def dropped_fields(self) -> set[tuple[Kind, str]]:
+        rows = self._database.execute("SELECT kind, name FROM dropped_fields WHERE project = ?", (self._project,))
+        return {(Kind(kind), name) for kind, name in rows.fetchall()}
+
+    def remember_dropped(self, fields: Iterable[tuple[Kind, str]]) -> None:
+        self._database.executemany(
+            "INSERT OR IGNORE INTO dropped_fields (project, kind, name) VALUES (?, ?, ?)",
+            [(self._project, kind.value, name) for kind, name in fields],
+        )
+
+    def forget_dropped(self, fields: Iterable[tuple[Kind, str]]) -> None:
+        self._database.executemany(
+            "DELETE FROM dropped_fields WHERE project = ? AND kind = ? AND name = ?",
+            [(self._project, kind.value, name) for kind, name in fields],
+        )
+
+    # Runs ---------------------------------------------------------------------------------------------------------
+
+    def begin_run(self, run_id: str, started_at: float, query_file: str) -> None:
+        """Note that a run has begun, for good; and drop what is older than KEEP_DAYS. Raises LedgerError."""
+        oldest = self._now() - KEEP_DAYS * DAY_S
+        try:
+            self._database.execute("DELETE FROM runs WHERE started_at < ?", (oldest,))
+            self._database.execute("DELETE FROM troubles WHERE noted_at < ?", (oldest,))
+            cursor = self._database.execute(
+                "INSERT INTO runs (project, run_id, started_at, query_file) VALUES (?, ?, ?, ?)",
+                (self._project, run_id, int(started_at), query_file),
+            )
+            self._run = int(cursor.lastrowid or 0)
+            self.commit()
+        except sqlite3.Error as error:
+            raise LedgerError(f"The ledger can't be written ({error}); nothing was sent.") from error
+
+    def end_run(self, result: RunResult) -> None:
+        """Note how it ended, for good."""
+        values = {name: getattr(result, name) for name in _RESULT_COLUMNS}
+        values |= {name: _as_json(values[name]) for name in ("users", "events")}
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        self._database.execute(f"UPDATE runs SET {assignments} WHERE id = ?", (*values.values(), self._run))
+        self.commit()
+
+    def runs(self, limit: int) -> list[PastRun]:
+        """The last runs that held this ledger, of all projects, the newest last."""
+        columns = ", ".join(_RESULT_COLUMNS)
+        rows = self._database.execute(
+            f"SELECT run_id, started_at, query_file, project, {columns} FROM runs ORDER BY id DESC LIMIT ?", (limit,)
+        ).fetchall()
+        return [
+            PastRun(run_id, started_at, query_file, project == self._project, _run_result(values))
+            for run_id, started_at, query_file, project, *values in reversed(rows)
+        ]
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _of_keys(self, columns: str, table: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        rows = []
+        for chunk in _chunks(keys):
+            places = ",".join("?" * len(chunk))
+            rows += self._database.execute(
+                f"SELECT {columns} FROM {table} WHERE project = {self._project:d} AND key IN ({places})", list(chunk)
+            ).fetchall()
+        return rows
+
+    def _with_keys(self, statement: str, keys: Sequence[bytes], *values: object) -> None:
+        """Run it for these keys; its own values stand before them."""
+        for chunk in _chunks(keys):
+            places = ",".join("?" * len(chunk))
+            self._database.execute(f"{statement} project = {self._project:d} AND key IN ({places})", (*values, *chunk))
+
+    def _has(self, table: str, condition: str) -> bool:
+        rows = self._database.execute(
+            f"SELECT 1 FROM {table} WHERE project = ? AND {condition} LIMIT 1", (self._project,)
+        )
+        return rows.fetchone() is not None
+
+    def _count(self, source: str, *values: object) -> int:
+        (count,) = self._database.execute(f"SELECT count(*) FROM {source}", values).fetchone()
         return int(count)
+
+
+def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), KEYS_PER_STATEMENT):
+        yield items[start : start + KEYS_PER_STATEMENT]
+
+
+def _streak(failed: Failed, before: Trouble | None, *, counts: bool) -> int:
+    if not failed.is_unacknowledged:
+        return 0
+    return (before.streak if before is not None else 0) + counts
+
+
+def reason_text(failed: Failed) -> str:
+    """Why a record failed, without what differs from run to run: rows, attempts, times, ids of requests."""
+    message = _WORD_WITH_DIGIT.sub("#", failed.message)
+    return json.dumps([failed.outcome.value, failed.status_code, failed.code, message])
+
+
+_WORD_WITH_DIGIT = re.compile(r"\S*\d\S*")
+
+
+def _as_json(counts: Mapping[str, int] | None) -> str | None:
+    return None if counts is None else json.dumps(dict(counts))
+
+
+def _run_result(values: Sequence[Any]) -> RunResult | None:
+    named = dict(zip(_RESULT_COLUMNS, values, strict=True))
+    if named["status"] is None:
+        return None
+    named |= {name: json.loads(named[name]) if named[name] else None for name in ("users", "events")}
+    return RunResult(**{**named, "full_read": bool(named["full_read"])})
 
 
 def insert_many(
     database: sqlite3.Connection, head: str, rows: Sequence[Sequence[object]], tail: str = "", *,
-    constant: int | None = None,
+    constants: tuple[int, ...] = (),
 ) -> None:  # fmt: skip
     """One statement for many rows: three times as fast as executemany, which runs one for each.
 
-    constant: a number that stands at the end of every row.
+    constants: numbers that stand at the end of every row.
     """
     for start in range(0, len(rows), ROWS_PER_INSERT):
         chunk = rows[start : start + ROWS_PER_INSERT]
-        statement = _insert_statement(head, tail, len(chunk), len(chunk[0]), constant)
+        statement = _insert_statement(head, tail, len(chunk), len(chunk[0]), constants)
         database.execute(statement, list(chain.from_iterable(chunk)))
 
 
 @lru_cache
-def _insert_statement(head: str, tail: str, rows: int, columns: int, constant: int | None) -> str:
-    row = ",".join("?" * columns) + ("" if constant is None else f",{constant:d}")
-    return f"{head} {','.join([f'({row})'] * rows)} {tail}"
+def _insert_statement(head: str, tail: str, rows: int, columns: int, constants: tuple[int, ...]) -> str:
+    row = "?," * columns + "".join(f"{constant:d}," for constant in constants)
+    return f"{head} {','.join([f'({row[:-1]})'] * rows)} {tail}"
 
 
 # Opening --------------------------------------------------------------------------------------------------------------
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS accepted (
-    key BLOB PRIMARY KEY, fingerprint BLOB NOT NULL, seen_day INTEGER NOT NULL
-) WITHOUT ROWID
-"""
+
+@contextmanager
+def open_ledger(folder: Path, project: Project, *, now: float, lasting: bool = True) -> Iterator[Ledger]:
+    """The ledger in `folder`, for a run, which nobody else can begin until the block ends. now: Unix seconds.
+
+    lasting=False: an empty ledger for this run alone, without a file or a lock. Raises LedgerBusyError, LedgerError.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(hold_file(folder, now)) if lasting else LedgerFile(memory(stack))
+        try:
+            ledger = Ledger(file.database, project, now, warning=file.warning)
+        except sqlite3.Error as error:
+            raise LedgerError(f"The ledger {folder / LEDGER_NAME} can't be written ({error}).") from error
+        yield ledger
 
 
 @contextmanager
-def open_ledger(folder: Path, project: str, *, now: float, lasting: bool, read_only: bool = False) -> Iterator[Ledger]:
-    """The ledger in `folder`, held until the block ends. Raises LedgerBusyError, LedgerError.
+def read_ledger(folder: Path, project: Project, *, now: float) -> Iterator[Ledger]:
+    """The ledger to look at, also while a run is active. Makes and changes nothing; a missing file is an empty ledger.
 
-    project: what tells one Iterable project from another; part of every hash. now: Unix seconds. lasting=False: an
-    empty ledger for this run alone, without a file. read_only: nothing will be entered, so a missing file is not made.
+    Raises LedgerDamagedError, LedgerBusyError, LedgerError.
     """
-    path = folder / LEDGER_NAME
-    warning = ""
-    if lasting and not (read_only and not path.exists()):
-        database, warning = _open_file(path, now)
-    else:
-        database = _connect(":memory:")
-    try:
-        database.execute("BEGIN")
-        yield Ledger(database, project, int(now // DAY_S), warning)
-    finally:
-        database.close()
-
-
-def _open_file(path: Path, now: float) -> tuple[sqlite3.Connection, str]:
-    """The ledger file, locked; made where there is none. A damaged one is set aside, with a warning."""
-    try:
-        _create_private(path)
-        try:
-            return _connect(str(path)), ""
-        except sqlite3.OperationalError as error:
-            raise _explained(path, error) from error
-        except sqlite3.DatabaseError as error:
-            damaged = _set_aside(path, now)
-            _create_private(path)
-            return _connect(str(path)), (
-                f"The ledger was damaged ({error}) and is now {damaged.name}. Everything is sent again; "
-                "the events' ids keep them from doubling."
-            )
-    except (OSError, sqlite3.Error) as error:
-        raise LedgerError(f"The ledger {path} can't be opened ({error}).") from error
-
-
-def _explained(path: Path, error: sqlite3.OperationalError) -> Exception:
-    if "locked" in str(error):
-        return LedgerBusyError(f"Another run is active: it holds {path}. Nothing was read, written or sent.")
-    return LedgerError(f"The ledger {path} can't be opened ({error}).")
-
-
-def _create_private(path: Path) -> None:
-    """An empty file that only its owner can read, if there is none. SQLite gives its helper files the same mode."""
-    for each in (path, *_helpers(path)):
-        if each.is_symlink():
-            raise OSError(errno.ELOOP, f"{each.name} is a symbolic link, which is not followed")
-    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    os.close(os.open(path, flags, 0o600))
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=0, isolation_level=None)
-    try:
-        # WAL with NORMAL never loses consistency; a power cut may lose the last commits, whose records are sent again.
-        database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("PRAGMA temp_store = FILE")
-        database.execute("PRAGMA cache_size = -8000")  # KiB; it is read and written in the order of its keys
-        database.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; each checkpoint waits for the disk
-        database.execute("BEGIN EXCLUSIVE")  # takes the lock, which then stays until the connection is closed
-        _check_content(database)
-        _check_version(database)
-        database.execute(_SCHEMA)
-        database.execute("COMMIT")
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _check_content(database: sqlite3.Connection) -> None:
-    """A damage anywhere shows here, when the ledger can still be set aside; 0.1 s for a million entries."""
-    (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
-
-
-def _check_version(database: sqlite3.Connection) -> None:
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version not in (0, SCHEMA_VERSION):
-        raise LedgerError(
-            f"The ledger was written by another version of this program (format {version}); move it away."
-        )
-    if version == 0:
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _set_aside(path: Path, now: float) -> Path:
-    damaged = path.with_name(f"{path.name}.damaged-{int(now)}")
-    path.rename(damaged)
-    for helper in _helpers(path):
-        helper.unlink(missing_ok=True)
-    return damaged
-
-
-def _helpers(path: Path) -> list[Path]:
-    """The files that SQLite may keep beside a database."""
-    return [path.with_name(path.name + ending) for ending in ("-wal", "-shm", "-journal")]
+    with read_file(folder) as database:
+        yield Ledger(database, project, now, is_read_only=True)

@@ -23,7 +23,7 @@ from pipeline import heartbeat
 from pipeline.delivery import pause_until
 from pipeline.ending import OutputError
 from pipeline.interrupt import Interrupt
-from pipeline.ledger import Ledger, open_ledger
+from pipeline.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
 from pipeline.log import Console, close_log, open_log
 from pipeline.results import free_run_id, reason_of, sweep
 from pipeline.settings import ROOT, Settings, SettingsError, load_settings
@@ -68,9 +68,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     folder = settings.output_dir
     if not folder.is_dir():
         raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
-    ledger = stack.enter_context(
-        open_ledger(folder, settings.project(), now=time.time(), lasting=not options.sandbox, read_only=options.dry_run)
-    )
+    ledger = _ledger(options, settings, stack)
     stage = stack.enter_context(open_stage(folder))
     try:
         stack.callback(close_log, open_log(folder, console.redactor))
@@ -84,10 +82,23 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     client = make_client(settings, pause_until(stopping))
     if not options.dry_run:
         heartbeat.ping(settings.heartbeat_url, "start")
-    for warning in (*settings.warnings, ledger.warning):
+    for warning in (*settings.warnings, ledger.warning, ledger.note):
         if warning:
             console.error(f"Warning: {warning}")
     return Run(options, settings, console, interrupt, stopping, started_at, run_id, ledger, stage, client, stand_in)
+
+
+def _ledger(options: argparse.Namespace, settings: Settings, stack: ExitStack) -> Ledger:
+    """Held for a run, empty in the sandbox, and only looked at by a dry run, which says so where it is damaged."""
+    folder, project, now = settings.output_dir, settings.project(), time.time()
+    if options.sandbox or not options.dry_run:
+        return stack.enter_context(open_ledger(folder, project, now=now, lasting=not options.sandbox))
+    try:
+        return stack.enter_context(read_ledger(folder, project, now=now))
+    except LedgerDamagedError as problem:
+        ledger = stack.enter_context(open_ledger(folder, project, now=now, lasting=False))
+        ledger.warning = str(problem)
+        return ledger
 
 
 def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Settings, StandIn | None]:

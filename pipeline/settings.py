@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 from dotenv.parser import Binding, parse_stream
 
 from pipeline.ending import ExitCode, RunError
+from pipeline.project import Project
 
 PLACEHOLDER = "your-"  # what the values of .env.example that must be replaced begin with
 OFFICIAL_HOSTS = ("api.iterable.com", "api.eu.iterable.com")
@@ -60,6 +61,7 @@ class Settings:
     iterable_jwt_issuer: str
     iterable_base_url: str
     iterable_identifier: str
+    iterable_project: str | None
     database_url: str | None = field(repr=False)
     query_file: Path
     user_fields: tuple[FieldMap, ...]
@@ -93,9 +95,10 @@ class Settings:
             secrets += [value for name, value in parse_qsl(parts.query) if "pass" in name.lower() or name == "pwd"]
         return secrets
 
-    def project(self) -> str:
-        """What tells one Iterable project from another: its data centre, and the key that opens it."""
-        return f"{self.iterable_base_url}\n{self.iterable_api_key or self.iterable_jwt_secret}"
+    def project(self) -> Project:
+        """What tells one Iterable project from another: its data center, and its key or its name."""
+        credential = self.iterable_api_key or self.iterable_jwt_secret or ""
+        return Project(self.iterable_base_url, credential, self.iterable_project)
 
     def shown_database(self) -> str:
         """DATABASE_URL without user, password and options."""
@@ -293,6 +296,7 @@ SETTINGS: dict[str, tuple[str | None, Parser]] = {
     "ITERABLE_JWT_ISSUER": ("iterable-integration", _text),
     "ITERABLE_BASE_URL": ("https://api.iterable.com", _base_url),
     "ITERABLE_IDENTIFIER": ("email", _one_of("email", "userId")),
+    "ITERABLE_PROJECT": (None, _text),
     "DATABASE_URL": (None, _database_url),
     "QUERY_FILE": ("pipeline/user_events.sql", _existing_file),
     "USER_FIELDS": ("first_name,last_name,plan_type,candidate", _fields),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pipeline.ledger import Ledger, open_ledger
+from pipeline.ledger import Ledger, Project, open_ledger, read_ledger
 from pipeline.records import Record
 from pipeline.stage import Stage, open_stage
 
@@ -24,11 +24,22 @@ class Opened(NamedTuple):
     def finish_staging(self, *, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
         self.stage.finish_staging(self.ledger.known if skip_unchanged else None, ids_are_given=ids_are_given)
 
-    def refresh(self) -> None:
-        self.ledger.refresh(self.stage.keys())
+    def refresh(self, query: str = "query.sql", *, full_read: bool = True) -> None:
+        self.ledger.refresh(self.stage.keys(), query, full_read=full_read)
+
+
+PROJECT = Project("https://api.iterable.com", "key-of-this-project")
 
 
 @contextmanager
-def open_both(folder: Path, project: str, *, now: float, **options: Any) -> Iterator[Opened]:
-    with open_ledger(folder, project, now=now, **{"lasting": True, **options}) as ledger, open_stage(folder) as stage:
+def open_both(folder: Path, project: Project = PROJECT, *, now: float, lasting: bool = True) -> Iterator[Opened]:
+    """As for a run."""
+    with open_ledger(folder, project, now=now, lasting=lasting) as ledger, open_stage(folder) as stage:
+        yield Opened(ledger, stage)
+
+
+@contextmanager
+def read_both(folder: Path, project: Project = PROJECT, *, now: float) -> Iterator[Opened]:
+    """As for a dry run."""
+    with read_ledger(folder, project, now=now) as ledger, open_stage(folder) as stage:
         yield Opened(ledger, stage)

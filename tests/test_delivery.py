@@ -162,7 +162,7 @@ class Job:
         )
         make_sender = sender or (BulkSender if mode.mixes_users else SingleSender)
         try:
-            with open_both(self.folder, "project", now=0, lasting=True) as opened:
+            with open_both(self.folder, now=0) as opened:
                 if rows is not None:
                     stage(opened, rows)
                 before(opened)
@@ -749,7 +749,7 @@ def test_ledger_that_cannot_be_written_stops_the_run_and_loses_nothing_that_is_k
     iterable.latency_s = 0.005
     rows = some_users(1000)
     clock = Clock(1.0)  # so that it commits at each look, until it stops
-    with file_size_limit(40_000):
+    with file_size_limit(120_000):
         ran = job.run(rows, mode, clock=lambda: clock.now if job.stopping.is_set() else clock())
     reached = len(iterable.project.users)
     assert ran.stop_code is ExitCode.TEMPORARY

@@ -33,7 +33,7 @@ from tests.program import Finished, Program, has_logged, make_table, use_query, 
 
 OUR_FILES = re.compile(
     r"query_results_\d{8}_\d{6}\.csv|rejected_rows_\d{8}_\d{6}\.csv|integration_results_\d{8}_\d{6}\.json"
-    r"|iterable_integration\.log|iterable_ledger\.sqlite3(-wal|-shm|-journal)?"
+    r"|iterable_integration\.log|iterable_ledger\.(lock|sqlite3(-wal|-shm|-journal)?)"
 )
 UNFINISHED = re.compile(r"\..+\.(csv|json)\.\d+\.[0-9a-f]+\.tmp")  # what SIGKILL may leave, hidden
 LASTING = "600"  # seconds; no test waits for them: a run that did would meet the time-out of Program.wait_for

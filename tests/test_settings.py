@@ -66,6 +66,7 @@ def test_defaults_are_those_of_the_design(no_file: Path) -> None:
         "iterable_jwt_issuer": "iterable-integration",
         "iterable_base_url": "https://api.iterable.com",
         "iterable_identifier": "email",
+        "iterable_project": None,
         "database_url": "sqlite:///users.db",
         "query_file": ROOT / "pipeline/user_events.sql",
         "user_fields": tuple(
