@@ -7,18 +7,15 @@ event ids were made, and one line for each run. Knows nothing of HTTP. Only the 
 
 from __future__ import annotations
 
-import json
-import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
-from functools import lru_cache
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.ledger_file import (
     LEDGER_NAME,
@@ -32,7 +29,10 @@ from pipeline.ledger_file import (
     read_file,
 )
 from pipeline.project import USER_BYTES, Hasher, Project, enter_project, find_project, knows_others_only
-from pipeline.records import Kind, Outcome, Record
+from pipeline.records import Kind, Record
+from pipeline.runs import PastRun, RunResult, delete_runs_before, insert_run, last_runs, update_run
+from pipeline.sql import KEYS_PER_STATEMENT, insert_many, rows_of_keys, run_for_keys
+from pipeline.troubles import Failed, Trouble, Troubles
 
 __all__ = [
     "LEDGER_NAME",
@@ -57,42 +57,8 @@ __all__ = [
 DAY_S = 86_400
 KEEP_DAYS = 400  # what no query has shown for so long is dropped; runs and troubles, too
 REFRESH_DAYS = 30  # how far "last seen" may lag behind, so that a run without news writes nothing
-ROWS_PER_INSERT = 100
-KEYS_PER_STATEMENT = 500
-MAX_NOT_SHOWN = 100_000  # of more failures, those that are gone expire with time, so that memory stays small
 
-_T = TypeVar("_T")
 _KEY_FINGERPRINT = itemgetter(3, 4)  # at the speed of C: every event passes through it
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A record that ended rejected or unacknowledged.
-
-    is_unacknowledged: another run may fare better, as far as is known; also of a record that is rejected because it
-    was not acknowledged too often.
-    """
-
-    key: bytes
-    fingerprint: bytes
-    outcome: Outcome
-    status_code: int | None
-    code: str | None
-    message: str
-    is_unacknowledged: bool
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What is remembered of a record that failed. streak: in how many counted runs in a row it was not acknowledged."""
-
-    fingerprint: bytes
-    reason: bytes
-    streak: int
-    outcome: Outcome
-    status_code: int | None
-    code: str | None
-    noted_at: int
 
 
 @dataclass(frozen=True)
@@ -110,36 +76,6 @@ class Way:
 
     description: str
     accepted: bool
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended. users, events: records by outcome. since_from: Unix seconds; None without :since."""
-
-    status: str
-    exit_code: int
-    reason: str
-    duration_s: float
-    rows: int | None = None
-    bytes_read: int | None = None
-    since_from: int | None = None
-    full_read: bool = True
-    users: Mapping[str, int] | None = None
-    events: Mapping[str, int] | None = None
-
-
-@dataclass(frozen=True)
-class PastRun:
-    """A run that held the ledger. result: None for one that did not finish, or is active."""
-
-    run_id: str
-    started_at: int
-    query_file: str
-    is_of_this_project: bool
-    result: RunResult | None
-
-
-_RESULT_COLUMNS = tuple(column.name for column in fields(RunResult))
 
 
 class Ledger:
@@ -165,14 +101,17 @@ class Ledger:
         self._project = found.number if is_read_only else enter_project(database, project, found)
         self.note = found.note  # what the user should know about key and name, if anything
         self.commit()
-        # Keys and fingerprints, at the speed of the hasher.
         hasher = Hasher(found.secret)
         self.user_key, self.event_keys, self.fingerprints = hasher.user_key, hasher.event_keys, hasher.fingerprints
         self._hash = hasher.text
         self.knows_nothing_but_others = knows_others_only(database, project, self._project)
-        self.has_troubles = self._has("troubles", "1")
-        self._has_stale: bool | None = None
-        self._not_shown: set[bytes] | None = None
+        self._troubles = Troubles(database, self._project, self._hash)
+        self.troubled, self.troubles, self.are_new = (
+            self._troubles.troubled,
+            self._troubles.troubles,
+            self._troubles.are_new,
+        )
+        self._has_stale: bool | None = None  # whether any entry's day lags too far behind
 
     def _begin(self) -> None:
         if not self._is_read_only:
@@ -191,11 +130,11 @@ class Ledger:
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The fingerprints last accepted, of those of these keys that are known; an empty one for what is void."""
-        return dict(self._of_keys("key, fingerprint", "accepted", keys))
+        return dict(self._of_keys("key, fingerprint", keys))
 
     def accepted_at(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """When each of these keys that are known was accepted last, in Unix seconds."""
-        return dict(self._of_keys("key, accepted_at", "accepted", keys))
+        return dict(self._of_keys("key, accepted_at", keys))
 
     def accept(self, records: Sequence[Record]) -> None:
         """Iterable has accepted these: enter them. `commit` makes it last."""
@@ -207,8 +146,8 @@ class Ledger:
             " accepted_at = excluded.accepted_at, seen_day = excluded.seen_day",
             constants=(self._project, self._now(), self._today),
         )
-        if self.has_troubles:
-            self._with_keys("DELETE FROM troubles WHERE", [record.key for record in records])
+        if self._troubles.exist:
+            self._troubles.forget([record.key for record in records])
 
     def void(self, keys: Sequence[bytes]) -> None:
         """A request with these may leave now. What was accepted before may be overwritten, so it counts no more.
@@ -239,20 +178,12 @@ class Ledger:
 
     def shown(self, keys: Sequence[bytes]) -> None:
         """The query of this run shows these: they are still in use."""
-        if self._not_shown is None:
-            self._not_shown = self._troubled_keys()
-        self._not_shown.difference_update(keys)
+        self._troubles.note_shown(keys)
         if self._has_stale is None:
             self._has_stale = self._has("accepted", f"seen_day < {self._today - REFRESH_DAYS:d}")
         if self._has_stale:
             stale = f"seen_day < {self._today - REFRESH_DAYS:d}"
             self._with_keys(f"UPDATE accepted SET seen_day = {self._today:d} WHERE {stale} AND", keys)
-
-    def _troubled_keys(self) -> set[bytes]:
-        if not self.has_troubles or self._count("troubles WHERE project = ?", self._project) > MAX_NOT_SHOWN:
-            return set()
-        rows = self._database.execute("SELECT key FROM troubles WHERE project = ?", (self._project,))
-        return {key for (key,) in rows}
 
     def end_reading(self, query: str, *, full_read: bool) -> None:
         """The query was read to its end, and all that it found was `shown`. full_read: it showed all that it has.
@@ -260,13 +191,11 @@ class Ledger:
         Only a full read makes the ledger forget: records that no query file has shown for KEEP_DAYS, and the failures
         of those that this one no longer shows. Each query file in use must have had a full read since.
         """
-        self._use_query(query)
         if not full_read:
+            self._update_query(query)
             return
         self._update_query(query, full_day=self._today)
-        if self._not_shown:
-            gone = "DELETE FROM troubles WHERE query = ? AND"
-            self._with_keys(gone, list(self._not_shown), self._hash(query))
+        self._troubles.forget_gone(self._hash(query))
         self._forget_unseen()
 
     def refresh(self, keys: Iterable[bytes], query: str, *, full_read: bool) -> None:
@@ -283,14 +212,12 @@ class Ledger:
         ).fetchall()
         full_days = [full_day for (full_day,) in rows]
         if None not in full_days:
-            # A query's last full read has left nothing of what it shows behind this.
+            # What a query shows is at most REFRESH_DAYS older than its last full read.
             before = min(oldest, min(full_days) - REFRESH_DAYS)
             self._database.execute("DELETE FROM accepted WHERE project = ? AND seen_day < ?", (self._project, before))
 
-    def _use_query(self, query: str) -> None:
-        self._update_query(query, used_day=self._today)
-
     def _update_query(self, query: str, **values: object) -> None:
+        """Note that it is in use, and these values of it."""
         columns = {"used_day": self._today, **values}
         names = ", ".join(columns)
         updates = ", ".join(f"{name} = excluded.{name}" for name in columns)
@@ -302,65 +229,20 @@ class Ledger:
 
     # What failed ----------------------------------------------------------------------------------------------
 
-    def troubled(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Those of these keys whose records failed when they were last tried."""
-        return {key for (key,) in self._of_keys("key", "troubles", keys)} if self.has_troubles else set()
-
-    def troubles(self, keys: Sequence[bytes]) -> dict[bytes, Trouble]:
-        if not self.has_troubles:
-            return {}
-        columns = "key, fingerprint, reason, streak, outcome, status_code, code, noted_at"
-        return {
-            key: Trouble(fingerprint, reason, streak, Outcome(outcome), *rest)
-            for key, fingerprint, reason, streak, outcome, *rest in self._of_keys(columns, "troubles", keys)
-        }
-
     def note_troubles(self, failed: Sequence[Failed], query: str, *, counts: bool) -> list[bool]:
         """Remember what failed in this run. For each: whether it is new, so not known with this content and reason.
 
-        counts: anything else was accepted in this run, so that records which were not acknowledged are to blame
+        counts: something else was accepted in this run, so that records which were not acknowledged are to blame
         themselves. Call it at the end of the run, once for each record, and before `end_reading`.
         """
-        news = []
-        for chunk in _chunks(failed):
-            before = self.troubles([each.key for each in chunk])
-            reasons = [self._hash(reason_text(each)) for each in chunk]
-            self._insert_troubles(chunk, reasons, before, query, counts)
-            for each, reason in zip(chunk, reasons, strict=True):
-                old = before.get(each.key)
-                news.append(old is None or (old.fingerprint, old.reason) != (each.fingerprint, reason))
-            if self._not_shown is not None:
-                self._not_shown.difference_update(before)
-        self.has_troubles = self.has_troubles or bool(failed)
+        news = self.are_new(failed)
+        self._troubles.note(failed, self._hash(query), self._now(), counts=counts)
         return news
 
-    def _insert_troubles(
-        self,
-        failed: Sequence[Failed],
-        reasons: Sequence[bytes],
-        before: Mapping[bytes, Trouble],
-        query: str,
-        counts: bool,
-    ) -> None:
-        insert_many(
-            self._database,
-            "INSERT OR REPLACE INTO troubles (key, fingerprint, reason, streak, outcome, status_code, code, query,"
-            " project, noted_at) VALUES",
-            [
-                (
-                    each.key,
-                    each.fingerprint,
-                    reason,
-                    _streak(each, before.get(each.key), counts=counts),
-                    each.outcome.value,
-                    each.status_code,
-                    each.code,
-                    self._hash(query),
-                )
-                for each, reason in zip(failed, reasons, strict=True)
-            ],
-            constants=(self._project, self._now()),
-        )
+    @property
+    def has_troubles(self) -> bool:
+        """Whether anything failed in earlier runs and was not accepted since."""
+        return self._troubles.exist
 
     # :since ---------------------------------------------------------------------------------------------------
 
@@ -413,58 +295,35 @@ class Ledger:
             [(self._project, kind.value, name) for kind, name in fields],
         )
 
-    # Runs ---------------------------------------------------------------------------------------------------------
+    # Runs -----------------------------------------------------------------------------------------------------
 
     def begin_run(self, run_id: str, started_at: float, query_file: str) -> None:
         """Note that a run has begun, for good; and drop what is older than KEEP_DAYS. Raises LedgerError."""
         oldest = self._now() - KEEP_DAYS * DAY_S
         try:
-            self._database.execute("DELETE FROM runs WHERE started_at < ?", (oldest,))
-            self._database.execute("DELETE FROM troubles WHERE noted_at < ?", (oldest,))
-            cursor = self._database.execute(
-                "INSERT INTO runs (project, run_id, started_at, query_file) VALUES (?, ?, ?, ?)",
-                (self._project, run_id, int(started_at), query_file),
-            )
-            self._run = int(cursor.lastrowid or 0)
+            delete_runs_before(self._database, oldest)
+            self._troubles.forget_before(oldest)
+            self._run = insert_run(self._database, self._project, run_id, started_at, query_file)
             self.commit()
         except sqlite3.Error as error:
             raise LedgerError(f"The ledger can't be written ({error}); nothing was sent.") from error
 
     def end_run(self, result: RunResult) -> None:
         """Note how it ended, for good."""
-        values = {name: getattr(result, name) for name in _RESULT_COLUMNS}
-        values |= {name: _as_json(values[name]) for name in ("users", "events")}
-        assignments = ", ".join(f"{name} = ?" for name in values)
-        self._database.execute(f"UPDATE runs SET {assignments} WHERE id = ?", (*values.values(), self._run))
+        update_run(self._database, self._run, result)
         self.commit()
 
     def runs(self, limit: int) -> list[PastRun]:
         """The last runs that held this ledger, of all projects, the newest last."""
-        columns = ", ".join(_RESULT_COLUMNS)
-        rows = self._database.execute(
-            f"SELECT run_id, started_at, query_file, project, {columns} FROM runs ORDER BY id DESC LIMIT ?", (limit,)
-        ).fetchall()
-        return [
-            PastRun(run_id, started_at, query_file, project == self._project, _run_result(values))
-            for run_id, started_at, query_file, project, *values in reversed(rows)
-        ]
+        return last_runs(self._database, limit, self._project)
 
-    # ------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------------
 
-    def _of_keys(self, columns: str, table: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
-        rows = []
-        for chunk in _chunks(keys):
-            places = ",".join("?" * len(chunk))
-            rows += self._database.execute(
-                f"SELECT {columns} FROM {table} WHERE project = {self._project:d} AND key IN ({places})", list(chunk)
-            ).fetchall()
-        return rows
+    def _of_keys(self, columns: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        return rows_of_keys(self._database, columns, "accepted", self._project, keys)
 
-    def _with_keys(self, statement: str, keys: Sequence[bytes], *values: object) -> None:
-        """Run it for these keys; its own values stand before them."""
-        for chunk in _chunks(keys):
-            places = ",".join("?" * len(chunk))
-            self._database.execute(f"{statement} project = {self._project:d} AND key IN ({places})", (*values, *chunk))
+    def _with_keys(self, statement: str, keys: Sequence[bytes]) -> None:
+        run_for_keys(self._database, statement, self._project, keys)
 
     def _has(self, table: str, condition: str) -> bool:
         rows = self._database.execute(
@@ -475,58 +334,6 @@ class Ledger:
     def _count(self, source: str, *values: object) -> int:
         (count,) = self._database.execute(f"SELECT count(*) FROM {source}", values).fetchone()
         return int(count)
-
-
-def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(items), KEYS_PER_STATEMENT):
-        yield items[start : start + KEYS_PER_STATEMENT]
-
-
-def _streak(failed: Failed, before: Trouble | None, *, counts: bool) -> int:
-    if not failed.is_unacknowledged:
-        return 0
-    return (before.streak if before is not None else 0) + counts
-
-
-def reason_text(failed: Failed) -> str:
-    """Why a record failed, without what differs from run to run: rows, attempts, times, ids of requests."""
-    message = _WORD_WITH_DIGIT.sub("#", failed.message)
-    return json.dumps([failed.outcome.value, failed.status_code, failed.code, message])
-
-
-_WORD_WITH_DIGIT = re.compile(r"\S*\d\S*")
-
-
-def _as_json(counts: Mapping[str, int] | None) -> str | None:
-    return None if counts is None else json.dumps(dict(counts))
-
-
-def _run_result(values: Sequence[Any]) -> RunResult | None:
-    named = dict(zip(_RESULT_COLUMNS, values, strict=True))
-    if named["status"] is None:
-        return None
-    named |= {name: json.loads(named[name]) if named[name] else None for name in ("users", "events")}
-    return RunResult(**{**named, "full_read": bool(named["full_read"])})
-
-
-def insert_many(
-    database: sqlite3.Connection, head: str, rows: Sequence[Sequence[object]], tail: str = "", *,
-    constants: tuple[int, ...] = (),
-) -> None:  # fmt: skip
-    """One statement for many rows: three times as fast as executemany, which runs one for each.
-
-    constants: numbers that stand at the end of every row.
-    """
-    for start in range(0, len(rows), ROWS_PER_INSERT):
-        chunk = rows[start : start + ROWS_PER_INSERT]
-        statement = _insert_statement(head, tail, len(chunk), len(chunk[0]), constants)
-        database.execute(statement, list(chain.from_iterable(chunk)))
-
-
-@lru_cache
-def _insert_statement(head: str, tail: str, rows: int, columns: int, constants: tuple[int, ...]) -> str:
-    row = "?," * columns + "".join(f"{constant:d}," for constant in constants)
-    return f"{head} {','.join([f'({row[:-1]})'] * rows)} {tail}"
 
 
 # Opening --------------------------------------------------------------------------------------------------------------

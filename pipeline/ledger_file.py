@@ -54,7 +54,7 @@ CREATE TABLE accepted (
     seen_day INTEGER NOT NULL, PRIMARY KEY (project, key)
 ) WITHOUT ROWID;
 CREATE TABLE troubles (
-    project INTEGER NOT NULL, key BLOB NOT NULL, query BLOB NOT NULL, fingerprint BLOB NOT NULL, reason BLOB NOT NULL,
+    project INTEGER NOT NULL, key BLOB NOT NULL, query BLOB NOT NULL, fingerprint BLOB NOT NULL, reasons BLOB NOT NULL,
     outcome TEXT NOT NULL, status_code INTEGER, code TEXT, streak INTEGER NOT NULL, noted_at INTEGER NOT NULL,
     PRIMARY KEY (project, key)
 ) WITHOUT ROWID;

@@ -1,0 +1,83 @@
+"""One line for each run that held the ledger, however it ended; without personal data."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. users, events: records by outcome. since_from: Unix seconds; None without :since."""
+
+    status: str
+    exit_code: int
+    reason: str
+    duration_s: float
+    rows: int | None = None
+    bytes_read: int | None = None
+    since_from: int | None = None
+    full_read: bool = True
+    users: Mapping[str, int] | None = None
+    events: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run that held the ledger. result: None for one that did not finish, or is active."""
+
+    run_id: str
+    started_at: int
+    query_file: str
+    is_of_this_project: bool
+    result: RunResult | None
+
+
+_COLUMNS = tuple(column.name for column in fields(RunResult))
+
+
+def insert_run(database: sqlite3.Connection, project: int, run_id: str, started_at: float, query_file: str) -> int:
+    """The number of the new run."""
+    cursor = database.execute(
+        "INSERT INTO runs (project, run_id, started_at, query_file) VALUES (?, ?, ?, ?)",
+        (project, run_id, int(started_at), query_file),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def update_run(database: sqlite3.Connection, number: int, result: RunResult) -> None:
+    values = {name: _stored(getattr(result, name)) for name in _COLUMNS}
+    assignments = ", ".join(f"{name} = ?" for name in values)
+    database.execute(f"UPDATE runs SET {assignments} WHERE id = ?", (*values.values(), number))
+
+
+def _stored(value: Any) -> Any:
+    return json.dumps(dict(value)) if isinstance(value, Mapping) else value
+
+
+def last_runs(database: sqlite3.Connection, limit: int, project: int) -> list[PastRun]:
+    """Those of all projects, the newest last."""
+    rows = database.execute(
+        f"SELECT run_id, started_at, query_file, project, {', '.join(_COLUMNS)} FROM runs ORDER BY id DESC LIMIT ?",
+        (limit,),
+    ).fetchall()
+    return [
+        PastRun(run_id, started_at, query_file, number == project, _result(values))
+        for run_id, started_at, query_file, number, *values in reversed(rows)
+    ]
+
+
+def _result(values: Sequence[Any]) -> RunResult | None:
+    named = dict(zip(_COLUMNS, values, strict=True))
+    if named["status"] is None:
+        return None
+    for name in ("users", "events"):
+        named[name] = json.loads(named[name]) if named[name] else None
+    return RunResult(**{**named, "full_read": bool(named["full_read"])})
+
+
+def delete_runs_before(database: sqlite3.Connection, oldest: int) -> None:
+    database.execute("DELETE FROM runs WHERE started_at < ?", (oldest,))
