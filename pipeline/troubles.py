@@ -153,6 +153,7 @@ class Troubles:
 
     def forget_gone(self, query: bytes) -> None:
         """The query was read in full: what it showed earlier, and now no longer, needs no memory."""
+        self.note_shown(())
         if self._gone:
             run_for_keys(
                 self._database, "DELETE FROM troubles WHERE query = ? AND", self._project, list(self._gone), query
