@@ -179,6 +179,8 @@ def classify(answer: Answer, attempts: int) -> Failure:
         return Failure.UNREADABLE
     if status_code < 300 and (not isinstance(code, str) or (code == "Success" and not is_disallowed(body))):
         return Failure.UNREADABLE
+    if code == "JwtUserIdentifiersMismatched":  # the token was good, but not for the user whom this record names [jwt]
+        return Failure.REJECTED
     if status_code in (401, 403):
         return Failure.UNAUTHORIZED
     return Failure.UNACKNOWLEDGED if status_code >= 500 else Failure.REJECTED

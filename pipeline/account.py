@@ -14,10 +14,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pipeline import heartbeat, results
-from pipeline.delivery import Delivered, choose_mode
+from pipeline.delivery import Delivered
 from pipeline.ending import Ending, ExitCode, RunError
 from pipeline.interrupt import Interrupted
 from pipeline.log import LOG_NAME, Console
+from pipeline.modes import choose_mode
 from pipeline.opening import Run
 from pipeline.records import Kind, Outcome, Undelivered
 from pipeline.settings import SettingsError
@@ -199,8 +200,8 @@ def _results(
         counts=counts,
         requests=results.requests_as_json(mode.endpoints, run.client.request_counts),
         fields={
-            "filtered_out": sorted(delivered.filtered_out_fields),
-            "created": sorted(delivered.created_fields),
+            "filtered_out": sorted(frozenset().union(*delivered.filtered_out_fields.values())),
+            "created": sorted(frozenset().union(*delivered.created_fields.values())),
         },
         files={"csv": account.read.csv_name if account.read else None, "log": LOG_NAME, "rejected": rejected},
         failures=results.failures_as_json(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from iterable.answers import BulkFailures, Failure, read_failures, read_indices
 from iterable_client import IterableClient
+from pipeline.breaker import Turn
 from pipeline.ending import FAILURES
 from pipeline.records import Kind, Outcome, Record, Undelivered
 
@@ -50,45 +51,35 @@ class Settled:
 
 
 class Sender(Protocol):
-    """Sends the records of one batch, in order. `should_stop` is asked before each request."""
+    """Sends the records of one batch, in order, as far as `turn` lets it."""
 
-    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Settled]: ...
+    def send(self, records: Sequence[Record], turn: Turn) -> Iterator[Settled]: ...
 
 
 class SingleSender:
     """users/update and events/track: one record a request."""
 
-    def __init__(self, client: IterableClient) -> None:
+    def __init__(self, client: IterableClient, *, by_user_id: bool = False) -> None:
+        """by_user_id: records tell people apart by userId, not by e-mail."""
         self._client = client
+        self._by_user_id = by_user_id
 
-    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Settled]:
+    def send(self, records: Sequence[Record], turn: Turn) -> Iterator[Settled]:
         for record in records:
-            if should_stop():
-                return
-            ok, answer = self._call(record)
-            if not ok and _never_left(answer):
-                return
+            ok, answer = False, _NEVER_LEFT
+            while _never_left(ok, answer):
+                if not turn.may_call():
+                    return
+                ok, answer = self._call(record)
+            turn.answered(*_failure_of(ok, answer))
             yield Settled(delivered=[record]) if ok else _settle_failure([record], answer)
             if not ok and _ends_the_run(answer):
                 return
 
     def _call(self, record: Record) -> tuple[bool, dict[str, Any]]:
-        body = json.loads(record.payload)
-        if record.kind is Kind.USER:
-            return self._client.update_user(
-                body.get("email"),
-                body["dataFields"],
-                user_id=body.get("userId"),
-                prefer_user_id=body.get("preferUserId", False),
-            )
-        return self._client.track_event(
-            body.get("email"),
-            body["eventName"],
-            body["dataFields"],
-            created_at=body["createdAt"],
-            event_id=body["id"],
-            user_id=body.get("userId"),
-        )
+        name = "users/update" if record.kind is Kind.USER else "events/track"
+        email, user_id = (None, record.identity) if self._by_user_id else (record.identity, None)
+        return self._client.send_json(name, record.payload, email=email, user_id=user_id)
 
 
 class BulkSender:
@@ -98,31 +89,32 @@ class BulkSender:
         self._client = client
         self._patience = MAX_REFUSALS_IN_A_ROW  # shared by the workers; whose value wins does not matter
 
-    def send(self, records: Sequence[Record], should_stop: Callable[[], bool]) -> Iterator[Settled]:
+    def send(self, records: Sequence[Record], turn: Turn) -> Iterator[Settled]:
         """Send the batch. Where it is refused as a whole, take out what the answer names, or else send its halves."""
         pieces = deque([list(records)])
         patience = self._patience
         requests = refusals = 0
-        while pieces and not should_stop():
+        while pieces and turn.may_call():
             piece = pieces.popleft()
-            ok, answer = self._call(piece)
-            if not ok and _never_left(answer):
+            ok, answer = self._call(piece, is_part=requests > 0)
+            if _never_left(ok, answer):
                 pieces.appendleft(piece)
-                break
+                continue
             requests += 1
+            turn.answered(*_failure_of(ok, answer))
             if ok:
                 alone, settled = read_bulk_answer(piece, answer)
                 pieces.extendleft([record] for record in reversed(alone))
                 yield settled
                 refusals, patience = 0, MAX_REFUSALS_IN_A_ROW
                 self._patience = patience
-            elif _is_divisible(piece, answer) and refusals < patience and requests < MAX_REQUESTS_A_BATCH:
+            elif refusals < patience and requests < MAX_REQUESTS_A_BATCH and _may_divide(piece, answer, turn):
                 bad, smaller = _take_apart(piece, answer)
                 _put_back(pieces, smaller)
                 yield _settle_failure(bad, answer)
                 refusals += 1
             else:
-                yield _settle_failure(piece, answer, note=_NOT_ALONE if _is_divisible(piece, answer) else "")
+                yield _settle_failure(piece, answer, note=_NOT_ALONE if len(piece) > 1 and _blames(answer) else "")
                 if _ends_the_run(answer):
                     break
         if pieces and requests:  # they were part of a request already
@@ -130,19 +122,30 @@ class BulkSender:
         if refusals >= patience:
             self._patience = max(patience // 2, MIN_REFUSALS_IN_A_ROW)
 
-    def _call(self, records: Sequence[Record]) -> tuple[bool, dict[str, Any]]:
+    def _call(self, records: Sequence[Record], *, is_part: bool) -> tuple[bool, dict[str, Any]]:
+        """Parts of a batch get one attempt, a record alone gets them all."""
         bodies = [record.payload for record in records]
+        max_attempts = 1 if is_part and len(records) > 1 else None
         if records[0].kind is Kind.USER:
-            return self._client.bulk_update_users(bodies)
-        return self._client.track_bulk_events(bodies)
+            return self._client.bulk_update_users(bodies, max_attempts=max_attempts)
+        return self._client.track_bulk_events(bodies, max_attempts=max_attempts)
 
 
 # Taking a refused batch apart -----------------------------------------------------------------------------------------
 
 
-def _is_divisible(piece: Sequence[Record], details: dict[str, Any]) -> bool:
-    """Whether a smaller batch may fare better."""
-    return len(piece) > 1 and details["status_code"] in FAILURES[details["failure"]].divided_for
+def _may_divide(piece: Sequence[Record], details: dict[str, Any], turn: Turn) -> bool:
+    """Whether a smaller batch may fare better; may wait until that is known."""
+    if len(piece) == 1 or not _blames(details):
+        return False
+    meaning = FAILURES[details["failure"]]
+    return details["status_code"] in meaning.divided_for or turn.may_divide(waits=meaning.ends_run_after > 0)
+
+
+def _blames(details: dict[str, Any]) -> bool:
+    """Whether a record may be to blame for this failure of a batch."""
+    meaning = FAILURES[details["failure"]]
+    return details["status_code"] in meaning.divided_for | meaning.divided_once_accepted
 
 
 def _take_apart(piece: list[Record], details: dict[str, Any]) -> tuple[list[Record], list[list[Record]]]:
@@ -292,20 +295,28 @@ def _ends_the_run(details: dict[str, Any]) -> bool:
     return failure is Failure.ABANDONED or FAILURES[failure].ends_run_at_once
 
 
-def _never_left(details: dict[str, Any]) -> bool:
-    """Whether the run's end came before the call's first request."""
-    return details["failure"] is Failure.ABANDONED and details["attempts"] == 0
+_NEVER_LEFT = {"failure": Failure.ABANDONED, "attempts": 0}
 
 
-_NOT_ALONE = " It was sent along with others only, not alone."
+def _never_left(ok: bool, details: dict[str, Any]) -> bool:
+    """Whether the call ended before its first request, as the run is stopping or calls have to wait."""
+    return not ok and details["failure"] is Failure.ABANDONED and details["attempts"] == 0
+
+
+def _failure_of(ok: bool, details: dict[str, Any]) -> tuple[Failure | None, str]:
+    return (None, "") if ok else (details["failure"], details["error"])
+
+
+_NOT_ALONE = " It was only sent in a batch, so another record may be to blame."
 
 
 def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: str = "") -> Settled:
     """The details of a failed call -> what became of the records that it was about."""
     failure: Failure = details["failure"]
     outcome = FAILURES[failure].outcome
-    # A blocked event's answer says Success; the list where a bulk answer has it says what it is.
-    code = "disallowedEventNames" if details["code"] == "Success" and failure is Failure.REJECTED else details["code"]
+    # A blocked event's answer is 200 Success; it is called what the list in a bulk answer is called.
+    is_blocked = failure is Failure.REJECTED and details["status_code"] == 200 and records[0].kind is Kind.EVENT
+    code = "disallowedEventNames" if is_blocked and details["code"] == "Success" else details["code"]
     rest = (outcome, details["status_code"], code, details["error"] + note, details["attempts"])
     undelivered = [Undelivered(record.kind, record.row, record.identity, *rest) for record in records]
     is_unknown_user = details["code"] in UNKNOWN_USER_CODES and failure is Failure.REJECTED
@@ -317,4 +328,5 @@ def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: st
 def _settle_left(pieces: Iterable[Sequence[Record]]) -> Settled:
     """The parts of a refused batch that the run's end kept from being sent again."""
     problem = "the run stopped before it was sent again in a smaller batch"
-    return Settled(failed=[_unacknowledged(record, problem, None) for piece in pieces for record in piece])
+    failed = [_unacknowledged(record, problem, None) for piece in pieces for record in piece]
+    return Settled(failed=failed, failure=Failure.ABANDONED)

@@ -62,39 +62,49 @@ GO_ON = "The next run continues where this one stopped."
 class Meaning:
     """What a failure means for its records, for their batch, and for the run.
 
-    outcome: what its records become. divided_for: the statuses for which a smaller batch may fare better.
-    ends_run_after: so many in a row end the run; 0: never. code, advice: how the run then ends.
+    outcome: what its records become. ends_run_after: after so many failed calls in a row, no other begins until it is
+    known whether the records are to blame; 1: the run ends at once; 0: they always are. code, advice: how the run ends
+    where they are not. divided_for: the statuses for which a smaller batch may fare better (None: no answer).
+    divided_once_accepted: those for which this is so once Iterable has accepted anything else in this run.
     """
 
     outcome: Outcome
-    divided_for: frozenset[int] = frozenset()
     ends_run_after: int = 0
     code: ExitCode = ExitCode.TEMPORARY
     advice: str = GO_ON
+    divided_for: frozenset[int | None] = frozenset()
+    divided_once_accepted: frozenset[int | None] = frozenset()
 
     @property
     def ends_run_at_once(self) -> bool:
         return self.ends_run_after == 1
 
 
+_ANY_4XX = frozenset(range(400, 500))
+_NO_ANSWER_OR_5XX = frozenset({None, 500, 502, 503, 504})
+
 # Of Iterable's 500s, too, some are recorded for bad input [iterable-api-client, 2017].
 FAILURES: dict[Failure, Meaning] = {
-    Failure.REJECTED: Meaning(Outcome.REJECTED, divided_for=frozenset({400, 409, 413})),
-    Failure.UNACKNOWLEDGED: Meaning(Outcome.UNACKNOWLEDGED, frozenset({500}), ends_run_after=5),
-    Failure.UNREADABLE: Meaning(Outcome.UNACKNOWLEDGED, frozenset(), 3, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
-    Failure.UNAUTHORIZED: Meaning(Outcome.REJECTED, frozenset(), 3, ExitCode.CREDENTIALS, CHECK_KEY),
-    Failure.BAD_API_KEY: Meaning(Outcome.REJECTED, frozenset(), 1, ExitCode.CREDENTIALS, CHECK_KEY),
-    Failure.REDIRECTED: Meaning(Outcome.UNACKNOWLEDGED, frozenset(), 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
-    Failure.BAD_CERTIFICATE: Meaning(Outcome.UNACKNOWLEDGED, frozenset(), 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
-    Failure.THROTTLED: Meaning(Outcome.UNACKNOWLEDGED, ends_run_after=1),
+    Failure.REJECTED: Meaning(Outcome.REJECTED, divided_for=frozenset({400, 409, 413}), divided_once_accepted=_ANY_4XX),
+    Failure.UNACKNOWLEDGED: Meaning(Outcome.UNACKNOWLEDGED, 5, divided_once_accepted=_NO_ANSWER_OR_5XX),
+    Failure.UNREADABLE: Meaning(
+        Outcome.UNACKNOWLEDGED, 3, ExitCode.NOT_ITERABLE, CHECK_ADDRESS, divided_once_accepted=_ANY_4XX
+    ),
+    Failure.UNAUTHORIZED: Meaning(
+        Outcome.REJECTED, 3, ExitCode.CREDENTIALS, CHECK_KEY, divided_once_accepted=frozenset({403})
+    ),
+    Failure.BAD_API_KEY: Meaning(Outcome.REJECTED, 1, ExitCode.CREDENTIALS, CHECK_KEY),
+    Failure.REDIRECTED: Meaning(Outcome.UNACKNOWLEDGED, 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
+    Failure.BAD_CERTIFICATE: Meaning(Outcome.UNACKNOWLEDGED, 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
+    Failure.THROTTLED: Meaning(Outcome.UNACKNOWLEDGED, 1),
     Failure.ABANDONED: Meaning(Outcome.UNACKNOWLEDGED),
 }
 
 
-def stopped_by(failure: Failure, message: str) -> Ending:
-    """How a run ends that this failure, told by `message`, has stopped."""
+def stopped_by(failure: Failure, message: str, in_a_row: int) -> Ending:
+    """How a run ends that this failure, told by `message`, has stopped; it was not the first one in a row."""
     meaning = FAILURES[failure]
-    count = f" Stopped after {meaning.ends_run_after} consecutive failures." if meaning.ends_run_after > 1 else ""
+    count = f" Stopped after {in_a_row} consecutive failures." if in_a_row > 1 else ""
     return Ending(meaning.code, f"{message.rstrip('.')}.{count} {meaning.advice}")
 
 
@@ -114,6 +124,8 @@ CODE_ADVICE = {
     "disallowedEventNames": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
     "UniqueFieldsLimitExceeded": "the project has as many fields as it may; send fewer (USER_FIELDS, EVENT_FIELDS)",
     "BadApiKey": CHECK_KEY[0].lower() + CHECK_KEY[1:].rstrip("."),
+    "KeepsFailing": "see what the message says; each run offers them again, after all others",
+    "JwtUserIdentifiersMismatched": "check that these people are in the project under this address or id",
     "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",
 }
 OUTCOME_ADVICE = {

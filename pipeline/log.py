@@ -226,19 +226,17 @@ class DeliveryProgress:
         self._total = self._done = 0
         self._started_at = self._told_at = 0.0
 
-    def start(self, kind: Kind, total: int) -> None:
-        self._what, self._total, self._done = f"{kind.value}s", total, 0
+    def start(self, totals: dict[Kind, int]) -> None:
+        self._what, self._total, self._done = "records", sum(totals.values()), 0
         self._started_at = self._told_at = time.monotonic()
-        self._console.say(f"{_STEPS[kind]} {total:,} {self._what}")
-        if self._is_terminal:
-            from tqdm import tqdm  # not needed, and so not loaded, without a terminal
+        for kind, total in totals.items():
+            if total:
+                self._console.say(f"{_STEPS[kind]} {total:,} {kind.value}s")
 
-            self._bar = tqdm(
-                total=total, desc=self._what, unit="", unit_scale=True, leave=False, dynamic_ncols=True,
-                colour=None, mininterval=0.2,
-            )  # fmt: skip
+    def waiting(self, text: str) -> None:
+        pass
 
-    def advance(self, count: int) -> None:
+    def advance(self, kind: Kind, count: int) -> None:
         self._done += count
         if self._bar is not None:
             self._bar.update(count)

@@ -6,9 +6,7 @@ import argparse
 import logging
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -20,7 +18,7 @@ from iterable.pacing import rates
 from iterable.redaction import Redactor
 from iterable_client import IterableClient
 from pipeline import heartbeat
-from pipeline.delivery import pause_until
+from pipeline.breaker import Breaker
 from pipeline.ending import OutputError
 from pipeline.interrupt import Interrupt
 from pipeline.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
@@ -46,7 +44,7 @@ class Run:
     settings: Settings
     console: Console
     interrupt: Interrupt
-    stopping: threading.Event  # set when nothing more is to be begun; the client's waits end then
+    breaker: Breaker
     started_at: datetime
     run_id: str
     ledger: Ledger
@@ -78,14 +76,14 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         sweep(folder)
     run_id = free_run_id(folder)
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
-    stopping = threading.Event()
-    client = make_client(settings, pause_until(stopping))
+    breaker = Breaker()
+    client = make_client(settings, breaker)
     if not options.dry_run:
         heartbeat.ping(settings.heartbeat_url, "start")
     for warning in (*settings.warnings, ledger.warning, ledger.note):
         if warning:
             console.error(f"Warning: {warning}")
-    return Run(options, settings, console, interrupt, stopping, started_at, run_id, ledger, stage, client, stand_in)
+    return Run(options, settings, console, interrupt, breaker, started_at, run_id, ledger, stage, client, stand_in)
 
 
 def _ledger(options: argparse.Namespace, settings: Settings, stack: ExitStack) -> Ledger:
@@ -126,8 +124,8 @@ def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Setting
     return settings, stand_in
 
 
-def make_client(settings: Settings, sleep: Callable[[float], None] = time.sleep) -> IterableClient:
-    """The client of this Iterable project. Raises SettingsError."""
+def make_client(settings: Settings, breaker: Breaker | None = None) -> IterableClient:
+    """The client of this Iterable project, whose calls wait through `breaker`. Raises SettingsError."""
     try:
         return IterableClient(
             settings.iterable_api_key,
@@ -143,7 +141,8 @@ def make_client(settings: Settings, sleep: Callable[[float], None] = time.sleep)
             rates=rates(settings.rate_limit_percent),
             proxy=settings.iterable_proxy,
             ca_bundle=str(settings.iterable_ca_bundle) if settings.iterable_ca_bundle else None,
-            sleep=sleep,
+            sleep=breaker.sleep if breaker is not None else None,
+            on_wait=breaker.before_retry if breaker is not None else None,
         )
     except OSError as error:  # ssl.SSLError is one
         problem = f"ITERABLE_CA_BUNDLE names {settings.iterable_ca_bundle}, which is not a certificate store ({error})."

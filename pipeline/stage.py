@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from itertools import islice, product
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.ledger import USER_BYTES, LedgerError, insert_many
 from pipeline.records import Kind, Outcome, Record, Undelivered
@@ -38,6 +39,14 @@ _HELD = 3  # refused, and to be tried once more in this run
 _CODES = {outcome: code for code, outcome in enumerate(Outcome, start=4)}
 _DELIVERED = _CODES[Outcome.DELIVERED]
 _UNCHANGED = _CODES[Outcome.UNCHANGED]
+
+
+class Failure(NamedTuple):
+    """A staged record that was not delivered."""
+
+    key: bytes
+    fingerprint: bytes
+    undelivered: Undelivered
 
 
 class Stage:
@@ -267,26 +276,33 @@ class Stage:
         for each in records:
             self._states[each.kind][each.row] = _DELIVERED
 
-    def note(self, undelivered: Sequence[Undelivered]) -> None:
-        """Note what was not delivered. It stays out of the ledger, so the next run offers it again."""
+    def note(self, undelivered: Sequence[Undelivered], *, is_blamed: bool = True) -> None:
+        """Note what was not delivered. It stays out of the ledger, so the next run offers it again.
+
+        is_blamed: the record may be the reason, and not only that the run ended; see `failures`.
+        """
         for each in undelivered:
             self._set_state(each.kind, each.row, _CODES[each.outcome])
-        self._insert_undelivered(undelivered, [undelivered.outcome.value for undelivered in undelivered])
+        self._insert_undelivered(undelivered, [each.outcome.value for each in undelivered], is_blamed=is_blamed)
 
     def hold(self, undelivered: Sequence[Undelivered]) -> None:
         """Note refusals that may pass. Until `release_held` or `give_up_held`, they are neither pending nor settled."""
-        self._insert_undelivered(undelivered, ["held"] * len(undelivered))
+        self._insert_undelivered(undelivered, ["held"] * len(undelivered), is_blamed=False)
         for each in undelivered:
             self._set_state(each.kind, each.row, _HELD)
 
-    def _insert_undelivered(self, undelivered: Sequence[Undelivered], outcomes: Sequence[str]) -> None:
+    def _insert_undelivered(
+        self, undelivered: Sequence[Undelivered], outcomes: Sequence[str], *, is_blamed: bool
+    ) -> None:
         insert_many(
             self._database,
-            "INSERT INTO undelivered (kind, row, identity, outcome, status_code, code, message, attempts) VALUES",
+            "INSERT INTO undelivered"
+            " (kind, row, identity, outcome, status_code, code, message, attempts, is_blamed) VALUES",
             [
                 (each.kind.value, each.row, each.identity, outcome, *each[4:])
                 for each, outcome in zip(undelivered, outcomes, strict=True)
             ],
+            constants=(int(is_blamed),),
         )
 
     def release_held(self) -> None:
@@ -335,6 +351,43 @@ class Stage:
             for state in (_PENDING, _LATE):
                 self._replace_states(state, _CODES[Outcome.NOT_ATTEMPTED])
 
+    # What failed ----------------------------------------------------------------------------------------------
+
+    def failures(self) -> Iterator[list[Failure]]:
+        """The records that were refused or not acknowledged for a reason of their own, some at a time.
+
+        Not among them are those that never left, and those that only the end of the run cut off.
+        """
+        for kind in Kind:
+            rows = self._database.execute(
+                "SELECT key, fingerprint, undelivered.row, undelivered.identity, outcome, status_code, code, message,"
+                f" attempts FROM {kind.value}s CROSS JOIN undelivered"
+                f" ON undelivered.kind = ? AND undelivered.row = {kind.value}s.row"
+                " WHERE is_blamed AND attempts AND outcome IN (?, ?)",
+                (kind.value, Outcome.REJECTED.value, Outcome.UNACKNOWLEDGED.value),
+            )
+            while page := rows.fetchmany(KEYS_PER_LOOKUP):
+                yield [
+                    Failure(key, fingerprint, Undelivered(kind, row, identity, Outcome(outcome), *rest))
+                    for key, fingerprint, row, identity, outcome, *rest in page
+                ]
+
+    def reject(self, failures: Sequence[Failure], code: str) -> None:
+        """What was not acknowledged is rejected after all, with this code of ours."""
+        for _, _, undelivered in failures:
+            self._states[undelivered.kind][undelivered.row] = _CODES[Outcome.REJECTED]
+        self._database.executemany(
+            "UPDATE undelivered SET outcome = ?, code = ? WHERE kind = ? AND row = ?",
+            [(Outcome.REJECTED.value, code, each.kind.value, each.row) for _, _, each in failures],
+        )
+
+    def mark_known(self, failures: Sequence[Failure]) -> None:
+        """These failed in an earlier run, too, with the same content and for the same reason."""
+        self._database.executemany(
+            "UPDATE undelivered SET is_new = 0 WHERE kind = ? AND row = ?",
+            [(each.kind.value, each.row) for _, _, each in failures],
+        )
+
     # The account ----------------------------------------------------------------------------------------------
 
     def count_outcomes(self) -> dict[Kind, dict[Outcome, int]]:
@@ -382,7 +435,8 @@ CREATE TABLE events (
 );
 CREATE TABLE undelivered (
     kind TEXT NOT NULL, row INTEGER NOT NULL, outcome TEXT NOT NULL, status_code INTEGER, code TEXT, message TEXT,
-    attempts INTEGER, identity TEXT, PRIMARY KEY (kind, row)
+    attempts INTEGER, identity TEXT, is_blamed INTEGER NOT NULL, is_new INTEGER NOT NULL DEFAULT 1,
+    PRIMARY KEY (kind, row)
 ) WITHOUT ROWID;
 BEGIN;
 """

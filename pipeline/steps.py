@@ -10,9 +10,10 @@ from itertools import chain, islice
 
 from iterable_client import export_results_to_csv
 from pipeline.batch import BulkSender, SingleSender
-from pipeline.delivery import GRACE_S, Delivered, Delivery, Mode, choose_mode
+from pipeline.delivery import GRACE_S, Delivered, Delivery
 from pipeline.ending import OutputError
 from pipeline.log import DeliveryProgress
+from pipeline.modes import Mode, choose_mode
 from pipeline.opening import Run
 from pipeline.payloads import Rules
 from pipeline.plan import Planner, make_rules
@@ -92,7 +93,7 @@ def make_plan(run: Run, read: Read) -> Plan:
     """What is to be sent, and how."""
     known = None if run.options.full else run.ledger.known
     try:
-        run.stage.finish_staging(known, ids_are_given=read.rules.id_column is not None)
+        run.stage.finish_staging(known, run.ledger.troubled, ids_are_given=read.rules.id_column is not None)
     except sqlite3.Error as error:
         folder = run.settings.output_dir
         raise OutputError(f"{folder} has no room for the records of this run ({error}); nothing was sent.") from error
@@ -122,16 +123,19 @@ def deliver(run: Run, plan: Plan) -> Delivered:
     run.interrupt.stop_raising(
         f"Stopping: waiting up to {GRACE_S:g} s for requests under way. Press Ctrl-C again to stop waiting."
     )
-    sender = BulkSender(run.client) if plan.mode.mixes_users else SingleSender(run.client)
+    by_user_id = run.settings.iterable_identifier == "userId"
+    progress = DeliveryProgress(run.console)
+    run.breaker.on_wait = progress.waiting
     delivery = Delivery(
         run.ledger,
         run.stage,
-        sender,
+        BulkSender(run.client) if plan.mode.mixes_users else SingleSender(run.client, by_user_id=by_user_id),
         plan.mode,
         settle_s=run.settings.user_settle_seconds,
-        stopping=run.stopping,
+        breaker=run.breaker,
         interrupted=run.interrupt.ending,
         is_urgent=lambda: run.interrupt.is_urgent,
-        progress=DeliveryProgress(run.console),
+        progress=progress,
+        query=str(run.settings.query_file),
     )
     return delivery.run()

@@ -22,7 +22,8 @@ class Opened(NamedTuple):
         self.ledger.accept(records)
 
     def finish_staging(self, *, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
-        self.stage.finish_staging(self.ledger.known if skip_unchanged else None, ids_are_given=ids_are_given)
+        known = self.ledger.known if skip_unchanged else None
+        self.stage.finish_staging(known, self.ledger.troubled, ids_are_given=ids_are_given)
 
     def refresh(self, query: str = "query.sql", *, full_read: bool = True) -> None:
         self.ledger.refresh(self.stage.keys(), query, full_read=full_read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from requests import PreparedRequest
 
-from iterable_client import Abandoned, Failure, IterableClient
+from iterable_client import Failure, IterableClient
 from pipeline.batch import (
     MAX_REFUSALS_IN_A_ROW,
     MAX_REQUESTS_A_BATCH,
@@ -25,13 +26,15 @@ from pipeline.batch import (
     SingleSender,
     read_bulk_answer,
 )
+from pipeline.breaker import Breaker, Turn
 from pipeline.records import Kind, Outcome, Record, Undelivered
 from pipeline.sandbox import SANDBOX_KEY, Fault, StandIn
+from tests.program import wait_until
 
 ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
 UPDATE, BULK_UPDATE = "/api/users/update", "/api/users/bulkUpdate"
 TRACK, TRACK_BULK = "/api/events/track", "/api/events/trackBulk"
-NOT_ALONE = " It was sent along with others only, not alone."
+NOT_ALONE = " It was only sent in a batch, so another record may be to blame."
 
 Json = dict[str, Any]
 
@@ -54,8 +57,12 @@ def users(count: int) -> list[Record]:
     return [user(row) for row in range(1, count + 1)]
 
 
-def never() -> bool:
-    return False
+def a_turn(*, has_accepted: bool = True, kind: Kind = Kind.USER) -> Turn:
+    """A turn with a batch, in a run in which Iterable has accepted something already, or not."""
+    turn = Breaker().turn(kind)
+    if has_accepted:
+        turn.answered(None)
+    return turn
 
 
 def told(reports: Iterable[Settled]) -> dict[str, list[int]]:
@@ -139,7 +146,7 @@ def accepted(count: int, **lists: Any) -> Json:
 
 
 def send_to(
-    server: Callable[[list[Json]], tuple[int, Any]], *batches: Sequence[Record], **options: Any
+    server: Callable[[list[Json]], tuple[int, Any]], *batches: Sequence[Record], has_accepted: bool = True
 ) -> tuple[list[Settled], list[list[Json]]]:
     """Send batches to a server that is `records of a request -> (status, answer)` -> the reports, the requests."""
     requests: list[list[Json]] = []
@@ -153,9 +160,9 @@ def send_to(
     with responses.RequestsMock(assert_all_requests_are_fired=False) as wire:
         for name in ("users/bulkUpdate", "events/trackBulk"):
             wire.add_callback(responses.POST, f"http://127.0.0.1:9/api/{name}", answer)
-        client = make_client(**options)
+        client = make_client()
         sender = BulkSender(client)
-        reports = [report for batch in batches for report in sender.send(batch, never)]
+        reports = [report for batch in batches for report in sender.send(batch, a_turn(has_accepted=has_accepted))]
         client.session.close()
     return reports, requests
 
@@ -427,7 +434,7 @@ def test_whatever_the_answer_each_record_ends_once_and_no_listed_one_is_delivere
 
 def test_batch_of_users_is_one_request_with_the_payloads_as_they_are(iterable: Connected) -> None:
     batch = [user(1, plan="pro"), record(Kind.USER, 2, {"userId": "u-17", "preferUserId": True, "dataFields": {}})]
-    assert told(iterable.bulk.send(batch, never)) == {"delivered": [1, 2]}
+    assert told(iterable.bulk.send(batch, a_turn())) == {"delivered": [1, 2]}
     assert [(request.path, request.body) for request in iterable.project.requests] == [
         (BULK_UPDATE, b'{"users":[%s,%s]}' % (batch[0].payload, batch[1].payload))
     ]
@@ -436,7 +443,7 @@ def test_batch_of_users_is_one_request_with_the_payloads_as_they_are(iterable: C
 def test_batch_of_events_is_one_request_with_the_payloads_as_they_are(iterable: Connected) -> None:
     iterable.know(ADA)
     batch = [event(1), event(2)]
-    assert told(iterable.bulk.send(batch, never)) == {"delivered": [1, 2]}
+    assert told(iterable.bulk.send(batch, a_turn())) == {"delivered": [1, 2]}
     assert [(request.path, request.body) for request in iterable.project.requests] == [
         (TRACK_BULK, b'{"events":[%s,%s]}' % (batch[0].payload, batch[1].payload))
     ]
@@ -444,7 +451,7 @@ def test_batch_of_events_is_one_request_with_the_payloads_as_they_are(iterable: 
 
 def test_refused_users_are_rejected_and_the_others_delivered(connect: Callable[..., Connected]) -> None:
     iterable = connect(forgotten={"3@example.com"}, dropped_fields={"age"})
-    reports = list(iterable.bulk.send([user(1, plan="pro"), user(2, "bad@"), user(3), user(4, age=7)], never))
+    reports = list(iterable.bulk.send([user(1, plan="pro"), user(2, "bad@"), user(3), user(4, age=7)], a_turn()))
     assert told(reports) == {"delivered": [1, 4], "rejected": [2, 3]}
     assert [undelivered.code for undelivered in undelivered(reports)] == ["invalidEmails", "forgottenEmails"]
     assert [set(report.filtered_out_fields) for report in reports] == [{"age"}]
@@ -456,13 +463,13 @@ def test_events_of_unknown_users_are_unknown_and_of_blocked_names_rejected(conne
     iterable = connect(blocked_events={"blocked"})
     iterable.know(ADA)
     batch = [event(1, ADA), event(2, BOB), event(3, ADA, eventName="blocked"), event(4, BOB)]
-    assert told(iterable.bulk.send(batch, never)) == {"delivered": [1], "rejected": [3], "unknown": [2, 4]}
+    assert told(iterable.bulk.send(batch, a_turn())) == {"delivered": [1], "rejected": [3], "unknown": [2, 4]}
 
 
 def test_user_whom_an_email_project_does_not_know_by_id_is_rejected(connect: Callable[..., Connected]) -> None:
     iterable = connect(project_type="email")
     batch = [record(Kind.USER, 1, {"userId": "u-17", "dataFields": {}})]
-    reports = [*iterable.bulk.send(batch, never), *iterable.single.send(batch, never)]
+    reports = [*iterable.bulk.send(batch, a_turn()), *iterable.single.send(batch, a_turn())]
     assert told(reports) == {"rejected": [1, 1]}
     assert [undelivered.code for undelivered in undelivered(reports)] == ["notFoundUserIds", "UnknownUserIdError"]
 
@@ -513,7 +520,7 @@ def test_records_that_a_400_names_are_rejected_and_the_rest_resent_once(
 ) -> None:
     iterable.know(ADA)
     batch = [event(row, **(bad if row in (2, 5) else {})) for row in range(1, 7)]
-    reports = list(iterable.bulk.send(batch, never))
+    reports = list(iterable.bulk.send(batch, a_turn()))
     assert told(reports) == {"delivered": [1, 3, 4, 6], "rejected": [2, 5]}
     error = "events/trackBulk call failed: 400 BadJsonBody: [/api/events/trackBulk] Invalid JSON body (1 attempt)"
     assert undelivered(reports) == [
@@ -525,7 +532,7 @@ def test_records_that_a_400_names_are_rejected_and_the_rest_resent_once(
 
 def test_users_that_a_400_names_are_rejected_and_the_rest_resent_once(iterable: Connected) -> None:
     batch = [user(1), record(Kind.USER, 2, {"email": BOB, "dataFields": "none"}), user(3)]
-    assert told(iterable.bulk.send(batch, never)) == {"delivered": [1, 3], "rejected": [2]}
+    assert told(iterable.bulk.send(batch, a_turn())) == {"delivered": [1, 3], "rejected": [2]}
     assert [[each["email"] for each in body["users"]] for body in iterable.bodies()] == [
         ["1@example.com", BOB, "3@example.com"],
         ["1@example.com", "3@example.com"],
@@ -533,7 +540,9 @@ def test_users_that_a_400_names_are_rejected_and_the_rest_resent_once(iterable: 
 
 
 def test_batch_of_which_a_400_names_all_is_rejected_after_one_request(iterable: Connected) -> None:
-    assert told(iterable.bulk.send([event(1, createdAt="x"), event(2, createdAt="y")], never)) == {"rejected": [1, 2]}
+    assert told(iterable.bulk.send([event(1, createdAt="x"), event(2, createdAt="y")], a_turn())) == {
+        "rejected": [1, 2]
+    }
     assert len(iterable.project.requests) == 1
 
 
@@ -571,21 +580,70 @@ def test_one_bad_record_in_a_thousand_is_found_by_halving_in_some_20_requests(
     ]
 
 
-def test_one_bad_record_that_causes_a_500_is_unacknowledged_alone_and_each_refusal_tried_three_times() -> None:
+JSON, HTML = '{"msg":"no","code":"Other"}', "<html>no</html>"
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "attempts", "outcome"),
+    [
+        (500, JSON, 3, "unacknowledged"),
+        (502, HTML, 3, "unacknowledged"),
+        (503, JSON, 3, "unacknowledged"),
+        (504, HTML, 3, "unacknowledged"),
+        (403, JSON, 1, "rejected"),
+        (403, HTML, 1, "unacknowledged"),
+        (400, HTML, 1, "unacknowledged"),
+        (406, HTML, 1, "unacknowledged"),
+        (406, "not acceptable", 1, "rejected"),
+        (422, JSON, 1, "rejected"),
+    ],
+)
+def test_one_bad_record_is_found_by_halving_once_anything_was_accepted(
+    status: int, answer: str, attempts: int, outcome: str
+) -> None:
+    """The batch and the record alone get all attempts, the parts one each."""
     batch = users(1000)
-    reports, requests = send_to(refusing([batch[399]], 500, "GenericError"), batch)
-    assert told(reports) == {"delivered": [*range(1, 400), *range(401, 1001)], "unacknowledged": [400]}
-    assert len(requests) in (3 * 10 + 9, 3 * 11 + 10)
-    in_a_row = longest_run(report.failure is Failure.UNACKNOWLEDGED for report in reports)
-    assert in_a_row <= 3  # so that the run is not taken for an outage
+    is_refused = refusing([batch[399]])
+    reports, requests = send_to(
+        lambda records: (status, answer) if is_refused(records)[0] == 400 else (200, accepted(len(records))), batch
+    )
+    assert told(reports) == {"delivered": [*range(1, 400), *range(401, 1001)], outcome: [400]}
+    assert len(requests) in (19 + 2 * (attempts - 1), 21 + 2 * (attempts - 1))
+    assert undelivered(reports)[0].attempts == attempts
 
 
-def longest_run(flags: Iterable[bool]) -> int:
-    longest = current = 0
-    for flag in flags:
-        current = current + 1 if flag else 0
-        longest = max(longest, current)
-    return longest
+@pytest.mark.parametrize(
+    ("status", "answer"), [(401, JSON), (501, JSON), (429, JSON), (408, JSON), (200, HTML), (200, "[]")]
+)
+def test_failure_that_no_record_causes_does_not_split_a_batch(status: int, answer: str) -> None:
+    reports, requests = send_to(lambda records: (status, answer), users(8))
+    assert [len(records) for records in requests] in ([8], [8, 8, 8])
+    assert len(told(reports)) == 1
+    assert NOT_ALONE not in undelivered(reports)[0].message
+
+
+@pytest.mark.parametrize("status", [402, 404, 405, 410, 422])
+def test_refusal_does_not_split_a_batch_while_nothing_else_was_accepted(status: int) -> None:
+    reports, requests = send_to(refusing(users(8), status, "Other"), users(8), has_accepted=False)
+    assert told(reports) == {"rejected": list(range(1, 9))}
+    assert len(requests) == 1
+
+
+def test_batch_without_an_answer_waits_for_a_success_before_it_is_split(iterable: Connected) -> None:
+    breaker = Breaker()
+    fault = iterable.stand_in.inject(Fault(status=503, match=b'"2@example.com"'))
+    reports: list[Settled] = []
+
+    def send() -> None:
+        reports.extend(iterable.bulk.send(users(4), breaker.turn(Kind.USER)))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    wait_until(lambda: breaker.count_blocked(Kind.USER) == 1)
+    assert (fault.matched, reports) == (3, [])
+    breaker.turn(Kind.EVENT).answered(None)
+    thread.join(timeout=30)
+    assert told(reports) == {"delivered": [1, 3, 4], "unacknowledged": [2]}
 
 
 TEN = {
@@ -652,7 +710,7 @@ def test_events_of_one_user_stay_in_order_when_their_batch_is_taken_apart(connec
     iterable.know(ADA)
     bad: Json = {"createdAt": "x"} if named else {"dataFields": {"page": 7}}
     batch = [event(row, **(bad if row in (3, 17) else {})) for row in range(1, 21)]
-    assert told(iterable.bulk.send(batch, never))["rejected"] == [3, 17]
+    assert told(iterable.bulk.send(batch, a_turn()))["rejected"] == [3, 17]
     assert iterable.project.event_order == [f"e{row}" for row in range(1, 21) if row not in (3, 17)]
     assert set(iterable.project.event_sends.values()) == {1}
 
@@ -660,7 +718,7 @@ def test_events_of_one_user_stay_in_order_when_their_batch_is_taken_apart(connec
 def test_type_mismatch_of_the_stand_in_rejects_its_record_alone(connect: Callable[..., Connected]) -> None:
     iterable = connect(user_field_types={"age": "long"})
     batch = [user(row, age="old" if row == 6 else row) for row in range(1, 9)]
-    assert told(iterable.bulk.send(batch, never)) == {"delivered": [1, 2, 3, 4, 5, 7, 8], "rejected": [6]}
+    assert told(iterable.bulk.send(batch, a_turn())) == {"delivered": [1, 2, 3, 4, 5, 7, 8], "rejected": [6]}
     assert {request.path for request in iterable.project.requests} == {BULK_UPDATE}
 
 
@@ -668,32 +726,21 @@ def test_type_mismatch_of_the_stand_in_rejects_its_record_alone(connect: Callabl
 def test_batch_that_iterable_finds_too_large_is_split(connect: Callable[..., Connected], too_large: str) -> None:
     iterable = connect(too_large=too_large)
     batch = [user(row, notes="x" * 700_000) for row in range(1, 9)]
-    assert told(iterable.bulk.send(batch, never)) == {"delivered": [1, 2, 3, 4, 5, 6, 7, 8]}
+    assert told(iterable.bulk.send(batch, a_turn())) == {"delivered": [1, 2, 3, 4, 5, 6, 7, 8]}
     assert [len(body["users"]) for body in iterable.bodies()] == [8, 4, 4]
-
-
-@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 410, 422, 501, 503, 504])
-def test_other_failure_of_a_batch_is_not_split(status: int) -> None:
-    reports, requests = send_to(refusing(users(8), status, "Other"), users(8))
-    outcome = "rejected" if status < 500 else "unacknowledged"
-    assert told(reports) == {outcome: list(range(1, 9))}
-    assert len(requests) == (3 if status in (503, 504) else 1)
-    assert NOT_ALONE not in undelivered(reports)[0].message
 
 
 # Bulk: a bound on requests --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("status", "attempts", "outcome"), [(400, 1, "rejected"), (413, 1, "rejected"), (500, 3, "unacknowledged")]
-)
+@pytest.mark.parametrize("status", [400, 413])
 def test_batch_of_which_everything_is_refused_takes_127_calls_and_says_what_was_not_sent_alone(
-    status: int, attempts: int, outcome: str
+    status: int,
 ) -> None:
     batch = users(1000)
     reports, requests = send_to(refusing(batch, status), batch)
-    assert told(reports) == {outcome: list(range(1, 1001))}
-    assert len(requests) == (2 * MAX_REFUSALS_IN_A_ROW + 1) * attempts == 127 * attempts
+    assert told(reports) == {"rejected": list(range(1, 1001))}
+    assert len(requests) == 2 * MAX_REFUSALS_IN_A_ROW + 1 == 127
     assert {undelivered.message.endswith(NOT_ALONE) for undelivered in undelivered(reports)} == {True}
 
 
@@ -743,7 +790,7 @@ FATAL = {
 @pytest.mark.parametrize(("fault", "outcome"), FATAL.values(), ids=FATAL)
 def test_after_what_ends_the_run_no_single_record_follows(iterable: Connected, fault: Fault, outcome: str) -> None:
     fault = iterable.stand_in.inject(Fault(status=fault.status, headers=fault.headers, body=fault.body))
-    assert told(iterable.single.send(users(3), never)) == {outcome: [1]}
+    assert told(iterable.single.send(users(3), a_turn())) == {outcome: [1]}
     assert fault.matched == 1
 
 
@@ -753,7 +800,7 @@ def test_after_what_ends_the_run_no_other_part_of_a_batch_follows(
 ) -> None:
     refusal = iterable.stand_in.inject(Fault(status=409, body=b'{"msg":"","code":"Conflict"}', times=1))
     fault = iterable.stand_in.inject(Fault(status=fault.status, headers=fault.headers, body=fault.body))
-    reports = list(iterable.bulk.send(users(4), never))
+    reports = list(iterable.bulk.send(users(4), a_turn()))
     assert told(reports[:-1]) == {outcome: [1, 2]}
     assert told(reports[-1:]) == {"unacknowledged": [3, 4]}
     assert [undelivered.message for undelivered in reports[-1].failed] == [
@@ -762,63 +809,80 @@ def test_after_what_ends_the_run_no_other_part_of_a_batch_follows(
     assert (refusal.matched, fault.matched) == (2, 1)
 
 
-class Answers:
-    """A `should_stop` that says these in turn."""
+class Allowed(Turn):
+    """A turn in a run that stops after so many calls."""
 
-    def __init__(self, *answers: bool) -> None:
-        self._answers = iter(answers)
+    def __init__(self, calls: int) -> None:
+        super().__init__(Breaker(), Kind.USER, is_probe=False)
+        self._left = calls
 
-    def __call__(self) -> bool:
-        return next(self._answers)
+    def may_call(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
 
 
 def test_run_that_stops_before_the_first_request_leaves_all_without_an_end(iterable: Connected) -> None:
-    assert list(iterable.single.send(users(3), Answers(True))) == []
-    assert list(iterable.bulk.send(users(3), Answers(True))) == []
+    assert list(iterable.single.send(users(3), Allowed(0))) == []
+    assert list(iterable.bulk.send(users(3), Allowed(0))) == []
     assert iterable.project.requests == []
 
 
 def test_run_that_stops_between_two_records_leaves_the_later_ones_without_an_end(iterable: Connected) -> None:
-    assert told(iterable.single.send(users(3), Answers(False, False, True))) == {"delivered": [1, 2]}
+    assert told(iterable.single.send(users(3), Allowed(2))) == {"delivered": [1, 2]}
 
 
 def test_run_that_stops_within_a_refused_batch_leaves_its_rest_unacknowledged(iterable: Connected) -> None:
     iterable.stand_in.inject(Fault(status=409, body=b'{"msg":"","code":"Conflict"}', times=1))
-    reports = iterable.bulk.send(users(4), Answers(False, False, True))
+    reports = iterable.bulk.send(users(4), Allowed(2))
     assert told(reports) == {"delivered": [1, 2], "unacknowledged": [3, 4]}
 
 
-def abandon(_seconds: float) -> None:
-    raise Abandoned
+class Stopping:
+    """A run that stops as soon as its client waits for something."""
+
+    def __init__(self, url: str, **rates: float) -> None:
+        self.breaker = Breaker()
+        self.client = make_client(url, rates={name.replace("_", "/"): rate for name, rate in rates.items()},
+                                  sleep=self.sleep)  # fmt: skip
+
+    def sleep(self, seconds: float) -> None:
+        self.breaker.stop()
+        self.breaker.sleep(seconds)
+
+    def turn(self) -> Turn:
+        return self.breaker.turn(Kind.USER)
 
 
 @pytest.mark.parametrize("kind", ["single", "bulk"])
 def test_run_that_stops_while_waiting_for_its_turn_leaves_what_was_never_sent_without_an_end(
     iterable: Connected, kind: str
 ) -> None:
-    client = make_client(iterable.stand_in.url, rates={"users/update": 0.01, "users/bulkUpdate": 0.01}, sleep=abandon)
-    sender = SingleSender(client) if kind == "single" else BulkSender(client)
-    first = [user(1)]
-    assert told(sender.send(first, never)) == {"delivered": [1]}
-    assert list(sender.send([user(2), user(3)], never)) == []
-    client.session.close()
+    run = Stopping(iterable.stand_in.url, users_update=0.01, users_bulkUpdate=0.01)
+    sender = SingleSender(run.client) if kind == "single" else BulkSender(run.client)
+    assert told(sender.send([user(1)], run.turn())) == {"delivered": [1]}
+    assert list(sender.send([user(2), user(3)], run.turn())) == []
+    run.client.session.close()
 
 
-def test_run_that_stops_while_waiting_for_a_second_try_leaves_what_was_sent_unacknowledged(iterable: Connected) -> None:
+@pytest.mark.parametrize(("kind", "rows"), [("single", [1]), ("bulk", [1, 2, 3])])
+def test_run_that_stops_while_waiting_for_a_second_try_leaves_what_was_sent_unacknowledged(
+    iterable: Connected, kind: str, rows: list[int]
+) -> None:
     iterable.stand_in.inject(Fault(status=503))
-    client = make_client(iterable.stand_in.url, sleep=abandon)
-    reports = [*SingleSender(client).send(users(3), never), *BulkSender(client).send(users(3), never)]
-    assert told(reports) == {"unacknowledged": [1, 1, 2, 3]}
+    run = Stopping(iterable.stand_in.url)
+    sender = SingleSender(run.client) if kind == "single" else BulkSender(run.client)
+    reports = list(sender.send(users(3), run.turn()))
+    assert told(reports) == {"unacknowledged": rows}
     assert {report.failure for report in reports} == {Failure.ABANDONED}
-    client.session.close()
+    run.client.session.close()
 
 
 def test_run_that_stops_while_a_half_waits_for_its_turn_leaves_it_unacknowledged(iterable: Connected) -> None:
     iterable.stand_in.inject(Fault(status=409, body=b'{"msg":"","code":"Conflict"}', times=1))
-    client = make_client(iterable.stand_in.url, rates={"users/bulkUpdate": 0.01}, sleep=abandon)
-    assert told(BulkSender(client).send(users(4), never)) == {"unacknowledged": [1, 2, 3, 4]}
+    run = Stopping(iterable.stand_in.url, users_bulkUpdate=0.01)
+    assert told(BulkSender(run.client).send(users(4), run.turn())) == {"unacknowledged": [1, 2, 3, 4]}
     assert len(iterable.project.requests) == 1
-    client.session.close()
+    run.client.session.close()
 
 
 # Single ---------------------------------------------------------------------------------------------------------------
@@ -840,15 +904,15 @@ def test_single_request_has_the_payload_of_its_record(connect: Callable[..., Con
     iterable = connect(unknown_users="accept")
     kind = Kind.USER if path == UPDATE else Kind.EVENT
     records = [record(kind, row, body) for row, body in enumerate(PAYLOADS[path], 1)]
-    assert told(iterable.single.send(records, never)) == {"delivered": [1, 2]}
+    assert told(iterable.single.send(records, a_turn())) == {"delivered": [1, 2]}
     assert {request.path for request in iterable.project.requests} == {path}
     assert iterable.bodies() == PAYLOADS[path]
 
 
 def test_single_refusals_are_told_with_what_iterable_said(connect: Callable[..., Connected]) -> None:
     iterable = connect(forgotten={CY}, blocked_events={"blocked"})
-    reports = list(iterable.single.send([user(1, ADA), user(2, "bad@"), user(3, CY)], never))
-    reports += iterable.single.send([event(4, ADA), event(5, BOB), event(6, ADA, eventName="blocked")], never)
+    reports = list(iterable.single.send([user(1, ADA), user(2, "bad@"), user(3, CY)], a_turn()))
+    reports += iterable.single.send([event(4, ADA), event(5, BOB), event(6, ADA, eventName="blocked")], a_turn())
     assert told(reports) == {"delivered": [1, 4], "rejected": [2, 3, 6], "unknown": [5]}
     assert [(each.row, each.status_code, each.message) for each in undelivered(reports)] == [
         (2, 400, "users/update call failed: 400 InvalidEmailAddressError: Invalid email: b***@ (1 attempt)"),
@@ -866,11 +930,27 @@ def test_single_refusals_are_told_with_what_iterable_said(connect: Callable[...,
     ]
 
 
+@pytest.mark.parametrize("kind", ["single", "bulk"])
+def test_400_that_calls_itself_a_success_is_no_blocked_event(iterable: Connected, kind: str) -> None:
+    iterable.stand_in.inject(Fault(status=400, body=b'{"msg":"no","code":"Success"}'))
+    for each in (user(1), event(2)):
+        reports = list(iterable.sender(kind).send([each], a_turn()))
+        assert [(each.outcome, each.code) for each in undelivered(reports)] == [(Outcome.REJECTED, "Success")]
+
+
+def test_token_for_another_user_is_the_matter_of_its_record(iterable: Connected) -> None:
+    body = b'{"msg":"no","code":"JwtUserIdentifiersMismatched"}'
+    for status in (400, 401):
+        iterable.stand_in.inject(Fault(status=status, body=body, times=1))
+        assert [each.failure for each in iterable.single.send(users(1), a_turn())] == [Failure.REJECTED]
+        iterable.stand_in.clear_faults()
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 @pytest.mark.parametrize("kind", ["single", "bulk"])
 def test_record_out_of_attempts_is_unacknowledged(iterable: Connected, kind: str, status: int) -> None:
     fault = iterable.stand_in.inject(Fault(status=status, body=b'{"msg":"busy","code":"GenericError"}'))
-    reports = list(iterable.sender(kind).send([user(1)], never))
+    reports = list(iterable.sender(kind).send([user(1)], a_turn()))
     name = "users/update" if kind == "single" else "users/bulkUpdate"
     message = f"{name} call failed: {status} GenericError: busy (3 attempts)"
     unacknowledged = Undelivered(
@@ -883,14 +963,14 @@ def test_record_out_of_attempts_is_unacknowledged(iterable: Connected, kind: str
 @pytest.mark.parametrize("kind", ["single", "bulk"])
 def test_unknown_user_told_with_a_500_is_unacknowledged(iterable: Connected, kind: str) -> None:
     iterable.stand_in.inject(Fault(status=500, body=b'{"msg":"","code":"UnknownEmailError"}'))
-    assert told(iterable.sender(kind).send([event(1)], never)) == {"unacknowledged": [1]}
+    assert told(iterable.sender(kind).send([event(1)], a_turn())) == {"unacknowledged": [1]}
 
 
 @pytest.mark.parametrize("kind", ["single", "bulk"])
 def test_lost_answer_is_sent_again_and_stored_once(iterable: Connected, kind: str) -> None:
     iterable.know(ADA)
     iterable.stand_in.inject(Fault(store=True, disconnect=True, times=1))
-    assert told(iterable.sender(kind).send([event(1)], never)) == {"delivered": [1]}
+    assert told(iterable.sender(kind).send([event(1)], a_turn())) == {"delivered": [1]}
     assert iterable.project.event_sends == Counter({"e1": 2})
     assert len(iterable.project.events) == 1
 
@@ -910,7 +990,7 @@ def test_answer_that_is_about_no_record_leaves_the_next_batch_to_the_breaker(
     iterable: Connected, kind: str, fault: Fault, outcome: str, failure: Failure
 ) -> None:
     fault = iterable.stand_in.inject(Fault(status=fault.status, body=fault.body))
-    reports = list(iterable.sender(kind).send([user(1)], never))
+    reports = list(iterable.sender(kind).send([user(1)], a_turn()))
     assert told(reports) == {outcome: [1]}
     assert [report.failure for report in reports] == [failure]
     assert fault.matched == 1

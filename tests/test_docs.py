@@ -15,7 +15,7 @@ from sqlalchemy import dialects
 from sqlalchemy.exc import NoSuchModuleError
 
 from main import ExitCode
-from pipeline.delivery import bulk_mode, single_mode
+from pipeline.modes import bulk_mode, single_mode
 from pipeline.records import Outcome
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from pipeline.settings import SETTINGS

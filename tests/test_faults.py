@@ -701,15 +701,14 @@ def test_a_server_that_dies_and_comes_back_loses_and_doubles_nothing(mode: str, 
         assert run.code == 75
         users, events = (1000, 4000) if mode == "bulk" else (20, 80)
         assert_sums(run, users, events)
-        assert run.counts("users") == {"delivered": users}
-        assert run.counts("events")["unacknowledged"] > 0
+        assert sum(run.counts(kind).get("unacknowledged", 0) for kind in ("users", "events")) > 0
         iterable.start()
         second = program.run(**settings)
     finally:
         iterable.stop()
     assert (second.code, second.err) == (0, "")
-    assert second.counts("users") == {"unchanged": users}
-    assert second.counts("events").get("unchanged", 0) == run.counts("events").get("delivered", 0)
+    for kind in ("users", "events"):
+        assert second.counts(kind).get("unchanged", 0) == run.counts(kind).get("delivered", 0)
     assert len(iterable.project.events) == events
     assert set(iterable.project.event_sends.values()) <= {1, 2}
 

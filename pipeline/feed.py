@@ -1,0 +1,270 @@
+"""What may be sent next: the pending records of one pass over the stage, as batches.
+
+Users leave in the order of their keys. The keys from one batch of users up to the next are a range, whose events may
+leave as soon as that batch is settled; so no event ever overtakes its user's update, and a batch that takes long holds
+back the events of its own range only. Before a record is handed out, what the ledger knows of it with another
+content is void.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pipeline.ledger import USER_BYTES, Ledger
+from pipeline.modes import Mode
+from pipeline.records import Kind, Record
+from pipeline.stage import Stage
+
+RECORDS_A_PAGE = 2000
+BYTES_A_PAGE = 4_000_000
+KEYS_PER_LOOKUP = 500
+MAX_PARKED = 64  # batches of events that wait for an earlier one of their user
+MAX_PARKED_BYTES = 4_000_000
+
+
+@dataclass(eq=False)
+class Batch:
+    """Records that travel together, and which of them have no outcome yet.
+
+    is_probe: it is tried while all others wait. is_repeat: its records are accounted for elsewhere. first, before: the
+    range of a batch of users.
+    """
+
+    records: list[Record]
+    is_probe: bool = False
+    is_repeat: bool = False
+    first: bytes = b""
+    before: bytes | None = None
+    unreported: dict[int, Record] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unreported = {record.row: record for record in self.records}
+        self.size = _size_of(self.records)
+
+    @property
+    def kind(self) -> Kind:
+        return self.records[0].kind
+
+    @property
+    def last_identity(self) -> str:
+        return self.records[-1].identity
+
+
+class Packer:
+    """Records, grouped by user -> batches within the mode's limits, which end between two users where they can."""
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
+        self._batch: list[Record] = []
+        self._size = self._user_start = 0
+
+    def pack(self, records: Iterable[Record]) -> Iterator[list[Record]]:
+        """The batches that are full; what is left waits for the next call, or for `rest`."""
+        mode, batch, size, user_start = self._mode, self._batch, self._size, self._user_start
+        for record in records:
+            if batch and record.identity != batch[-1].identity:
+                user_start = len(batch)
+                if not mode.mixes_users:
+                    yield batch
+                    batch, size, user_start = [], 0, 0
+            while batch and (len(batch) >= mode.records_a_batch or size + len(record.payload) + 1 > mode.bytes_a_batch):
+                cut = user_start or len(batch)  # the user begun last moves on whole, unless the batch is all theirs
+                yield batch[:cut]
+                batch = batch[cut:]
+                size, user_start = sum(len(each.payload) + 1 for each in batch), 0
+            batch.append(record)
+            size += len(record.payload) + 1
+        self._batch, self._size, self._user_start = batch, size, user_start
+
+    def rest(self) -> list[Record]:
+        """What is left, which may be nothing."""
+        batch, self._batch, self._size, self._user_start = self._batch, [], 0, 0
+        return batch
+
+
+def make_batches(records: Iterable[Record], mode: Mode) -> Iterator[list[Record]]:
+    packer = Packer(mode)
+    yield from packer.pack(records)
+    if rest := packer.rest():
+        yield rest
+
+
+class Ranges:
+    """Ranges of keys [first, before). Neighbours become one. None stands behind all keys."""
+
+    def __init__(self) -> None:
+        self._ends: dict[bytes, bytes | None] = {}
+        self._starts: dict[bytes | None, bytes] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._ends)
+
+    def add(self, first: bytes, before: bytes | None) -> None:
+        if first == before:
+            return
+        if first in self._starts:
+            start = self._starts.pop(first)
+            del self._ends[start]
+            first = start
+        if before is not None and before in self._ends:
+            end = self._ends.pop(before)
+            del self._starts[end]
+            before = end
+        self._ends[first] = before
+        self._starts[before] = first
+
+    def pop(self) -> tuple[bytes, bytes | None]:
+        first = next(iter(self._ends))
+        before = self._ends.pop(first)
+        del self._starts[before]
+        return first, before
+
+
+class Feed:
+    """One pass over what is pending, late records or all others."""
+
+    def __init__(self, stage: Stage, ledger: Ledger, mode: Mode, *, late: bool) -> None:
+        self.is_late = late
+        self._stage = stage
+        self._ledger = ledger
+        self._users = make_batches(self._cleared(stage.pending(Kind.USER, late=late)), mode)
+        self._next_users = next(self._users, [])
+        self._unsettled = 0  # batches of users
+        self._ranges = Ranges()  # whose events may leave, and are not read yet
+        self._ranges.add(b"", self._start_of_next())
+        self._reading: Iterator[Record] = iter(())
+        self._packer = Packer(mode)
+        self._events: deque[list[Record]] = deque()  # may leave
+        self._parked: deque[list[Record]] = deque()  # may, too, but an earlier batch of their first user is under way
+        self._parked_bytes = 0
+
+    def take(self, kind: Kind, busy: set[str], *, one: bool = False) -> Batch | None:
+        """The next batch that may leave, if there is one. busy: users whose events may not, for now.
+
+        one: only its first record.
+        """
+        if kind is Kind.USER:
+            return self._take_users(one)
+        records = self._take_events(busy)
+        if one and len(records) > 1:
+            self._events.appendleft(records[1:])
+            records = records[:1]
+        return Batch(records) if records else None
+
+    def settle(self, batch: Batch) -> None:
+        """A batch of users that was taken here has come to its end: their events may leave."""
+        self._unsettled -= 1
+        self._ranges.add(batch.first, batch.before)
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to be taken, now or later."""
+        if self._next_users or self._unsettled or self._parked:
+            return False
+        self._read_events()
+        return not self._events
+
+    # Users ----------------------------------------------------------------------------------------------------
+
+    def _take_users(self, one: bool) -> Batch | None:
+        if not self._next_users:
+            return None
+        records = self._next_users[:1] if one else self._next_users
+        self._next_users = self._next_users[len(records) :] or next(self._users, [])
+        self._unsettled += 1
+        return Batch(records, first=_user_of(records[0]), before=self._start_of_next())
+
+    def _start_of_next(self) -> bytes | None:
+        return _user_of(self._next_users[0]) if self._next_users else None
+
+    # Events ---------------------------------------------------------------------------------------------------
+
+    def _take_events(self, busy: set[str]) -> list[Record]:
+        return self._unpark(busy) or self._take_or_park(busy)
+
+    def _unpark(self, busy: set[str]) -> list[Record]:
+        for index, records in enumerate(self._parked):
+            if records[0].identity not in busy:
+                del self._parked[index]
+                self._parked_bytes -= _size_of(records)
+                return records
+        return []
+
+    def _take_or_park(self, busy: set[str]) -> list[Record]:
+        """The next batch; on the way to it, those of busy users stay behind."""
+        busy = busy | {records[0].identity for records in self._parked}
+        while len(self._parked) < MAX_PARKED and self._parked_bytes < MAX_PARKED_BYTES:
+            self._read_events()
+            if not self._events:
+                break
+            records = self._events.popleft()
+            if records[0].identity not in busy:
+                return records
+            self._parked.append(records)
+            self._parked_bytes += _size_of(records)
+            busy.add(records[0].identity)
+        return []
+
+    def _read_events(self) -> None:
+        """Have a batch ready, if there is one. One that is not full waits for more, as long as users are unsettled."""
+        while not self._events:
+            page = self._read_page()
+            if not page:
+                break
+            self._events.extend(self._packer.pack(page))
+        is_over = not self._events and not self._unsettled and not self._next_users
+        if is_over and (rest := self._packer.rest()):
+            self._events.append(rest)
+
+    def _read_page(self) -> list[Record]:
+        page: list[Record] = []
+        size = 0
+        while len(page) < RECORDS_A_PAGE and size < BYTES_A_PAGE:
+            record = next(self._reading, None)
+            if record is not None:
+                page.append(record)
+                size += len(record.payload)
+            elif self._ranges:
+                first, before = self._ranges.pop()
+                self._reading = self._stage.pending(Kind.EVENT, late=self.is_late, first=first, before=before)
+            else:
+                break
+        self._clear(page)
+        return page
+
+    # The ledger -----------------------------------------------------------------------------------------------
+
+    def _cleared(self, records: Iterator[Record]) -> Iterator[Record]:
+        while page := _take_page(records):
+            self._clear(page)
+            yield from page
+
+    def _clear(self, page: list[Record]) -> None:
+        """What the ledger knows of these with another content is no longer so, once a request may have left."""
+        changed: list[bytes] = []
+        for start in range(0, len(page), KEYS_PER_LOOKUP):
+            chunk = page[start : start + KEYS_PER_LOOKUP]
+            known = self._ledger.known([each.key for each in chunk])
+            changed += [each.key for each in chunk if known.get(each.key, each.fingerprint) != each.fingerprint]
+        if changed:
+            self._ledger.void(changed)
+
+
+def _take_page(records: Iterator[Record]) -> list[Record]:
+    page: list[Record] = []
+    size = 0
+    for record in records:
+        page.append(record)
+        size += len(record.payload)
+        if len(page) >= RECORDS_A_PAGE or size >= BYTES_A_PAGE:
+            break
+    return page
+
+
+def _size_of(records: list[Record]) -> int:
+    return sum(len(record.payload) for record in records)
+
+
+def _user_of(record: Record) -> bytes:
+    return record.key[:USER_BYTES]

@@ -1,0 +1,46 @@
+"""How records travel in a run: one a request, or up to a thousand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.settings import Settings
+
+BULK_ABOVE = 100  # pending records, for PUSH_MODE=auto
+MAX_RECORDS_A_BATCH = 1000
+MAX_BYTES_A_BATCH = 3_500_000  # Iterable allows 4 MB in bulk, and does not say whether that is 4,000,000 bytes or more
+EVENTS_A_TURN = 20  # of one user, in single mode: how many a worker takes at once
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How records travel: how many together, and how many batches at once.
+
+    mixes_users: a batch is one request, and may hold records of several users.
+    """
+
+    name: str  # "single" or "bulk"
+    workers: int
+    records_a_batch: int
+    bytes_a_batch: int
+    mixes_users: bool
+    endpoints: tuple[str, str]
+
+
+def single_mode(workers: int | None) -> Mode:
+    """One record a request. 128 workers reach Iterable's limits at 150 ms; more get in each other's way."""
+    return Mode("single", workers or 128, EVENTS_A_TURN, MAX_BYTES_A_BATCH, False, ("users/update", "events/track"))
+
+
+def bulk_mode(workers: int | None) -> Mode:
+    """Up to 1,000 records and 3.5 MB a request; 16 workers reach Iterable's limits many times over."""
+    endpoints = ("users/bulkUpdate", "events/trackBulk")
+    return Mode("bulk", workers or 16, MAX_RECORDS_A_BATCH, MAX_BYTES_A_BATCH, True, endpoints)
+
+
+def choose_mode(settings: Settings, pending: int) -> Mode:
+    """The one path of a run with so many pending records. JWT-enabled keys can't call the bulk endpoints [keys]."""
+    wants_bulk = settings.push_mode == "bulk" or (settings.push_mode == "auto" and pending > BULK_ABOVE)
+    if wants_bulk and not settings.use_jwt_auth:
+        return bulk_mode(settings.max_workers)
+    return single_mode(settings.max_workers)
