@@ -282,9 +282,8 @@ class IterableClient:
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], name: str, *, is_repeat: bool
     ) -> Answer:
         """One request in its turn, counted, and what came of it."""
-        if name in self._pacers:
-            self._pacers[name].wait()
-        answer = self.session.exchange(method, url, body, headers, now=self._clock())
+        turn = self._pacers[name].wait if name in self._pacers else None
+        answer = self.session.exchange(method, url, body, headers, now=self._clock(), turn=turn)
         with self._counts_lock:
             counts = self.request_counts.setdefault(name, RequestCounts())
             counts.sent += 1

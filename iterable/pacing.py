@@ -6,24 +6,20 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Limit:
-    """per_second: requests that Iterable allows each project [swagger]. usable: the share of it that can be used, as
-    requests arrive less evenly than they leave, large ones even less, and some would come too early."""
-
-    per_second: float
-    usable: float
-
-
-LIMITS = {
-    "users/update": Limit(500, 0.99),
-    "users/bulkUpdate": Limit(5, 0.97),
-    "events/track": Limit(2000, 0.99),
-    "events/trackBulk": Limit(10, 0.97),
+# Requests a second that Iterable allows each project [swagger], by call name.
+LIMITS: dict[str, float] = {
+    "users/update": 500,
+    "users/bulkUpdate": 5,
+    "events/track": 2000,
+    "events/trackBulk": 10,
+    "users/getByEmail": 100,
+    "users/byUserId": 100,
+    "users/getFields": 3,
+    "users/forgotten": 3,
+    "users/forgottenUserIds": 3,
 }
+USABLE = 0.97  # of a limit: what leaves within a second may arrive within 30 ms less, on a busy machine or line
 
 
 def rates(percent: float) -> dict[str, float]:
@@ -31,10 +27,8 @@ def rates(percent: float) -> dict[str, float]:
 
     Above 100 is for projects whose limits Iterable has raised.
     """
-    share = percent / 100
-    return {
-        name: limit.per_second * (min(share, limit.usable) if share <= 1 else share) for name, limit in LIMITS.items()
-    }
+    share = percent / 100 if percent > 100 else min(percent / 100, USABLE)
+    return {name: limit * share for name, limit in LIMITS.items()}
 
 
 class Abandoned(Exception):
@@ -44,11 +38,15 @@ class Abandoned(Exception):
 class Pacer:
     """Spreads the requests of one endpoint so that it stays within `rate` a second, in any window of a second.
 
-    Slots lie 1/rate apart. Who is late may catch up by CATCH_UP_S at the most, and never beyond
-    ceil(rate) requests in ceil(rate)/rate seconds. Shared by all threads.
+    Each request books a slot; slots lie 1/rate apart. Who is late may catch up by CATCH_UP_S at the most, and never
+    beyond ceil(rate) requests in ceil(rate)/rate seconds. That holds for the moments at which requests really leave,
+    too: where threads wake up late and so all at once, as after a moment in which the machine stood still, they leave
+    one by one, hardly faster than the rate. Shared by all threads.
     """
 
     CATCH_UP_S = 0.05
+    BUNCH_S = 0.01  # as many as belong into so many seconds may leave at once,
+    RUSH = 1.25  # and the rest so many times as fast as the rate
     SLOWEST = 8.0  # slow_down() stretches the distance of two slots by this factor at the most
     RECOVERY_S = 10.0  # so long recover() takes from half the pace to the full one, whatever the rate
 
@@ -56,24 +54,56 @@ class Pacer:
         self._interval_s = 1.0 / rate
         self._stretch = 1.0
         self._window_s = math.ceil(rate) / rate
-        self._taken: deque[float] = deque(maxlen=math.ceil(rate))
-        self._next = -math.inf
+        self._booked: deque[float] = deque(maxlen=math.ceil(rate))
+        self._left: deque[float] = deque(maxlen=math.ceil(rate))
+        self._next_slot = -math.inf
+        self._next_exit = -math.inf
         self._paused_until = -math.inf
         self._sleep = sleep
         self._clock = clock
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Sleep until this request's slot."""
+        """Sleep until this request may leave, which it should do at once."""
+        wait_s, exit_at = self.book(), None
+        while True:
+            if wait_s > 0:
+                self._sleep(wait_s)
+            exit_at = self.leave(exit_at)
+            if exit_at is None:
+                return
+            wait_s = exit_at - self._clock()
+
+    def book(self) -> float:
+        """Take the next slot. Returns the seconds until then."""
         with self._lock:
             now = self._clock()
-            slot = max(self._next, now - self.CATCH_UP_S)
-            if len(self._taken) == self._taken.maxlen:
-                slot = max(slot, self._taken[0] + self._window_s)
-            self._next = slot + self._interval_s * self._stretch
-            self._taken.append(max(slot, now))
-        if slot > now:
-            self._sleep(slot - now)
+            slot = max(self._next_slot, now - self.CATCH_UP_S, self._window_after(self._booked))
+            self._next_slot = slot + self._interval_s * self._stretch
+            self._booked.append(max(slot, now))
+            return slot - now
+
+    def leave(self, exit_at: float | None) -> float | None:
+        """For a request whose slot has come, or else the moment that this has returned before.
+
+        Returns the moment to come again, or None: it has left.
+        """
+        with self._lock:
+            now = self._clock()
+            if exit_at is None or now > exit_at + self.BUNCH_S:  # late, or late once more
+                exit_at = max(self._next_exit, now - self.BUNCH_S)
+                self._next_exit = exit_at + self._interval_s / self.RUSH
+            else:
+                now = max(now, exit_at)
+            exit_at = max(exit_at, self._window_after(self._left))
+            if exit_at > now:
+                return exit_at
+            self._left.append(now)
+            return None
+
+    def _window_after(self, times: deque[float]) -> float:
+        """When the window has room for one more."""
+        return times[0] + self._window_s if len(times) == times.maxlen else -math.inf
 
     def slow_down(self, pause_s: float) -> None:
         """After a 429: no request for `pause_s`, then at half the pace.
@@ -85,7 +115,7 @@ class Pacer:
             if now >= self._paused_until:
                 self._stretch = min(self._stretch * 2, self.SLOWEST)
             self._paused_until = max(self._paused_until, now + pause_s)
-            self._next = max(self._next, self._paused_until)
+            self._next_slot = max(self._next_slot, self._paused_until)
 
     def recover(self) -> None:
         """After an accepted request: a little nearer to full pace."""

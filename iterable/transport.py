@@ -11,7 +11,7 @@ import http.client
 import io
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -67,16 +67,25 @@ class Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         return None
 
-    def exchange(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], *, now: float) -> Answer:
-        """One HTTP request and its answer; every way in which it can go wrong becomes an `Answer`."""
+    def exchange(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        now: float,
+        turn: Callable[[], None] | None = None,
+    ) -> Answer:
+        """One HTTP request and its answer; every way in which it can go wrong becomes an `Answer`.
+
+        turn: waits for this request's turn. Called when the connection is open, so that nothing keeps the request from
+        leaving afterwards; what it raises passes through.
+        """
         try:
-            response = self.send(
-                _prepare(method, url, body, headers),
-                stream=True,
-                allow_redirects=False,
-                verify=True,
-                proxies=self._named_proxies,
-            )
+            prepared = _prepare(method, url, body, headers, turn)
+            response = self.send(prepared, stream=True, allow_redirects=False, verify=True, proxies=self._named_proxies)
+            _take_turn(prepared.headers)  # where something else than our own pool has answered, as in a test
         except _TRANSPORT_ERRORS as error:
             return _unanswered(error)
         try:
@@ -87,16 +96,33 @@ class Session(requests.Session):
             response.close()
 
 
-def _prepare(method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> requests.PreparedRequest:
+class _Headers(CaseInsensitiveDict[str]):
+    """Brings `turn` to our pool: requests hands the headers on as they are, and nothing else of ours."""
+
+    turn: Callable[[], None] | None = None
+
+
+def _take_turn(headers: Any) -> None:
+    turn = getattr(headers, "turn", None)
+    if turn is not None:
+        headers.turn = None
+        turn()
+
+
+def _prepare(
+    method: str, url: str, body: bytes | None, headers: Mapping[str, str], turn: Callable[[], None] | None
+) -> requests.PreparedRequest:
     """What `requests.Request(...).prepare()` would give, without what costs time and is not wanted: authentication
-    by the address or `.netrc`, cookies, and checks of headers that http.client checks again."""
+    by the address or `.netrc`, cookies, and checks of headers that our pool makes."""
     prepared = requests.PreparedRequest()
     prepared.method = method.upper()
     prepared.url = _normalize_url(url)
-    prepared.headers = CaseInsensitiveDict({**_FIXED_HEADERS, **headers})
+    given = _Headers({**_FIXED_HEADERS, **headers})
+    given.turn = turn
     if body is not None:
         prepared.body = body
-        prepared.headers["Content-Length"] = str(len(body))
+        given["Content-Length"] = str(len(body))
+    prepared.headers = cast(Any, given)
     return prepared
 
 
@@ -277,7 +303,8 @@ class _Pool(urllib3.HTTPConnectionPool):
     ) -> _Response:
         """Its exceptions are those that requests makes its own of."""
         try:
-            return self._exchange(method, self._head(method, url, headers or {}) + _as_bytes(body))
+            message = self._head(method, url, headers or {}) + _as_bytes(body)
+            return self._exchange(method, message, lambda: _take_turn(headers))
         except TimeoutError as error:
             raise urllib3.exceptions.ReadTimeoutError(self, url, "the time is up") from error
         except ssl.SSLError as error:
@@ -287,10 +314,11 @@ class _Pool(urllib3.HTTPConnectionPool):
         except http.client.HTTPException as error:
             raise urllib3.exceptions.ProtocolError("the answer is no HTTP", error) from error
 
-    def _exchange(self, method: str, message: bytes) -> _Response:
+    def _exchange(self, method: str, message: bytes, take_turn: Callable[[], None]) -> _Response:
         connection: Any = self._get_conn()
         try:
             self._connect(connection)
+            take_turn()
             is_sent = self._send(connection.sock, message)
             response = _Response(connection.sock, method=method)
             response.begin()

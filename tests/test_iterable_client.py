@@ -859,12 +859,12 @@ def test_short_placeholder_for_a_key_tears_no_words_apart(api: responses.Request
 def test_each_endpoint_has_its_own_pace_and_others_have_none(api: responses.RequestsMock) -> None:
     api.post(URL + UPDATE, json=SUCCESS)
     api.post(URL + TRACK, json=SUCCESS)
-    waits: list[float] = []
-    client = open_client(sleep=waits.append, monotonic=lambda: 0.0, rates={"users/update": 4})
+    clock = Clock()
+    client = open_client(sleep=clock.sleep, monotonic=clock, rates={"users/update": 4})
     for _ in range(3):
         client.update_user(ADA)
         client.track_event(ADA, "page_view")
-    assert waits == pytest.approx([0.2, 0.45])  # the first one counts as 50 ms late
+    assert clock.waits == pytest.approx([0.2, 0.25])  # the first one counts as 50 ms late
 
 
 @pytest.mark.parametrize(("retry_after", "pause_s"), [("30", 30.0), ("31536000", 60.0)])
@@ -873,28 +873,26 @@ def test_429_slows_its_endpoint_down_but_for_a_minute_at_most(
 ) -> None:
     api.post(URL + UPDATE, status=429, headers={"Retry-After": retry_after})
     api.post(URL + UPDATE, json=SUCCESS)
-    waits: list[float] = []
-    client = open_client(
-        sleep=waits.append, monotonic=lambda: 0.0, rates={"users/update": 1000, "events/track": 1000}, max_retries=1
-    )
+    clock = Clock()
+    rates = {"users/update": 1000.0, "events/track": 1000.0}
+    client = open_client(sleep=clock.sleep, monotonic=clock, rates=rates, max_retries=1)
     client.update_user(ADA)
     client.update_user(ADA)
-    assert waits == [pause_s]
+    assert clock.waits == [pause_s]
 
 
 def test_accepted_call_brings_its_endpoint_nearer_to_full_pace(api: responses.RequestsMock) -> None:
     api.post(URL + UPDATE, status=429)
     api.post(URL + UPDATE, json=SUCCESS)
     clock = Clock()
-    waits: list[float] = []
-    client = open_client(sleep=waits.append, monotonic=clock, rates={"users/update": 0.2}, max_retries=1)
+    client = open_client(sleep=clock.sleep, monotonic=clock, rates={"users/update": 0.2}, max_retries=1)
     for _ in range(4):
         client.update_user(ADA)
         clock.now += 20
-    assert waits == []
+    assert clock.waits == []
     client.update_user(ADA)
     client.update_user(ADA)
-    assert waits == [5.0]  # at half the pace it would be 10
+    assert clock.waits == [5.0]  # at half the pace it would be 10
 
 
 def test_threads_share_a_client_and_its_counts(iterable: StandIn) -> None:

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+import random
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iterable.pacing import Pacer
-from tests.wire import (
-    Clock,
-    eager_threads,
-)
+from iterable.pacing import LIMITS, Pacer, rates
+from tests.wire import Clock, eager_threads, never_sleep
 
 
 class Slots:
-    """When the requests of a pacer's callers leave. Who waits keeps nobody else from asking, as threads would not."""
+    """The slots of callers who come when a test says so."""
 
     def __init__(self, rate: float, now: float = 1000.0) -> None:
         self.clock = Clock(now)
         self.times: list[float] = []
-        self._wait_s = 0.0
-        self.pacer = Pacer(rate, sleep=self._sleep, clock=self.clock)
-
-    def _sleep(self, seconds: float) -> None:
-        self._wait_s = seconds
+        self.pacer = Pacer(rate, sleep=never_sleep, clock=self.clock)
 
     def take(self, count: int = 1) -> list[float]:
         """The next slots, of callers who all ask now; as seconds from now."""
-        waits = []
-        for _ in range(count):
-            self._wait_s = 0.0
-            self.pacer.wait()
-            waits.append(self._wait_s)
-            self.times.append(self.clock.now + self._wait_s)
+        waits = [max(self.pacer.book(), 0.0) for _ in range(count)]
+        self.times += [self.clock.now + wait_s for wait_s in waits]
         return waits
 
 
@@ -128,16 +120,97 @@ def test_accepted_requests_bring_the_pace_back_in_ten_seconds(rate: float) -> No
 
 def test_32_threads_get_each_slot_once() -> None:
     waits: list[float] = []
-    pacer = Pacer(100, sleep=waits.append, clock=lambda: 0.0)
-
-    def take_100() -> None:
-        for _ in range(100):
-            pacer.wait()
-
-    threads = [threading.Thread(target=take_100) for _ in range(32)]
+    pacer = Pacer(100, sleep=never_sleep, clock=lambda: 0.0)
+    threads = [
+        threading.Thread(target=lambda: waits.extend(max(pacer.book(), 0.0) for _ in range(100))) for _ in range(32)
+    ]
     with eager_threads():
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert sorted(waits) == pytest.approx([wait for wait in Slots(100, now=0.0).take(3200) if wait > 0])
+    assert sorted(waits) == pytest.approx(Slots(100, now=0.0).take(3200))
+
+
+# Threads that wake up late --------------------------------------------------------------------------------------------
+
+
+def departures(rate: float, workers: int, count: int, lateness: Callable[[float], float]) -> list[float]:
+    """When requests leave that workers send one after the other, each answered after 50 ms.
+
+    lateness: by how many seconds one who wanted to wake up at a time does so too late.
+    """
+    clock = Clock(0.0)
+    pacer = Pacer(rate, sleep=never_sleep, clock=clock)
+    times: list[float] = []
+    wakings: list[tuple[float, int]] = []
+
+    def run(worker: int) -> Iterator[None]:
+        while True:
+            at: float | None = clock.now + max(pacer.book(), 0.0)
+            exit_at = None
+            while at is not None:
+                heapq.heappush(wakings, (at + (lateness(at) if at > clock.now else 0.0), worker))
+                yield
+                at = exit_at = pacer.leave(exit_at)
+            times.append(clock.now)
+            heapq.heappush(wakings, (clock.now + 0.05, worker))
+            yield
+
+    runs = [run(worker) for worker in range(workers)]
+    for each in runs:
+        next(each)
+    while len(times) < count:
+        clock.now, worker = heapq.heappop(wakings)
+        next(runs[worker])
+    return times
+
+
+@pytest.mark.parametrize("rate", [4.85, 9.7, 485, 1940])
+def test_late_threads_do_not_make_a_second_too_full_and_lose_little(rate: float) -> None:
+    chance = random.Random(20260113)
+    latenesses: dict[str, Callable[[float], float]] = {
+        "each a little": lambda _: chance.expovariate(1 / 0.004),
+        "some very": lambda _: 0.3 if chance.random() < 0.02 else 0.0,
+        "all at times": lambda at: max(0.0, 0.1 - at % 0.7),  # the machine stands still for 100 ms
+    }
+    for name, lateness in latenesses.items():
+        times = departures(rate, workers=256, count=math.ceil(rate) * 12, lateness=lateness)
+        assert most_in_a_second(times) <= math.ceil(rate), name
+        assert len(times) / (times[-1] - times[0]) > 0.95 * rate, name
+
+
+def test_wait_sleeps_again_where_too_many_have_left_late() -> None:
+    clock = Clock()
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        clock.now += seconds + (0.5 if len(waits) == 1 else 0.0)
+
+    pacer = Pacer(2, sleep=sleep, clock=clock)
+    left = []
+    for _ in range(4):
+        pacer.wait()
+        left.append(clock.now)
+    assert left == pytest.approx([1000.0, 1000.95, 1001.34, 1001.95])
+    assert waits == pytest.approx([0.45, 0.05, 0.34, 0.16, 0.45])
+
+
+# Iterable's limits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"),
+    [
+        (90, [450, 4.5, 1800, 9, 90, 90, 2.7, 2.7, 2.7]),
+        (98, [485, 4.85, 1940, 9.7, 97, 97, 2.91, 2.91, 2.91]),
+        (100, [485, 4.85, 1940, 9.7, 97, 97, 2.91, 2.91, 2.91]),
+        (101, [505, 5.05, 2020, 10.1, 101, 101, 3.03, 3.03, 3.03]),
+    ],
+)
+def test_rates_are_the_percentage_of_the_limits_and_never_the_limit_itself(
+    percent: float, expected: list[float]
+) -> None:
+    assert list(rates(percent).values()) == pytest.approx(expected)
+    assert list(rates(percent)) == list(LIMITS)

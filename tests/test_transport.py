@@ -27,11 +27,13 @@ from hypothesis import strategies as st
 from iterable.answers import Failure
 from iterable_client import RequestCounts
 from pipeline.sandbox import Fault, StandIn
+from tests.program import wait_until
 from tests.wire import (
     ADA,
     HTML,
     KEY,
     MARGIN_S,
+    NOW,
     OK,
     SHORT_S,
     SUCCESS,
@@ -344,6 +346,23 @@ def test_without_file_descriptors_a_call_is_unanswered_and_the_next_one_is_well(
             ok, failure, error, next_ok = done.stdout.rstrip().split("|")
             assert (ok, failure, next_ok) == ("False", "unacknowledged", "True")
             assert re.fullmatch(r"users/update call failed: ConnectionError \(.+\) \(3 attempts\)", error)
+
+
+def test_a_request_waits_for_its_turn_when_its_connection_is_open() -> None:
+    """Else those that connect would leave later than others, and some seconds be too full at Iterable's end."""
+    connections: list[int] = []
+    with Peer(OK) as peer:
+        client = open_client(peer.url)
+        headers = {"Api-Key": KEY}
+
+        def turn() -> None:
+            wait_until(lambda: peer.connections == 1)
+            connections.append(len(peer.requests))
+
+        for _ in range(2):
+            answer = client.session.exchange("POST", peer.url, b"{}", headers, now=NOW, turn=turn)
+            assert answer.status_code == 200
+    assert connections == [0, 1]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])

@@ -62,13 +62,18 @@ def client_of(iterable: StandIn, **options: Any) -> IterableClient:
 
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """A clock that stands still until a test moves it, or somebody sleeps by it."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
+        self.waits: list[float] = []
 
     def __call__(self) -> float:
         return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
 
 
 # A peer at the level of bytes -----------------------------------------------------------------------------------------
