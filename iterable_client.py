@@ -15,44 +15,36 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode
 
 import jwt
 
 from iterable import answers, bodies, export
-from iterable.answers import MAX_WAIT_S, RETRYABLE_STATUS_CODES, Answer, Failure
-from iterable.bodies import UnencodableError
-from iterable.pacing import Abandoned, Pacer
+from iterable.answers import MAX_WAIT_S, RETRYABLE_STATUS_CODES, Answer, Failure, failed_in
+from iterable.bodies import Records, UnencodableError
+from iterable.pacing import Abandoned, Pacer, RequestCounts
 from iterable.redaction import Redactor
-from iterable.transport import Session
+from iterable.transport import MAX_ANSWER_BYTES, Session, check_base_url
 
-__all__ = ["Abandoned", "Failure", "IterableClient", "RequestCounts", "export_results_to_csv"]
+__all__ = ["Abandoned", "Failure", "IterableClient", "RequestCounts", "export_results_to_csv", "failed_in"]
 
 logger = logging.getLogger("iterable_client")
 
 DEFAULT_BASE_URL = "https://api.iterable.com"
+MAX_LIST_BYTES = 256 * 1024 * 1024  # of an answer that may list millions of hashes
 TOKEN_LIFETIME_S = 3600
 JITTER = 0.2
-
-
-@dataclass
-class RequestCounts:
-    """HTTP requests of one endpoint: all attempts, those that repeated one, those answered with 429."""
-
-    sent: int = 0
-    retried: int = 0
-    rate_limited: int = 0
 
 
 class IterableClient:
     """One Iterable project, over one `requests.Session`. Safe to share between threads.
 
     Every method that calls Iterable returns `(True, answer)` or `(False, details)` and does not raise for
-    anything the network or the server does. `details` has `error` (one sentence), `status_code` (int or None),
-    `code` (Iterable's, or None), `attempts`, `failure` (see `Failure`) and `answer` (the JSON object, or None).
+    anything the network or the server does. `details` has `error` (one sentence, without secrets and whole addresses),
+    `status_code` (int or None), `code` (Iterable's, or None), `attempts`, `failure` (see `Failure`), `disallowed`
+    (whether the project blocks this event's name) and `answer` (the JSON object, or None).
 
     Repeating a call is safe: users/update and users/bulkUpdate are upserts, and an event with an `event_id` that
     Iterable knows is updated, not doubled [swagger]. An event without one can double.
@@ -93,11 +85,10 @@ class IterableClient:
         such as `503 from users/update, attempt 2 of 3`; what it raises is dropped. uniform: a random number from 0 to
         1, for the jitter.
 
-        Raises ValueError for a base_url that is malformed or has a user or a password in it, OSError for a ca_bundle
-        that is none.
+        Raises ValueError for a base_url that is malformed, has a user or a password in it, or is http:// and not this
+        machine, and OSError for a ca_bundle that is none.
         """
-        if "@" in urlsplit(base_url).netloc:
-            raise ValueError("base_url must not hold a user name or a password.")
+        check_base_url(base_url)
         self.api_key = api_key
         self.jwt_secret = jwt_secret
         self.use_jwt = use_jwt
@@ -142,11 +133,9 @@ class IterableClient:
         Fields that are not named stay as they are; a field that is None is removed from the profile.
         prefer_user_id: let an e-mail based project create a user that it knows by `user_id` only [swagger].
         """
-        payload: dict[str, Any] = bodies.identity_of(email, user_id)
-        if prefer_user_id:
-            payload["preferUserId"] = True
-        payload["dataFields"] = dict(data_fields or {})
-        return self._post("users/update", payload, email=email, user_id=user_id)
+        options = {"preferUserId": True} if prefer_user_id else {}
+        payload = bodies.record(email, user_id, options, data_fields)
+        return self._post("users/update", payload)
 
     def track_event(
         self,
@@ -163,14 +152,8 @@ class IterableClient:
         created_at: whole Unix seconds; without it Iterable takes the time of arrival. event_id: at most 512 bytes;
         an event with an id that exists is updated instead of doubled [swagger].
         """
-        payload: dict[str, Any] = bodies.identity_of(email, user_id)
-        payload["eventName"] = event_name
-        if event_id is not None:
-            payload["id"] = event_id
-        if created_at is not None:
-            payload["createdAt"] = created_at
-        payload["dataFields"] = dict(data_fields or {})
-        return self._post("events/track", payload, email=email, user_id=user_id)
+        own = {"eventName": event_name, "id": event_id, "createdAt": created_at}
+        return self._post("events/track", bodies.record(email, user_id, own, data_fields))
 
     def send_json(
         self,
@@ -188,35 +171,55 @@ class IterableClient:
         """
         return self._post(name, body, email=email, user_id=user_id, max_attempts=max_attempts)
 
-    def bulk_update_users(
-        self, users: Sequence[Mapping[str, Any] | bytes], *, max_attempts: int | None = None
-    ) -> tuple[bool, dict[str, Any]]:
+    def bulk_update_users(self, users: Records, *, max_attempts: int | None = None) -> tuple[bool, dict[str, Any]]:
         """Create or update many users: POST /api/users/bulkUpdate; each as `update_user` would send it, or its JSON.
 
-        At least one, else ValueError; at most 4 MB in all [swagger]. True only says that Iterable read the batch:
-        which users it refused stands in the answer, see `iterable.answers.read_failures`. max_attempts: as in
-        `send_json`. Not for JWT-enabled keys [keys].
+        At least one, else ValueError; at most 4 MB in all [swagger]. **True only says that Iterable read the batch**:
+        it may still have refused some of the users. `failed_in(answer)` names them and is empty where all are updated.
+        max_attempts: as in `send_json`. Not for JWT-enabled keys [keys].
         """
         return self._post_batch("users/bulkUpdate", "users", users, max_attempts)
 
-    def track_bulk_events(
-        self, events: Sequence[Mapping[str, Any] | bytes], *, max_attempts: int | None = None
-    ) -> tuple[bool, dict[str, Any]]:
-        """Track many events: POST /api/events/trackBulk. For the rest see `bulk_update_users` and `track_event`."""
+    def track_bulk_events(self, events: Records, *, max_attempts: int | None = None) -> tuple[bool, dict[str, Any]]:
+        """Track many events: POST /api/events/trackBulk, each as `track_event` would send it, or its JSON.
+
+        **True only says that Iterable read the batch**: see `failed_in(answer)`, and `bulk_update_users` for the rest.
+        """
         return self._post_batch("events/trackBulk", "events", events, max_attempts)
 
-    def get_user_fields(self) -> tuple[bool, dict[str, Any]]:
-        """The names and types of the project's user fields: GET /api/users/getFields -> {"fields": {name: type}}.
+    def get_user(self, email: str | None = None, *, user_id: str | None = None) -> tuple[bool, dict[str, Any]]:
+        """Iterable's copy of one user, by e-mail or else by id: {"user": {"email", "userId", "dataFields"}}.
 
-        Changes nothing. Server-side keys only [keys].
+        `(True, {})`: there is no such user. This and the calls below change nothing; server-side keys only [keys].
         """
-        return self._make_request_with_retry("GET", f"{self.base_url}/api/users/getFields", None, "users/getFields")
+        if not email and not user_id:
+            raise ValueError("Whom to get is not said: pass email or user_id.")
+        name, query = ("users/getByEmail", {"email": email}) if email else ("users/byUserId", {"userId": user_id})
+        return self._get(name, f"?{urlencode(query, quote_via=quote, safe='')}", email=email, user_id=user_id)
+
+    def get_user_fields(self) -> tuple[bool, dict[str, Any]]:
+        """The names and types of the project's user fields: {"fields": {name: type}}."""
+        return self._get("users/getFields")
+
+    def get_forgotten_emails(self) -> tuple[bool, dict[str, Any]]:
+        """Those who asked to be forgotten: {"hashedEmails": [SHA-256 in hex of the trimmed, lower-cased address]}.
+
+        Not for projects that know people by userId [swagger]. The answer may have MAX_LIST_BYTES, four million hashes.
+        """
+        return self._get("users/forgotten", max_bytes=MAX_LIST_BYTES)
+
+    def get_forgotten_user_ids(self) -> tuple[bool, dict[str, Any]]:
+        """As `get_forgotten_emails`: {"hashedUserIds": [...]}. Not for projects that know people by e-mail."""
+        return self._get("users/forgottenUserIds", max_bytes=MAX_LIST_BYTES)
+
+    def _get(self, name: str, query: str = "", **options: Any) -> tuple[bool, dict[str, Any]]:
+        return self._make_request_with_retry("GET", f"{self.base_url}/api/{name}{query}", None, name, **options)
 
     def _post(self, name: str, payload: Mapping[str, Any] | bytes, **options: Any) -> tuple[bool, dict[str, Any]]:
         return self._make_request_with_retry("POST", f"{self.base_url}/api/{name}", payload, name, **options)
 
     def _post_batch(
-        self, name: str, key: str, records: Sequence[Mapping[str, Any] | bytes], max_attempts: int | None
+        self, name: str, key: str, records: Records, max_attempts: int | None
     ) -> tuple[bool, dict[str, Any]]:
         if not records:
             raise ValueError(f"There are no {key}: an empty batch is an error in Iterable.")
@@ -238,6 +241,7 @@ class IterableClient:
         email: str | None = None,
         user_id: str | None = None,
         max_attempts: int | None = None,
+        max_bytes: int = MAX_ANSWER_BYTES,
     ) -> tuple[bool, dict[str, Any]]:
         """Send one request, up to `max_retries` times in total. `name` is what the log calls it (`users/update`).
 
@@ -256,7 +260,11 @@ class IterableClient:
         try:
             while True:
                 headers = self._update_headers(email, user_id)
-                answer = self._attempt(method, url, body, headers, name, is_repeat=attempts > 0)
+                turn = self._pacers[name].wait if name in self._pacers else None
+                answer = self.session.exchange(
+                    method, url, body, headers, clock=self._clock, turn=turn, max_bytes=max_bytes
+                )
+                self._count(name, is_repeat=attempts > 0, is_limited=answer.status_code == 429)
                 attempts += 1
                 if answers.is_success(answer, name):
                     return True, self._succeed(name, answer)
@@ -278,18 +286,12 @@ class IterableClient:
                 self._on_wait(f"{reason}, attempt {attempts + 1} of {allowed}")
         self._sleep(wait_s)
 
-    def _attempt(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], name: str, *, is_repeat: bool
-    ) -> Answer:
-        """One request in its turn, counted, and what came of it."""
-        turn = self._pacers[name].wait if name in self._pacers else None
-        answer = self.session.exchange(method, url, body, headers, now=self._clock(), turn=turn)
+    def _count(self, name: str, *, is_repeat: bool, is_limited: bool) -> None:
         with self._counts_lock:
             counts = self.request_counts.setdefault(name, RequestCounts())
             counts.sent += 1
             counts.retried += is_repeat
-            counts.rate_limited += answer.status_code == 429
-        return answer
+            counts.rate_limited += is_limited
 
     def _succeed(self, name: str, answer: Answer) -> dict[str, Any]:
         body = answer.body or {}
@@ -299,8 +301,9 @@ class IterableClient:
         if failures is None:
             logger.info("%s call successful: Success", name)
         else:
+            level = logging.WARNING if failures.fail_count else logging.INFO
             accepted, failed = failures.success_count, failures.fail_count
-            logger.info("%s call successful: %d accepted, %d failed", name, accepted, failed)
+            logger.log(level, "%s call successful: %d accepted, %d failed", name, accepted, failed)
         return body
 
     def _fail(
@@ -320,6 +323,7 @@ class IterableClient:
             "code": code if isinstance(code, str) else None,
             "attempts": attempts,
             "failure": failure,
+            "disallowed": answers.is_disallowed(answer.body),
             "answer": answer.body,
         }
 

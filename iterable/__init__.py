@@ -3,3 +3,5 @@
 bodies: payload -> JSON. answers: an HTTP answer -> success or Failure. pacing: rate limits. transport: the hardened
 session. redaction: no secrets and no people in logs. export: rows -> a harmless CSV.
 """
+
+__version__ = "1.1.0"

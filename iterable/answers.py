@@ -19,7 +19,18 @@ RETRYABLE_STATUS_CODES = frozenset({408, 429, 500, 502, 503, 504})
 MAX_WAIT_S = 60.0
 
 # Where a call's answer is no {"msg", "code", "params"} object, the key that it has instead [swagger].
-_ANSWER_KEYS = {"users/bulkUpdate": "successCount", "events/trackBulk": "successCount", "users/getFields": "fields"}
+_ANSWER_KEYS = {
+    "users/bulkUpdate": "successCount",
+    "events/trackBulk": "successCount",
+    "users/getFields": "fields",
+    "users/getByEmail": "user",
+    "users/byUserId": "user",
+    "users/forgotten": "hashedEmails",
+    "users/forgottenUserIds": "hashedUserIds",
+}
+_NO_SUCH_USER = "No user with that id exists!"  # 400 as plain text; recorded in 2017
+_DISALLOWED = "is disallowed from tracking"
+_ECHO = re.compile(r"\bbody:.*", re.IGNORECASE | re.DOTALL)  # Iterable has quoted a request's body and headers after it
 
 
 class Failure(str, Enum):
@@ -43,7 +54,7 @@ class Answer:
     status_code: int | None
     body: dict[str, Any] | None = None
     text: str = ""
-    retry_after_s: float = 0.0
+    retry_after_s: float = 0.0  # how long it asks to wait
     problem: str = ""
     failure: Failure | None = None
 
@@ -54,7 +65,11 @@ class Answer:
 def read_answer(status_code: int, content: bytes, retry_after: str | None, now: float) -> Answer:
     """Never raises for what is in the bytes. `retry_after`: that header."""
     text = content.decode("utf-8-sig", errors="replace")
-    return Answer(status_code, parse_object(text), text, _parse_retry_after(retry_after, now))
+    body = parse_object(text)
+    told_s = _parse_retry_after(retry_after, now)
+    if status_code == 429:
+        told_s = max(told_s, _rate_limit_reset(body))
+    return Answer(status_code, body, text, told_s)
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
@@ -64,6 +79,17 @@ def parse_object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
+
+
+def _rate_limit_reset(body: Mapping[str, Any] | None) -> float:
+    """`params.rateLimitReset` of a 429, in seconds [swagger, since August 2026]; 0 for none and for junk."""
+    params = (body or {}).get("params")
+    value = params.get("rateLimitReset") if isinstance(params, dict) else None
+    try:
+        seconds = float(value) if isinstance(value, (int, float, str)) else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
 def rewrite(answer: Answer, change: Callable[[str], str]) -> Answer:
@@ -93,17 +119,27 @@ def _parse_retry_after(value: str | None, now: float) -> float:
 
 def is_success(answer: Answer, name: str) -> bool:
     """200 is not success: the code must say so, and a blocked event is told in `msg` alone."""
-    if answer.status_code is None or not 200 <= answer.status_code < 300 or answer.body is None:
-        return False
     own_key = _ANSWER_KEYS.get(name)
+    if own_key == "user" and ((_is_ok(answer) and answer.body == {}) or _says_no_such_user(answer)):
+        return True
+    if not _is_ok(answer) or answer.body is None:
+        return False
     if own_key is not None:
         return own_key in answer.body
     return answer.body.get("code") == "Success" and not is_disallowed(answer.body)
 
 
-def is_disallowed(body: Mapping[str, Any]) -> bool:
-    # 200 with this text means that the event name is blocked and nothing was stored (block/iterable-go checks it, too).
-    return "is disallowed from tracking" in str(body.get("msg"))
+def _is_ok(answer: Answer) -> bool:
+    return answer.status_code is not None and 200 <= answer.status_code < 300
+
+
+def _says_no_such_user(answer: Answer) -> bool:
+    return answer.status_code == 400 and answer.text.strip() == _NO_SUCH_USER
+
+
+def is_disallowed(body: Mapping[str, Any] | None) -> bool:
+    """The event's name is blocked in the project, and nothing was stored (block/iterable-go looks for it, too)."""
+    return _DISALLOWED in str((body or {}).get("msg"))
 
 
 @dataclass(frozen=True)
@@ -149,6 +185,23 @@ def read_failures(answer: Mapping[str, Any]) -> BulkFailures | None:
     )
 
 
+def failed_in(answer: Mapping[str, Any]) -> dict[str, str]:
+    """What a bulk call refused although it went well: {"bad@": "invalidEmails"}. Empty where all was accepted.
+
+    The keys are e-mail addresses (in lower case), user ids, and the names of events that the project blocks. Where
+    Iterable counts more failures than it names, "?" has their number: {"?": "2 more"}.
+    """
+    failures = read_failures(answer)
+    if failures is None:
+        return {"?": "its answer has no counts"}
+    named = {identity: reason for identity, (reason, _) in failures.listed.items()}
+    named |= dict.fromkeys(sorted(failures.disallowed_event_names), "disallowedEventNames")
+    more = failures.fail_count - sum(times for _, times in failures.listed.values())
+    if more > 0 and not failures.disallowed_event_names:  # which of its events were blocked is not said
+        named["?"] = f"{more} more"
+    return named
+
+
 def read_indices(answer: Mapping[str, Any] | None) -> frozenset[int]:
     """The positions that a refused batch names in `params`: {"obj.events[3].createdAt": ...} -> {3}."""
     params = (answer or {}).get("params")
@@ -175,6 +228,8 @@ def classify(answer: Answer, attempts: int) -> Failure:
         return Failure.BAD_API_KEY
     if status_code == 413:  # a gateway may say it, too, and a smaller request passes it
         return Failure.REJECTED
+    if code == "JwtUserIdentifiersMismatched":  # 401 or 400: the record's own identifiers differ from the token's
+        return Failure.REJECTED
     if answer.body is None and (status_code < 300 or _is_page_or_nothing(answer.text)):
         return Failure.UNREADABLE
     if status_code < 300 and (not isinstance(code, str) or (code == "Success" and not is_disallowed(body))):
@@ -191,12 +246,18 @@ def _is_page_or_nothing(text: str) -> bool:
 
 
 def what_it_says(answer: Answer) -> str:
-    """The answer's own words. Iterable has errors as {msg, code} and as {error, message, code} [swagger]."""
+    """The answer's own words, without an echo of the request, which holds personal data.
+
+    Iterable has errors as {msg, code} and as {error, message, code} [swagger].
+    """
+    if answer.status_code is None:
+        return answer.problem
     if answer.body is None:
-        return answer.text
+        return _ECHO.sub("body: ...", answer.text)
     body = answer.body
     said = (body.get("code"), body.get("msg") or body.get("message") or body.get("error"))
-    return ": ".join(str(each) for each in said if each) or "an answer of another shape"
+    text = ": ".join(str(each) for each in said if each)
+    return _ECHO.sub("body: ...", text) or "an answer of another shape"
 
 
 def describe(answer: Answer, said: str, attempts: int) -> str:
@@ -204,8 +265,7 @@ def describe(answer: Answer, said: str, attempts: int) -> str:
 
     said: what may be shown of the answer's own words.
     """
+    status = "" if answer.status_code is None else f"{answer.status_code} "
     tries = f"{attempts} attempt{'' if attempts == 1 else 's'}"
-    if answer.status_code is None:
-        return f"call failed: {answer.problem} ({tries})"
     wait = f"; told to wait {answer.retry_after_s:.0f} s" if answer.retry_after_s > MAX_WAIT_S else ""
-    return f"call failed: {answer.status_code} {said or 'an empty answer'} ({tries}{wait})"
+    return f"call failed: {status}{said or 'an empty answer'} ({tries}{wait})"

@@ -6,6 +6,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 # Requests a second that Iterable allows each project [swagger], by call name.
 LIMITS: dict[str, float] = {
@@ -29,6 +30,15 @@ def rates(percent: float) -> dict[str, float]:
     """
     share = percent / 100 if percent > 100 else min(percent / 100, USABLE)
     return {name: limit * share for name, limit in LIMITS.items()}
+
+
+@dataclass
+class RequestCounts:
+    """HTTP requests of one endpoint: all attempts, those that repeated one, those answered with 429."""
+
+    sent: int = 0
+    retried: int = 0
+    rate_limited: int = 0
 
 
 class Abandoned(Exception):

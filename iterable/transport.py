@@ -24,16 +24,27 @@ from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
+from iterable import __version__
 from iterable.answers import Answer, Failure, read_answer
 
 MAX_ANSWER_BYTES = 1024 * 1024
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 _FIXED_HEADERS = {
-    "User-Agent": "iterable-integration/1.0",
+    "User-Agent": f"iterable-integration/{__version__}",
     "Accept": "application/json",
     "Accept-Encoding": "identity",  # no compressed answer can grow beyond what was read
     "Content-Type": "application/json",
 }
+
+
+def check_base_url(base_url: str) -> None:
+    """ValueError for one that is malformed, has a user or a password in it, or is http:// and not this machine."""
+    parts = urlsplit(base_url)
+    if "@" in parts.netloc:
+        raise ValueError("base_url must not hold a user name or a password.")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
+        raise ValueError("base_url must begin with https://, since the key travels with each request.")
 
 
 class _NoCookies(RequestsCookieJar):
@@ -74,11 +85,13 @@ class Session(requests.Session):
         body: bytes | None,
         headers: Mapping[str, str],
         *,
-        now: float,
+        clock: Callable[[], float],
         turn: Callable[[], None] | None = None,
+        max_bytes: int = MAX_ANSWER_BYTES,
     ) -> Answer:
         """One HTTP request and its answer; every way in which it can go wrong becomes an `Answer`.
 
+        max_bytes: of the answer's body.
         turn: waits for this request's turn. Called when the connection is open, so that nothing keeps the request from
         leaving afterwards; what it raises passes through.
         """
@@ -89,7 +102,7 @@ class Session(requests.Session):
         except _TRANSPORT_ERRORS as error:
             return _unanswered(error)
         try:
-            return _read(response, now)
+            return _read(response, clock, max_bytes)
         except _TRANSPORT_ERRORS as error:
             return Answer(None, problem=_problem_of(error))
         finally:
@@ -134,17 +147,16 @@ def _normalize_url(url: str) -> str:
     return str(prepared.url)
 
 
-def _read(response: requests.Response, now: float) -> Answer:
-    """At most MAX_ANSWER_BYTES of it."""
+def _read(response: requests.Response, clock: Callable[[], float], max_bytes: int) -> Answer:
     status_code = response.status_code
     if 300 <= status_code < 400:
         return Answer(status_code, text="it redirects to another address", failure=Failure.REDIRECTED)
-    content: bytes = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=False) or b""
-    if len(content) > MAX_ANSWER_BYTES:
-        content = b"more than %d bytes" % MAX_ANSWER_BYTES
+    content: bytes = response.raw.read(max_bytes + 1, decode_content=False) or b""
+    if len(content) > max_bytes:
+        content = b"more than %d bytes" % max_bytes
     elif (response.raw.length_remaining or 0) > 0:  # urllib3 hands over a cut answer as if it were whole
         raise http.client.IncompleteRead(content, response.raw.length_remaining)
-    return read_answer(status_code, content, response.headers.get("Retry-After"), now)
+    return read_answer(status_code, content, response.headers.get("Retry-After"), clock())
 
 
 # What went wrong ------------------------------------------------------------------------------------------------------
@@ -216,12 +228,12 @@ class _Adapter(HTTPAdapter):
     def get_connection_with_tls_context(
         self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
-        """The pool for an address, of which a client has few. To look it up anew takes a seventh of each request."""
-        url = str(request.url)
-        pool = self._pools.get(url)
+        """The pool for a server, of which a client has few. To look it up anew takes a seventh of each request."""
+        server = "/".join(str(request.url).split("/", 3)[:3])
+        pool = self._pools.get(server)
         if pool is None:
             pool = super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
-            self._pools[url] = pool
+            self._pools[server] = pool
         return pool
 
     def close(self) -> None:

@@ -1,3 +1,5 @@
-"""The version of this program, as --version, the log and the results JSON tell it."""
+"""The version of this tool; the client names it in its User-Agent, so it is the client's."""
 
-VERSION = "1.0.0"
+from iterable import __version__ as VERSION  # noqa: N812
+
+__all__ = ["VERSION"]

@@ -10,7 +10,7 @@ import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iterable.answers import BulkFailures, Failure, read_failures, read_indices
+from iterable.answers import BulkFailures, Failure, failed_in, read_failures, read_indices
 from tests.wire import URL, open_client
 
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.text(max_size=6) | st.just("Success")
@@ -86,6 +86,25 @@ def test_lists_are_optional(lists: dict[str, Any]) -> None:
     empty: frozenset[str] = frozenset()
     expected = BulkFailures(2, 0, {}, empty, empty, empty)
     assert read_failures({"successCount": 2, "failCount": 0, **lists}) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "failed"),
+    [
+        ({"successCount": 2, "failCount": 0}, {}),
+        ({"successCount": 1, "failCount": 1, "invalidEmails": ["Bad@"]}, {"bad@": "invalidEmails"}),
+        ({"successCount": 1, "failCount": 2, "invalidEmails": ["bad@", "bad@"]}, {"bad@": "invalidEmails"}),
+        ({"successCount": 1, "failCount": 3, "invalidEmails": ["bad@"]}, {"bad@": "invalidEmails", "?": "2 more"}),
+        (
+            {"successCount": 1, "failCount": 2, "disallowedEventNames": ["b", "a"]},
+            {"a": "disallowedEventNames", "b": "disallowedEventNames"},
+        ),
+        ({"successCount": 2, "failCount": 0, "disallowedEventNames": ["a"]}, {"a": "disallowedEventNames"}),
+        ({"code": "Success"}, {"?": "its answer has no counts"}),
+    ],
+)
+def test_failed_in_names_what_was_refused(answer: dict[str, Any], failed: dict[str, str]) -> None:
+    assert failed_in(answer) == failed
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import date, datetime
+from decimal import Decimal
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,9 @@ import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iterable.answers import BulkFailures, Failure, read_failures
+from iterable.answers import Failure
 from iterable.pacing import Abandoned
-from iterable_client import IterableClient, RequestCounts
+from iterable_client import IterableClient, RequestCounts, failed_in
 from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
 from tests.wire import (
     ADA,
@@ -48,9 +50,11 @@ from tests.wire import (
     UPDATE,
     URL,
     Clock,
+    Peer,
     client_of,
     eager_threads,
     failed,
+    http_answer,
     open_client,
 )
 
@@ -239,6 +243,16 @@ def test_retries_and_the_failure_are_logged(api: responses.RequestsMock, caplog:
     ]
 
 
+def test_bulk_call_with_refusals_is_a_warning(api: responses.RequestsMock, caplog: pytest.LogCaptureFixture) -> None:
+    api.post(URL + BULK_UPDATE, json={"successCount": 1, "failCount": 1})
+    api.post(URL + TRACK_BULK, json={"successCount": 1, "failCount": 0})
+    with caplog.at_level(logging.INFO, "iterable_client"):
+        client = open_client()
+        client.bulk_update_users([ADA_AS_JSON])
+        client.track_bulk_events([ADA_AS_JSON])
+    assert [each.levelname for each in caplog.records[1:]] == ["WARNING", "INFO"]
+
+
 def test_bulk_success_is_logged_with_its_counts(api: responses.RequestsMock, caplog: pytest.LogCaptureFixture) -> None:
     api.post(URL + BULK_UPDATE, json={"successCount": 1, "failCount": 1})
     api.post(URL + TRACK_BULK, json={"successCount": "many\nlines", "failCount": 1})
@@ -342,6 +356,21 @@ def test_malformed_base_url_is_refused() -> None:
         open_client("https://[::1")
 
 
+@pytest.mark.parametrize(
+    "base_url", ["http://api.iterable.com", "HTTP://10.0.0.1:8080", "http://127.0.0.1.example.com"]
+)
+def test_http_to_another_machine_is_refused(base_url: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^base_url must begin with https://, since the key travels with each request\.$"
+    ):
+        open_client(base_url)
+
+
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:1", "http://localhost", "http://[::1]:8080/path"])
+def test_http_to_this_machine_is_accepted(base_url: str) -> None:
+    assert open_client(base_url).base_url == base_url
+
+
 @pytest.mark.parametrize("base_url", ["https://user:pw@api.iterable.com", "https://user@api.iterable.com", "http://@x"])
 def test_base_url_with_credentials_is_refused_without_being_quoted(base_url: str) -> None:
     with pytest.raises(ValueError, match=r"^base_url must not hold a user name or a password\.$"):
@@ -428,7 +457,7 @@ def test_each_call_is_one_request_with_this_body(
     assert (request.path, request.body) == (path, body)
     assert request.headers == {
         "host": f"127.0.0.1:{iterable.port}",
-        "user-agent": "iterable-integration/1.0",
+        "user-agent": "iterable-integration/1.1.0",
         "accept": "application/json",
         "accept-encoding": "identity",
         "content-type": "application/json",
@@ -449,9 +478,7 @@ def test_single_calls_return_the_answer_and_arrive(iterable: StandIn) -> None:
 def test_bulk_call_returns_the_answer_even_where_records_failed(iterable: StandIn) -> None:
     ok, answer = client_of(iterable).bulk_update_users([{"email": ADA}, {"email": "bad@"}])
     assert (ok, answer["successCount"], answer["failCount"]) == (True, 1, 1)
-    assert read_failures(answer) == BulkFailures(
-        1, 1, {"bad@": ("invalidEmails", 1)}, frozenset(), frozenset(), frozenset()
-    )
+    assert failed_in(answer) == {"bad@": "invalidEmails"}
 
 
 @pytest.mark.parametrize("identity", [{"email": ADA}, {"user_id": "u-17"}, {}])
@@ -491,31 +518,130 @@ def test_get_without_payload_has_no_body(iterable: StandIn) -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
-    [math.nan, math.inf, "\ud800", {1, 2}, b"bytes", object(), 10**5000],
-    ids=lambda value: type(value).__name__,
+    ("value", "problem"),
+    [
+        (
+            datetime(2026, 1, 13, 8, 45, 12),
+            "x is a datetime; send text such as 2026-01-13 08:45:12 +00:00 or 2026-01-13",
+        ),
+        (date(2026, 1, 13), "x is a date; send text such as 2026-01-13 08:45:12 +00:00 or 2026-01-13"),
+        ({"a": [1, {"b": {1, 2}}]}, "x.a[1].b is a set, which JSON has no form for"),
+        (math.nan, "x is nan, which JSON has no form for"),
+        ((0, -math.inf), "x[1] is -inf, which JSON has no form for"),
+        ("\ud800", "x is not valid Unicode"),
+        (b"bytes", "x is a bytes, which JSON has no form for"),
+        (Decimal("1.5"), "x is a Decimal, which JSON has no form for"),
+        ({(1, 2): 3}, "x has a tuple for a key"),
+    ],
 )
-def test_value_that_is_no_json_is_refused_before_anything_is_sent(api: responses.RequestsMock, value: Any) -> None:
-    if isinstance(value, int) and not hasattr(sys, "get_int_max_str_digits"):
-        pytest.skip("this Python writes integers of any length")
+def test_value_that_is_no_json_is_named_before_anything_is_sent(
+    api: responses.RequestsMock, value: Any, problem: str
+) -> None:
     client = open_client()
-    for ok, details in (client.update_user(ADA, {"x": value}), client.bulk_update_users([ADA_AS_JSON, {"x": value}])):
-        assert (ok, details["attempts"], details["failure"]) == (False, 0, Failure.REJECTED)
-        assert re.fullmatch(r"users/\w+ call failed: can't be written as JSON \(\w+\) \(0 attempts\)", details["error"])
+    error = f"dataFields.{problem} (0 attempts)"
+    assert client.update_user(ADA, {"a": 1, "x": value}) == failed(error, Failure.REJECTED, attempts=0)
+    _, details = client.bulk_update_users([ADA_AS_JSON, {"email": ADA, "dataFields": {"x": value}}])
+    assert details["error"] == f"users/bulkUpdate call failed: users[1].{error}"
     assert len(api.calls) == 0
 
 
-def test_circle_is_refused_before_anything_is_sent() -> None:
+def test_what_can_not_be_written_as_json_for_another_reason_is_told(api: responses.RequestsMock) -> None:
     circle: dict[str, Any] = {}
     circle["circle"] = circle
-    error = "can't be written as JSON (ValueError) (0 attempts)"
-    assert open_client().update_user(ADA, circle) == failed(error, Failure.REJECTED, attempts=0)
+    values = [circle, 10**5000] if hasattr(sys, "get_int_max_str_digits") else [circle]
+    for value in values:
+        _, details = open_client().update_user(ADA, {"x": value})
+        assert re.fullmatch(
+            r"users/update call failed: can't be written as JSON \(.+\) \(0 attempts\)", details["error"]
+        )
+        assert (details["failure"], details["attempts"], len(api.calls)) == (Failure.REJECTED, 0, 0)
 
 
 @pytest.mark.parametrize("method", ["bulk_update_users", "track_bulk_events"])
 def test_empty_batch_is_refused(method: str) -> None:
     with pytest.raises(ValueError, match=r"^There are no (users|events): an empty batch is an error in Iterable\.$"):
         getattr(open_client(), method)([])
+
+
+# Looking --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("who", "name", "query"),
+    [
+        ({"email": "zoë+1&x=%@example.com"}, "users/getByEmail", "email=zo%C3%AB%2B1%26x%3D%25%40example.com"),
+        ({"user_id": "a/b c?~"}, "users/byUserId", "userId=a%2Fb%20c%3F~"),
+        ({"email": ADA, "user_id": "u-17"}, "users/getByEmail", "email=ada%40example.com"),
+    ],
+)
+def test_user_is_read_by_email_or_id(who: dict[str, str], name: str, query: str) -> None:
+    copy = {"user": {"email": ADA, "userId": "u-17", "dataFields": {"plan": "pro"}}}
+    with Peer(http_answer(json.dumps(copy).encode())) as peer:
+        client = open_client(peer.url)
+        assert client.get_user(**who) == (True, copy)
+    (request,) = peer.requests
+    assert request.startswith(f"GET /api/{name}?{query} HTTP/1.1\r\n".encode())
+    assert b"content-length" not in request.lower()
+    assert client.request_counts == {name: RequestCounts(sent=1)}
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"{}"), (400, b"No user with that id exists!")])
+@pytest.mark.parametrize("who", [{"email": ADA}, {"user_id": "u-17"}])
+def test_user_that_iterable_does_not_know_is_empty(
+    api: responses.RequestsMock, caplog: pytest.LogCaptureFixture, who: dict[str, str], status: int, body: bytes
+) -> None:
+    api.get(re.compile(f"{URL}/api/users/.*"), status=status, body=body)
+    assert open_client().get_user(**who) == (True, {})
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "failure"),
+    [
+        (200, b'{"code":"Success"}', Failure.UNREADABLE),
+        (200, b"No user with that id exists!", Failure.UNREADABLE),
+        (400, b"{}", Failure.REJECTED),
+        (400, b"Bad request", Failure.REJECTED),
+        (403, b'{"code":"Forbidden"}', Failure.UNAUTHORIZED),
+    ],
+)
+def test_user_that_can_not_be_read_is_a_failure(
+    api: responses.RequestsMock, status: int, body: bytes, failure: Failure
+) -> None:
+    api.get(re.compile(f"{URL}/api/users/.*"), status=status, body=body)
+    ok, details = open_client().get_user(ADA)
+    assert (ok, details["failure"]) == (False, failure)
+
+
+def test_nobody_can_not_be_read() -> None:
+    with pytest.raises(ValueError, match=r"^Whom to get is not said: pass email or user_id\.$"):
+        open_client().get_user()
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "key"),
+    [
+        ("get_forgotten_emails", "users/forgotten", "hashedEmails"),
+        ("get_forgotten_user_ids", "users/forgottenUserIds", "hashedUserIds"),
+    ],
+)
+def test_lists_of_forgotten_people_may_be_long(method: str, name: str, key: str) -> None:
+    hashes = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
+    with Peer(http_answer(json.dumps({key: hashes}).encode()), http_answer(b"{}")) as peer:
+        client = open_client(peer.url)
+        assert getattr(client, method)() == (True, {key: hashes})
+        assert getattr(client, method)()[1]["failure"] is Failure.UNREADABLE
+    assert peer.requests[0].startswith(f"GET /api/{name} HTTP/1.1\r\n".encode())
+
+
+def test_reading_is_paced_like_any_call(api: responses.RequestsMock) -> None:
+    api.get(re.compile(f"{URL}/api/users/.*"), body=b"{}")
+    clock = Clock()
+    client = open_client(sleep=clock.sleep, monotonic=clock, rates={"users/getByEmail": 4, "users/byUserId": 2})
+    for _ in range(2):
+        client.get_user(ADA)
+    client.get_user(user_id="u-17")
+    assert clock.waits == pytest.approx([0.2])
 
 
 # 3. What an answer means ----------------------------------------------------------------------------------------------
@@ -575,6 +701,10 @@ def test_answer_with_code_success_is_success(api: responses.RequestsMock, status
         (401, {"msg": "Disabled API key", "code": "BadApiKey"}, "BadApiKey: Disabled API key", Failure.BAD_API_KEY),
         (401, {"msg": "Invalid API key", "code": "Success"}, "Success: Invalid API key", Failure.BAD_API_KEY),
         (401, {"msg": "JWT is invalid", "code": "InvalidJwtPayload"}, None, Failure.UNAUTHORIZED),
+        (401, {"msg": "differ", "code": "JwtUserIdentifiersMismatched"}, None, Failure.REJECTED),
+        (400, {"msg": "differ", "code": "JwtUserIdentifiersMismatched"}, None, Failure.REJECTED),
+        (400, {"msg": 'Invalid JSON. Body: {"a": 1}', "code": "x"}, "x: Invalid JSON. body: ...", Failure.REJECTED),
+        (400, b"Invalid. body:\n{Ada}, headers: Lovelace", "Invalid. body: ...", Failure.REJECTED),
         (401, {"msg": "no", "code": "Unauthorized"}, "Unauthorized: no", Failure.UNAUTHORIZED),
         (401, b"Unauthorized", "Unauthorized", Failure.UNAUTHORIZED),
         (401, HTML, HTML_SAID, Failure.UNREADABLE),
@@ -602,6 +732,7 @@ def test_answer_that_is_no_success_fails_at_once(
         status=status,
         code=code if isinstance(code, str) else None,
         answer=answer,
+        disallowed=answer == DISALLOWED,
     )
     assert len(api.calls) == 1
 
@@ -710,6 +841,45 @@ def test_429_then_200_is_success_after_the_wait_that_is_asked_for(
     assert client.request_counts == {"users/update": RequestCounts(sent=2, retried=1, rate_limited=1)}
 
 
+@pytest.mark.parametrize(
+    ("retry_after", "params", "wait_s"),
+    [
+        (None, {"rateLimitReset": 7, "rateLimitLimit": 500, "rateLimitRemaining": 0}, 7.0),
+        (None, {"rateLimitReset": "7.5", "rateLimitLimit": "500"}, 7.5),
+        ("30", {"rateLimitReset": 7}, 30.0),
+        ("3", {"rateLimitReset": "60"}, 60.0),
+        (None, {"rateLimitReset": 0.2}, 1.0),  # the back-off is longer
+        *(
+            (None, {"rateLimitReset": junk}, 1.0)
+            for junk in (None, "", "soon", "nan", "inf", -5, [7], {"a": 7}, 10**400)
+        ),
+        (None, None, 1.0),
+        (None, [7], 1.0),
+    ],
+)
+def test_429_with_a_reset_is_waited_for(
+    api: responses.RequestsMock, retry_after: str | None, params: Any, wait_s: float
+) -> None:
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    api.post(URL + UPDATE, status=429, json={"msg": "", "code": "RateLimitExceeded", "params": params}, headers=headers)
+    api.post(URL + UPDATE, json=SUCCESS)
+    waits: list[float] = []
+    assert open_client(sleep=waits.append).update_user(ADA) == (True, SUCCESS)
+    assert waits == [wait_s]
+
+
+@pytest.mark.parametrize(("status", "failure"), [(429, Failure.THROTTLED), (503, Failure.UNACKNOWLEDGED)])
+def test_reset_of_more_than_a_minute_ends_the_call_of_a_429_only(
+    api: responses.RequestsMock, status: int, failure: Failure
+) -> None:
+    answer = {"msg": "later", "code": "RateLimitExceeded", "params": {"rateLimitReset": "61"}}
+    api.post(URL + UPDATE, status=status, json=answer)
+    _, details = open_client(max_retries=1).update_user(ADA)
+    assert details["failure"] is failure
+    told = "; told to wait 61 s" if status == 429 else ""
+    assert details["error"] == f"users/update call failed: {status} RateLimitExceeded: later (1 attempt{told})"
+
+
 @pytest.mark.parametrize("retry_after", ["61", "31536000", formatdate(NOW + 86_400, usegmt=True)])
 @pytest.mark.parametrize("status", [429, 503])
 def test_longer_wait_than_a_minute_ends_the_call_at_once(
@@ -753,7 +923,7 @@ def test_refused_connection_is_tried_three_times(deaf_port: int) -> None:
 
 
 def test_unknown_host_is_tried_again() -> None:
-    ok, details = open_client("http://nowhere.invalid", sleep=lambda _: None).update_user(ADA)
+    ok, details = open_client("https://nowhere.invalid", sleep=lambda _: None).update_user(ADA)
     assert (ok, details["attempts"], details["failure"]) == (False, 3, Failure.UNACKNOWLEDGED)
 
 
@@ -790,7 +960,7 @@ def test_key_that_no_header_can_carry_is_not_sent_and_not_told(iterable: StandIn
     assert iterable.project.requests == []
 
 
-@pytest.mark.parametrize("base_url", ["", "api.iterable.com", "ftp://api.iterable.com", "https://", "http://x:99999"])
+@pytest.mark.parametrize("base_url", ["", "api.iterable.com", "ftp://api.iterable.com", "https://", "https://x:99999"])
 def test_address_that_is_none_is_not_tried_again(base_url: str) -> None:
     ok, details = open_client(base_url).update_user(ADA)
     assert (ok, details["attempts"], details["failure"]) == (False, 1, Failure.REJECTED)

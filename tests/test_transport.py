@@ -360,7 +360,7 @@ def test_a_request_waits_for_its_turn_when_its_connection_is_open() -> None:
             connections.append(len(peer.requests))
 
         for _ in range(2):
-            answer = client.session.exchange("POST", peer.url, b"{}", headers, now=NOW, turn=turn)
+            answer = client.session.exchange("POST", peer.url, b"{}", headers, clock=lambda: NOW, turn=turn)
             assert answer.status_code == 200
     assert connections == [0, 1]
 
@@ -426,10 +426,10 @@ def test_environment_adds_no_credentials_and_no_proxy(
 
 def test_proxy_is_used_where_it_is_named_and_gets_its_own_credentials() -> None:
     with Peer(OK) as proxy:
-        client = open_client("http://api.example.com", proxy=f"http://user:pw@127.0.0.1:{proxy.port}")
+        client = open_client("http://localhost:81", proxy=f"http://user:pw@127.0.0.1:{proxy.port}")
         assert client.update_user(ADA) == (True, SUCCESS)
     (request,) = proxy.requests
-    assert request.startswith(b"POST http://api.example.com/api/users/update HTTP/1.1\r\nHost: api.example.com\r\n")
+    assert request.startswith(b"POST http://localhost:81/api/users/update HTTP/1.1\r\nHost: localhost:81\r\n")
     assert b"Proxy-Authorization: Basic dXNlcjpwdw==\r\n" in request
 
 

@@ -51,10 +51,11 @@ def failed(
     code: str | None = None,
     attempts: int = 1,
     answer: dict[str, Any] | None = None,
+    disallowed: bool = False,
 ) -> Result:
     """The whole result of a call that failed."""
     details = {"error": f"users/update call failed: {error}", "status_code": status, "code": code}
-    return False, {**details, "attempts": attempts, "failure": failure, "answer": answer}
+    return False, {**details, "attempts": attempts, "failure": failure, "disallowed": disallowed, "answer": answer}
 
 
 def client_of(iterable: StandIn, **options: Any) -> IterableClient:
