@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -227,27 +228,39 @@ def test_file_of_an_old_duckdb_is_told(tmp_path: Path) -> None:
     assert "version number 43" in message
 
 
-@pytest.fixture
-def writer(users: Path) -> Iterator[subprocess.Popen[str]]:
+@contextmanager
+def held(path: Path, *, read_only: bool) -> Iterator[subprocess.Popen[str]]:
     """Another process that has the file open, as a dbt run or a notebook has."""
-    code = f"import duckdb, sys; database = duckdb.connect({str(users)!r}); print('open', flush=True); sys.stdin.read()"
+    code = (
+        f"import duckdb, sys; database = duckdb.connect({str(path)!r}, read_only={read_only})\n"
+        "print('open', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
         yield process
+        process.communicate()
 
 
-def test_file_that_another_process_writes_to_is_busy(users: Path, writer: subprocess.Popen[str]) -> None:
-    with pytest.raises(SourceBusyError) as caught, opened("duckdb:///users.duckdb", "FROM users", users.parent):
+def test_file_that_another_process_writes_to_is_busy(users: Path) -> None:
+    with (
+        held(users, read_only=False) as writer,
+        pytest.raises(SourceBusyError) as caught,
+        opened("duckdb:///users.duckdb", "FROM users", users.parent),
+    ):
         pass
     assert str(caught.value) == (
         f'The database can\'t be reached: IO Error: Could not set lock on file "{users}": '
         f"Conflicting lock is held in {Path(sys.executable).resolve()} (PID {writer.pid})."
     )
-    writer.communicate()
     assert len(read("duckdb:///users.duckdb", "FROM users", users.parent)) == 2
+
+
+def test_file_that_another_process_reads_is_read(users: Path) -> None:
+    with held(users, read_only=True):
+        assert len(read("duckdb:///users.duckdb", "FROM users", users.parent)) == 2
 
 
 # What a query may not do ------------------------------------------------------------------------------------------

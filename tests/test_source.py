@@ -252,7 +252,7 @@ def test_locked_database_is_told_after_the_time_that_the_url_allows(users: Path)
     assert len(read("sqlite:///users.db", "SELECT id FROM users", users.parent)) == 2
 
 
-@pytest.mark.parametrize(("mode", "blocks"), [("delete", True), ("truncate", True), ("wal", False)])
+@pytest.mark.parametrize(("mode", "blocks"), [("delete", True), ("wal", False)])
 def test_only_a_wal_lets_others_write_while_rows_are_read(users: Path, mode: str, blocks: bool) -> None:
     with closing(sqlite3.connect(users, isolation_level=None, timeout=0)) as other:
         other.execute(f"PRAGMA journal_mode = {mode}")
