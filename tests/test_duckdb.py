@@ -46,6 +46,21 @@ def test_rows_of_a_file_come_in_the_order_of_the_query(users: Path) -> None:
         assert list(result.blocks) == [[("bob@example.com", 2), ("ada@example.com", 1)]]
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1 AS v; -- the end",
+        "-- it's; the start\nSELECT 1 AS v -- the end",
+        "/* /* */ ; */ FROM (SELECT 1 AS v)",
+        "WITH a AS (SELECT 1 AS v) FROM a ORDER BY v LIMIT 1",
+        "(SELECT 1 AS v)",
+        'SELECT v FROM (SELECT 1 AS v) AS "a;b"',
+    ],
+)
+def test_query_passes_to_the_letter(tmp_path: Path, sql: str) -> None:
+    assert read(MEMORY, sql, tmp_path) == [{"v": 1}]
+
+
 def test_query_without_rows_has_its_columns(users: Path) -> None:
     with opened("duckdb:///users.duckdb", "SELECT id, email FROM users WHERE id > 9", users.parent) as result:
         assert (result.columns, list(result.rows)) == (("id", "email"), [])
@@ -214,6 +229,7 @@ def test_database_that_is_not_there_is_named_and_not_created(tmp_path: Path, url
 def test_options_in_the_url_are_duckdb_s(users: Path) -> None:
     sql = "SELECT current_setting('threads') AS threads, count(*) AS n FROM users"
     assert read("duckdb:///users.duckdb?threads=1", sql, users.parent) == [{"threads": 1, "n": 2}]
+    assert read(f"{MEMORY}?threads=1", "SELECT current_setting('threads') AS n", users.parent) == [{"n": 1}]
     assert problem("duckdb:///users.duckdb?thread=1", sql, users.parent) == (
         "The database can't be reached: Invalid Input Error: The following options were not recognized: thread."
     )

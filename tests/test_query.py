@@ -93,7 +93,7 @@ def test_query_with_since_needs_a_time_with_an_offset(tmp_path: Path) -> None:
         ("postgresql+psycopg", "SELECT 1 /* /* */ ; */"),
         ("postgresql+psycopg", "/* /* /* */ ; */ ' */ SELECT 1"),
         ("duckdb", "SELECT 1 /* /* */ ; */"),
-        ("postgresql+psycopg", "SELECT a$b$ FROM t; -- $b$ ; c"),
+        ("postgresql+psycopg", "SELECT a$b$ FROM t -- $b$ ; c"),
         ("sqlite", "SELECT 1 /* ; c"),
     ],
 )
@@ -118,6 +118,22 @@ def test_second_statement_is_refused_where_the_database_would_see_one(tmp_path: 
     with pytest.raises(SourceError) as caught:
         read_query(path, f"{backend}://host/name")
     assert str(caught.value) == f"The query file {path} holds more than one statement; leave just one SELECT in it."
+
+
+@pytest.mark.parametrize(
+    ("sql", "text"),
+    [
+        ("SELECT 1;", "SELECT 1"),
+        ("\n SELECT 1 ; \n;\n", "SELECT 1"),
+        ("SELECT 1; -- the end; really", "SELECT 1"),
+        ("SELECT 1 /* one */; /* ; */", "SELECT 1"),
+        ("SELECT 1 -- the end", "SELECT 1 -- the end"),
+        ("SELECT ';'", "SELECT ';'"),
+        ("SELECT 1 /* not closed;", "SELECT 1 /* not closed;"),
+    ],
+)
+def test_semicolon_at_the_end_is_left_out(tmp_path: Path, sql: str, text: str) -> None:
+    assert read_query(written(tmp_path, sql), "sqlite:///users.db").text == text
 
 
 def test_query_has_its_file_s_name_its_text_and_the_kind_of_its_database(tmp_path: Path) -> None:

@@ -407,8 +407,12 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
     [
         (
             "postgres://user:secret@host/name",
-            "The database can't be opened: DATABASE_URL names an unknown kind of database; it begins, for example, "
-            "with sqlite:///, duckdb:///, postgresql+psycopg:// or mysql+pymysql://.",
+            "The database can't be opened: DATABASE_URL starts with postgres://; write postgresql+psycopg:// instead.",
+        ),
+        (
+            "clickhouse://user:secret@host/name",
+            "The database can't be opened: DATABASE_URL starts with an unknown kind of database; expected, for "
+            "example, sqlite:///, duckdb:///, postgresql+psycopg:// or mysql+pymysql://.",
         ),
         (
             "mssql+pyodbc://user:secret@host/name",
@@ -433,12 +437,12 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
         ),
         (
             "user:secret@host",
-            "DATABASE_URL can't be read; it must look like sqlite:///users.db or "
+            "DATABASE_URL is not a valid URL; expected, for example, sqlite:///users.db or "
             "postgresql+psycopg://user:password@host/name.",
         ),
         (
             "postgresql+psycopg://user:p@host:secret/name",
-            "DATABASE_URL can't be read; it must look like sqlite:///users.db or "
+            "DATABASE_URL is not a valid URL; expected, for example, sqlite:///users.db or "
             "postgresql+psycopg://user:password@host/name.",
         ),
         (

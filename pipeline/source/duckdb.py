@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl
 
 from pipeline.source.errors import SourceError, explained
 from pipeline.source.files import DatabaseFile, find_file
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 STOP_CHECK_S = 0.1
 ROWS_PER_FETCH = 1000
+MEMORY = Path(":memory:")
 MAGIC = b"DUCK"  # at byte 8 of each DuckDB file
 _EXAMPLES = "duckdb:///warehouse.duckdb, duckdb:////srv/warehouse.duckdb, or duckdb:///:memory: to query files"
 _MOMENTS = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
@@ -47,10 +49,10 @@ def run_on_duckdb(
             yield QueryResult(tuple(column.name for column in columns), in_blocks(fetch, ROWS_PER_FETCH))
 
 
-def _find(database_url: str, root: Path) -> DatabaseFile | None:
-    """None: no file, for `duckdb:///:memory:`."""
-    if database_url == "duckdb:///:memory:":
-        return None
+def _find(database_url: str, root: Path) -> DatabaseFile:
+    name, _, options = database_url.partition("?")
+    if name == f"duckdb:///{MEMORY}":
+        return DatabaseFile(MEMORY, dict(parse_qsl(options)))
     file = find_file(database_url, root, "DuckDB", _EXAMPLES)
     with file.path.open("rb") as opened:  # by itself, DuckDB would want to install an extension for SQLite's
         if opened.read(12)[8:] != MAGIC:
@@ -58,16 +60,16 @@ def _find(database_url: str, root: Path) -> DatabaseFile | None:
     return file
 
 
-def _connect(file: DatabaseFile | None, spill_folder: str, root: Path) -> DuckDBPyConnection:
+def _connect(file: DatabaseFile, spill_folder: str, root: Path) -> DuckDBPyConnection:
     import duckdb
 
     config: dict[str, Any] = {
         "temp_directory": spill_folder,
-        **(file.options if file else {}),
+        **file.options,
         "autoinstall_known_extensions": "false",
         "python_enable_replacements": "false",  # a table's name must not find one of this program's variables
     }
-    connection = duckdb.connect(str(file.path) if file else ":memory:", read_only=file is not None, config=config)
+    connection = duckdb.connect(str(file.path), read_only=file.path != MEMORY, config=config)
     connection.execute("SET file_search_path = ?", [str(root)])
     connection.execute("SET TimeZone = 'UTC'")  # which is what :since is in; by itself, it is the machine's
     connection.execute("SET lock_configuration = true")

@@ -83,8 +83,10 @@ def _reason(error: Exception) -> str:
 def _unknown_url(beginning: str) -> str:
     if beginning in DIALECTS:
         return _to_install(DIALECTS[beginning])
+    if beginning == "postgres":  # as hosts write it, and SQLAlchemy once did
+        return "DATABASE_URL starts with postgres://; write postgresql+psycopg:// instead."
     return (
-        "DATABASE_URL names an unknown kind of database; it begins, for example, with sqlite:///, duckdb:///, "
+        "DATABASE_URL starts with an unknown kind of database; expected, for example, sqlite:///, duckdb:///, "
         "postgresql+psycopg:// or mysql+pymysql://."
     )
 

@@ -17,7 +17,7 @@ MYSQL = ("mysql", "mariadb")
 
 @dataclass(frozen=True)
 class Query:
-    """A query as its file has it, without blanks around it and ; at its end.
+    """A query as its file has it, without blanks around it, and without a ; at its end and what follows that.
 
     name: the file's. backend: what the database URL begins with, such as postgresql.
     """
@@ -49,18 +49,22 @@ def read_query(query_file: Path, database_url: str) -> Query:
     """Raises SourceError where the file can't be read, or holds anything but one statement."""
     backend = re.split(r"[+:]", database_url, maxsplit=1)[0]
     try:
-        text = query_file.read_text(encoding="utf-8-sig").strip().rstrip("; \t\r\n")
+        text = query_file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"The query file {query_file} can't be read ({type(error).__name__}).") from error
     code = _code(text, backend)
-    if not code.strip(" \t\r\n;"):
+    statement = code.rstrip(" \t\r\n;")
+    if not statement.strip(" \t\r\n;"):
         raise SourceError(f"The query file {query_file} holds no query.")
-    if ";" in code.rstrip(" \t\r\n;"):
+    if ";" in statement:
         raise SourceError(f"The query file {query_file} holds more than one statement; leave just one SELECT in it.")
-    if backend in MYSQL and "||" in code:
+    if backend in MYSQL and "||" in statement:
         raise SourceError(
-            f"The query file {query_file} has ||, which means OR in MySQL; write CONCAT_WS(' ', a, b) instead."
+            f"The query file {query_file} has ||, which means OR in MySQL; write CONCAT_WS(' ', a, b) instead, as in "
+            "examples/mysql.sql."
         )
+    if ";" in code[len(statement) :]:
+        text = text[: len(statement)]
     return Query(query_file.name, text, backend)
 
 

@@ -61,7 +61,7 @@ def _parse_url(database_url: str) -> URL:
         return make_url(database_url)
     except Exception:  # the text of the error may quote the URL, and so the password
         raise SourceError(
-            "DATABASE_URL can't be read; it must look like sqlite:///users.db or "
+            "DATABASE_URL is not a valid URL; expected, for example, sqlite:///users.db or "
             "postgresql+psycopg://user:password@host/name."
         ) from None
 
