@@ -114,9 +114,10 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
         written = _results(run, account, ending, counts, rejected, list(_undelivered(run, results.MAX_FAILURES)))
         results.write_results(run.settings.output_dir / results.RESULTS_NAME.format(run.run_id), written)
     except (OSError, sqlite3.Error) as problem:
-        ending = _without_results(ending, problem)
+        ending = _without_results(ending, "written", problem)
         written = _results(run, account, ending, counts, None, [])
     _show(run, ending, written)
+    ending = _print_json(run, ending, written)
     logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
     if not run.options.dry_run:
         suffix = "" if ending.code is ExitCode.SUCCESS else str(int(ending.code))
@@ -155,9 +156,9 @@ def _undelivered(run: Run, limit: int = -1) -> Iterator[Undelivered]:
     return run.stage.undelivered(limit, with_not_attempted=not run.options.dry_run)
 
 
-def _without_results(ending: Ending, problem: Exception) -> Ending:
+def _without_results(ending: Ending, what: str, problem: Exception) -> Ending:
     code = ExitCode.TEMPORARY if ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED) else ending.code
-    return Ending(code, f"{ending.reason} The results could not be written: {results.reason_of(problem)}.")
+    return Ending(code, f"{ending.reason} The results could not be {what}: {results.reason_of(problem)}.")
 
 
 def _reasons(run: Run) -> list[results.Reason]:
@@ -231,5 +232,15 @@ def _show(run: Run, ending: Ending, written: results.Results) -> None:
         held = run.stand_in.project.state()
         console.say(f"The stand-in now holds {held['users']:,} users and {held['events']:,} events.")
         console.say("This was a sandbox run: nothing left this machine.")
-    if run.options.json:
-        console.print_json(results.as_json(written))
+
+
+def _print_json(run: Run, ending: Ending, written: results.Results) -> Ending:
+    """For --json. Whoever reads it must learn where it does not come whole."""
+    if not run.options.json:
+        return ending
+    try:
+        run.console.print_json(results.as_json(written))
+    except OSError as problem:
+        run.console.error(f"The results could not be printed: {results.reason_of(problem)}.")
+        return _without_results(ending, "printed", problem)
+    return ending

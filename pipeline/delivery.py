@@ -21,12 +21,12 @@ from iterable_client import Failure
 from pipeline.batch import Sender, Settled
 from pipeline.breaker import Breaker
 from pipeline.ending import GO_ON, Ending, ExitCode
+from pipeline.failures import note_troubles
 from pipeline.feed import Batch, Feed
 from pipeline.ledger import Ledger
 from pipeline.modes import Mode
-from pipeline.records import Kind, Outcome, Record, Undelivered
+from pipeline.records import Kind, Outcome, Record, Undelivered, counted
 from pipeline.stage import Stage
-from pipeline.failures import note_troubles
 from pipeline.workers import Report, Workers
 
 logger = logging.getLogger("pipeline.delivery")
@@ -142,7 +142,6 @@ class Delivery:
                 self._send(late=late)
             if self._held:
                 self._send_held()
-            self._progress.finish()
 
     def _send(self, *, late: bool = False) -> None:
         """One pass: submit what may leave, and take in what comes back, until all is settled or the run stops."""
@@ -247,6 +246,7 @@ class Delivery:
     def _begin_stop(self, stop: Ending) -> None:
         if self._stop is None:
             logger.error("Stopping: %s", stop.reason)
+            self._progress.waiting("open requests")
             self._stop = stop
             self._halt()
 
@@ -364,14 +364,15 @@ class Delivery:
             return
         lost = self._stage.release_users_of_held()
         if lost:
-            self._progress.say(f"{lost:,} of the unchanged users are not in Iterable any more; they are sent again.")
+            self._progress.say(f"{counted(lost, 'unchanged user')} gone from Iterable; sending again.")
             self._send()
         since_update = self._clock() - self._updated_users_at if self._updated_users_at is not None else math.inf
         wait_s = max(0.0, self._settle_s - since_update)
         self._progress.say(
-            f"{self._held:,} events were refused because Iterable does not know their user (yet); "
-            f"they are tried once more in {wait_s:.0f} s."
+            f"{counted(self._held, 'event')} refused because Iterable does not know their user (yet); "
+            f"trying once more in {wait_s:.0f} s."
         )
+        self._progress.waiting(f"a second try of {counted(self._held, 'event')} in {wait_s:.0f} s")
         until = self._clock() + wait_s
         while self._stop is None and self._clock() < until:
             self._take_in_reports()
@@ -393,6 +394,7 @@ class Delivery:
             self._stage.give_up_held()
         with suppress(sqlite3.Error):
             note_troubles(self._ledger, self._stage, self._query, counts=self._breaker.has_accepted)
+        self._progress.finish()
 
 
 class _Fields:

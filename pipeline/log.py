@@ -1,24 +1,24 @@
-"""The log file, the console, and the progress of the delivery. Every text that leaves through here is redacted."""
+"""The log file and the console. Every text that leaves through here is redacted."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import logging.handlers
 import os
 import sys
 import threading
-import time
 import traceback
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from iterable.redaction import Redactor
-from pipeline.records import Kind
 
 LOG_NAME = "iterable_integration.log"
 LOG_FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
@@ -27,7 +27,6 @@ LOG_MAX_BYTES = 10_000_000
 LOG_FILES = 5
 LOG_DELAY_S = 0.5
 OUR_LOGGERS = ("iterable_client", "pipeline", "main", "py.warnings")
-SECONDS_PER_PROGRESS_LINE = 30.0
 
 logger = logging.getLogger("main")
 
@@ -152,6 +151,7 @@ class Console:
         self._keeps_stdout = json
         self.redactor = Redactor()
         self.quiet = quiet
+        self.hide_live_line: Callable[[], AbstractContextManager[None]] = nullcontext  # while something is written
         for name in OUR_LOGGERS:  # without a log file yet, nothing goes to Python's own stderr handler
             logging.getLogger(name).propagate = False
             logging.getLogger(name).addHandler(logging.NullHandler())
@@ -173,24 +173,40 @@ class Console:
             self._write(sys.stderr if self._keeps_stdout else sys.stdout, text)
 
     def print_json(self, results: object) -> None:
-        self._write(sys.stdout, json.dumps(results), is_safe=True)
+        """Raises OSError where stdout does not take it, as nobody else would tell whoever waits for it."""
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        try:
+            self._put(sys.stdout, json.dumps(results))
+        except OSError:
+            _silence(sys.stdout)
+            raise
 
     def error(self, text: str) -> None:
+        """Also under --quiet."""
         logger.error("%s", text)
         self._write(sys.stderr, text)
+
+    def warn(self, text: str) -> None:
+        """Also under --quiet."""
+        logger.warning("%s", text)
+        self._write(sys.stderr, f"Warning: {text}")
 
     def write_log_line(self, text: str) -> None:
         self._write(sys.stderr, text)
 
-    def _write(self, stream: TextIO | None, text: str, *, is_safe: bool = False) -> None:
+    def _write(self, stream: TextIO | None, text: str) -> None:
         try:
             if stream is not None:
-                safe = text if is_safe else "\n".join(self.redactor.line(line) for line in text.splitlines() or [""])
-                encoding = stream.encoding or "ascii"
-                stream.write(safe.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-                stream.flush()
+                self._put(stream, "\n".join(self.redactor.line(line) for line in text.splitlines() or [""]))
         except (OSError, ValueError):  # a closed pipe or a closed file
             _silence(stream)
+
+    def _put(self, stream: TextIO, text: str) -> None:
+        encoding = stream.encoding or "ascii"
+        with self.hide_live_line():
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            stream.flush()
 
 
 def _silence(stream: TextIO | None) -> None:
@@ -210,57 +226,3 @@ class _ConsoleLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.write_log_line(f"{record.levelname} {record.name}: {record.getMessage()}")
-
-
-_STEPS = {Kind.USER: "Step 6: Updating", Kind.EVENT: "Step 7: Tracking"}
-
-
-class DeliveryProgress:
-    """Says when a phase begins and ends; in between a bar on a terminal, and a line in the log every 30 seconds."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._is_terminal = not console.quiet and sys.stderr is not None and sys.stderr.isatty()
-        self._bar: Any = None
-        self._what = ""
-        self._total = self._done = 0
-        self._started_at = self._told_at = 0.0
-
-    def start(self, totals: dict[Kind, int]) -> None:
-        self._what, self._total, self._done = "records", sum(totals.values()), 0
-        self._started_at = self._told_at = time.monotonic()
-        for kind, total in totals.items():
-            if total:
-                self._console.say(f"{_STEPS[kind]} {total:,} {kind.value}s")
-
-    def waiting(self, text: str) -> None:
-        pass
-
-    def advance(self, kind: Kind, count: int) -> None:
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        now = time.monotonic()
-        if now - self._told_at >= SECONDS_PER_PROGRESS_LINE:
-            self._told_at = now
-            rate = self._done / (now - self._started_at)
-            left_s = (self._total - self._done) / rate if rate else 0
-            logger.info(
-                "%s: %s of %s, %.0f a second, %.0f s left",
-                self._what, f"{self._done:,}", f"{self._total:,}", rate, left_s,
-            )  # fmt: skip
-
-    def finish(self) -> None:
-        self._close_bar()
-        took_s = time.monotonic() - self._started_at
-        rate = f", {self._done / took_s:,.0f} a second" if took_s >= 1 else ""
-        self._console.say(f"        {self._done:,} of {self._total:,} {self._what} settled in {took_s:.1f} s{rate}")
-
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def say(self, text: str) -> None:
-        self._close_bar()
-        self._console.say(text)

@@ -23,6 +23,7 @@ from pipeline.ending import OutputError
 from pipeline.interrupt import Interrupt
 from pipeline.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
 from pipeline.log import Console, close_log, open_log
+from pipeline.progress import DeliveryProgress
 from pipeline.results import free_run_id, reason_of, sweep
 from pipeline.settings import ROOT, Settings, SettingsError, load_settings
 from pipeline.stage import Stage, open_stage
@@ -49,6 +50,7 @@ class Run:
     run_id: str
     ledger: Ledger
     stage: Stage
+    progress: DeliveryProgress
     client: IterableClient
     stand_in: StandIn | None
 
@@ -77,13 +79,17 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     run_id = free_run_id(folder)
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
     breaker = Breaker()
+    progress = DeliveryProgress(console, stage.count_delivered)
+    breaker.on_wait = progress.waiting
     client = make_client(settings, breaker)
     if not options.dry_run:
         heartbeat.ping(settings.heartbeat_url, "start")
     for warning in (*settings.warnings, ledger.warning, ledger.note):
         if warning:
-            console.error(f"Warning: {warning}")
-    return Run(options, settings, console, interrupt, breaker, started_at, run_id, ledger, stage, client, stand_in)
+            console.warn(warning)
+    return Run(
+        options, settings, console, interrupt, breaker, started_at, run_id, ledger, stage, progress, client, stand_in
+    )
 
 
 def _ledger(options: argparse.Namespace, settings: Settings, stack: ExitStack) -> Ledger:

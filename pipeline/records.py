@@ -14,6 +14,11 @@ class Kind(str, Enum):
     EVENT = "event"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 user`, `1,200 users`"""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Outcome(str, Enum):
     """How each record ends; exactly one of these."""
 

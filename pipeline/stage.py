@@ -397,6 +397,10 @@ class Stage:
             for kind, states in self._states.items()
         }
 
+    def count_delivered(self) -> dict[Kind, int]:
+        """How many records of each kind Iterable has accepted in this run, so far."""
+        return {kind: counts[Outcome.DELIVERED] for kind, counts in self.count_outcomes().items()}
+
     def undelivered(self, limit: int = -1, *, with_not_attempted: bool = True) -> Iterator[Undelivered]:
         """What was neither delivered nor unchanged, in the order of the CSV. limit: -1 for all."""
         rows = self._database.execute(

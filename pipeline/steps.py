@@ -12,7 +12,6 @@ from iterable_client import export_results_to_csv
 from pipeline.batch import BulkSender, SingleSender
 from pipeline.delivery import GRACE_S, Delivered, Delivery
 from pipeline.ending import OutputError
-from pipeline.log import DeliveryProgress
 from pipeline.modes import Mode, choose_mode
 from pipeline.opening import Run
 from pipeline.payloads import Rules
@@ -120,12 +119,8 @@ def deliver(run: Run, plan: Plan) -> Delivered:
     """Send what is pending. From here on, what is under way is finished or accounted for."""
     if run.options.dry_run:
         return Delivered()
-    run.interrupt.stop_raising(
-        f"Stopping: waiting up to {GRACE_S:g} s for requests under way. Press Ctrl-C again to stop waiting."
-    )
+    run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
     by_user_id = run.settings.iterable_identifier == "userId"
-    progress = DeliveryProgress(run.console)
-    run.breaker.on_wait = progress.waiting
     delivery = Delivery(
         run.ledger,
         run.stage,
@@ -135,7 +130,7 @@ def deliver(run: Run, plan: Plan) -> Delivered:
         breaker=run.breaker,
         interrupted=run.interrupt.ending,
         is_urgent=lambda: run.interrupt.is_urgent,
-        progress=progress,
+        progress=run.progress,
         query=str(run.settings.query_file),
     )
     return delivery.run()

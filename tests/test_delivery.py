@@ -578,7 +578,7 @@ def test_events_of_new_users_wait_until_iterable_knows_them(tmp_path: Path, mode
     ran, stand_in = hold_back(tmp_path, mode, some_events(15, 3), settle_s=60, visible_after_s=50)
     assert (ran.stop, ran.users, ran.events) == (None, {"delivered": 3}, {"delivered": 15})
     assert ran.progress.said == [
-        "15 events were refused because Iterable does not know their user (yet); they are tried once more in 60 s."
+        "15 events refused because Iterable does not know their user (yet); trying once more in 60 s."
     ]
     updated = max(request.time for request in requests_of(stand_in, f"/api/{mode.endpoints[0]}"))
     times = [request.time for request in requests_of(stand_in, f"/api/{mode.endpoints[1]}")]
@@ -618,8 +618,8 @@ def test_unchanged_user_whom_iterable_has_lost_is_sent_again_before_the_second_t
     assert (ran.stop, ran.users) == (None, {"delivered": 1, "unchanged": 1})
     assert ran.events == {"delivered": 3}
     assert (ran.progress.totals, ran.progress.advanced) == ({"event": 3}, 3)
-    assert ran.progress.said[0] == "1 of the unchanged users are not in Iterable any more; they are sent again."
-    assert "2 events were refused because Iterable does not know their user (yet)" in ran.progress.said[1]
+    assert ran.progress.said[0] == "1 unchanged user gone from Iterable; sending again."
+    assert "2 events refused because Iterable does not know their user (yet)" in ran.progress.said[1]
     assert stand_in.project.user_updates == {ADA: 1, BOB: 1}  # since it was lost
 
 

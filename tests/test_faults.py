@@ -224,7 +224,7 @@ def test_a_signal_in_a_back_off_ends_the_run_at_once(
     process.send_signal(number)
     run = program.wait_for(process)
     assert_interrupted(run, SIGNALS[number], 37)
-    assert run.counts("users") == {"delivered": 12}
+    assert set(run.counts("users")) <= {"delivered", "not_attempted"}
     assert_sums(run, 12, 36)
     assert run.counts("events")["delivered"] >= 3
     assert 1 <= run.counts("events")["unacknowledged"] <= 2
@@ -243,7 +243,7 @@ def test_a_signal_in_a_request_ends_the_run_after_its_grace(
     process.send_signal(signal.SIGTERM)
     run = program.wait_for(process)
     assert_interrupted(run, 143, 37)
-    assert run.counts("users") == {"delivered": 12}
+    assert set(run.counts("users")) <= {"delivered", "not_attempted"}
     attempted = {"single": 1, "bulk": 36}[mode]
     not_attempted = {"single": {"not_attempted": 35}, "bulk": {}}[mode]
     assert run.counts("events") == {"unacknowledged": attempted, **not_attempted}
@@ -307,7 +307,7 @@ def test_a_signal_while_held_events_wait_ends_the_run(tmp_path: Path) -> None:
         program = Program(tmp_path / "out", iterable.url)
         use_rows(program, some_rows(3))
         process = program.start(DATABASE_URL=f"sqlite:///{tmp_path}/users.db", USER_SETTLE_SECONDS=LASTING)
-        wait_until(lambda: has_logged(program, "they are tried once more in"))
+        wait_until(lambda: has_logged(program, "trying once more in"))
         process.send_signal(signal.SIGTERM)
         run = program.wait_for(process)
     assert_interrupted(run, 143, 3)

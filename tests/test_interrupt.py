@@ -133,7 +133,7 @@ def test_ctrl_c_says_at_once_that_it_waits_and_a_second_one_ends_the_wait_with_a
     wait_until(lambda: iterable.project.request_counts["/api/events/track"] > 5)
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == (
-        "Stopping: waiting up to 5 s for requests under way. Press Ctrl-C again to stop waiting.\n"
+        "Stopping: waiting up to 5 s for open requests; Ctrl-C again skips the wait.\n"
     )
     wait_until(lambda: has_logged(program, "Stopping: "))
     process.send_signal(signal.SIGINT)

@@ -96,6 +96,18 @@ def test_a_planted_link_in_the_logs_place_is_refused(tmp_path: Path) -> None:
 # The console ----------------------------------------------------------------------------------------------------------
 
 
+def run_in_shell(program: Program, options: str, redirection: str) -> subprocess.CompletedProcess[str]:
+    command = f"exec {sys.executable} main.py --env-file {program.env_file} {options} {redirection}"
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=Path(__file__).resolve().parent.parent,
+        env={"PATH": os.environ["PATH"], **program.settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_json_prints_the_results_and_nothing_else_on_stdout(program: Program, sample: Path) -> None:
     run = program.run("--json")
     assert run.code == 0
@@ -109,18 +121,30 @@ def test_json_with_quiet_prints_the_results_alone(program: Program, sample: Path
     assert json.loads(run.out)["status"] == "success"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_json_that_cannot_be_printed_is_75_and_the_records_are_delivered(
+    program: Program, iterable: StandIn, sample: Path, redirection: str, reason: str
+) -> None:
+    process = run_in_shell(program, "--json --quiet", redirection)
+    assert (process.returncode, process.stderr) == (75, f"The results could not be printed: {reason}.\n")
+    assert len(iterable.project.events) == 36
+
+
 def test_a_closed_stdout_does_not_stop_the_run(program: Program, iterable: StandIn, sample: Path) -> None:
-    command = f"exec {sys.executable} main.py --env-file {program.env_file} >&-"
-    process = subprocess.run(
-        ["sh", "-c", command],
-        cwd=Path(__file__).resolve().parent.parent,
-        env={"PATH": os.environ["PATH"], **program.settings},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = run_in_shell(program, "", ">&-")
     assert (process.returncode, process.stderr) == (0, "")
     assert len(iterable.project.events) == 36
+
+
+def test_a_warning_is_shown_under_quiet_too(program: Program, sample: Path) -> None:
+    program.env_file.write_text("NULL_VALUE=clear\n")
+    run = program.run("--quiet")
+    text = f"Line 1 of {program.env_file}: unknown setting; did you mean NULL_VALUES?"
+    assert (run.code, run.out, run.err) == (0, "", f"Warning: {text}\n")
+    assert f" - main - WARNING - {text}\n" in run.log
 
 
 def test_a_reader_that_leaves_does_not_stop_the_run(program: Program, iterable: StandIn, sample: Path) -> None:
