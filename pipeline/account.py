@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from pipeline import heartbeat, results
+from pipeline import results
 from pipeline.delivery import Delivered
 from pipeline.ending import Ending, ExitCode, RunError
 from pipeline.interrupt import Interrupted
@@ -119,9 +119,7 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     _show(run, ending, written)
     ending = _print_json(run, ending, written)
     logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
-    if not run.options.dry_run:
-        suffix = "" if ending.code is ExitCode.SUCCESS else str(int(ending.code))
-        heartbeat.ping(run.settings.heartbeat_url, suffix).join(heartbeat.TIMEOUT_S)
+    run.heartbeat.finish(ending.code)
     return ending.code
 
 

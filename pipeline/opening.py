@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from iterable.pacing import rates
 from iterable.redaction import Redactor
 from iterable_client import IterableClient
-from pipeline import heartbeat
 from pipeline.breaker import Breaker
 from pipeline.ending import OutputError
+from pipeline.heartbeat import Heartbeat
 from pipeline.interrupt import Interrupt
 from pipeline.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
 from pipeline.log import Console, close_log, open_log
@@ -45,6 +45,7 @@ class Run:
     settings: Settings
     console: Console
     interrupt: Interrupt
+    heartbeat: Heartbeat
     breaker: Breaker
     started_at: datetime
     run_id: str
@@ -82,13 +83,25 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     progress = DeliveryProgress(console, stage.count_delivered)
     breaker.on_wait = progress.waiting
     client = make_client(settings, breaker)
-    if not options.dry_run:
-        heartbeat.ping(settings.heartbeat_url, "start")
+    heartbeat = Heartbeat(None if options.dry_run else settings.heartbeat_url)
+    heartbeat.start()
     for warning in (*settings.warnings, ledger.warning, ledger.note):
         if warning:
             console.warn(warning)
     return Run(
-        options, settings, console, interrupt, breaker, started_at, run_id, ledger, stage, progress, client, stand_in
+        options,
+        settings,
+        console,
+        interrupt,
+        heartbeat,
+        breaker,
+        started_at,
+        run_id,
+        ledger,
+        stage,
+        progress,
+        client,
+        stand_in,
     )
 
 
