@@ -24,7 +24,6 @@ from tests.program import ROOT, Program, use_query
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
-MAX_LINES = 250
 
 
 def blocks(language: str) -> list[str]:
@@ -74,10 +73,6 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def words(text: str) -> list[str]:
     """Line breaks are where the terminal's width and Python's version put them."""
     return text.split()
-
-
-def test_the_readme_fits_on_a_few_screens() -> None:
-    assert len(README.splitlines()) < MAX_LINES
 
 
 def test_nothing_is_left_to_be_filled_in() -> None:
