@@ -24,7 +24,8 @@ from pipeline.interrupt import Interrupt
 from pipeline.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
 from pipeline.log import Console, close_log, open_log
 from pipeline.progress import DeliveryProgress
-from pipeline.results import free_run_id, reason_of, sweep
+from pipeline.results import free_run_id, reason_of
+from pipeline.retention import delete_old, sweep
 from pipeline.settings import ROOT, Settings, SettingsError, load_settings
 from pipeline.stage import Stage, open_stage
 from pipeline.version import VERSION
@@ -76,7 +77,8 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     except OSError as error:
         raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}).") from error
     if not (options.sandbox or options.dry_run):  # these may not hold the lock, and so not be alone
-        sweep(folder)
+        sweep(folder, console.warn)
+        delete_old(folder, settings.keep_days, time.time(), console.warn)
     run_id = free_run_id(folder)
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
     breaker = Breaker()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import sys
 import textwrap
 import time
@@ -42,29 +41,6 @@ def free_run_id(folder: Path) -> str:
         if not any(os.path.lexists(folder / name.format(run_id)) for name in names):
             return run_id
         time.sleep(1.0 - time.time() % 1.0)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the unfinished files that a killed run left behind: they hold personal data. Those of live runs stay."""
-    for path in folder.glob(".*.tmp"):
-        match = _UNFINISHED.fullmatch(path.name)
-        if match and os.name == "posix" and not _is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-_UNFINISHED = re.compile(
-    r"\.(?:query_results|rejected_rows|integration_results)_\d{8}_\d{6}\.\w+\.(\d+)\.[0-9a-f]+\.tmp"
-)
-
-
-def _is_alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 # The results ----------------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ class Settings:
     iterable_ca_bundle: Path | None
     heartbeat_url: str | None = field(repr=False)
     output_dir: Path
+    keep_days: int
     max_run_minutes: float | None
     given: frozenset[str] = frozenset()  # the names that were set, not defaulted
     warnings: tuple[str, ...] = ()
@@ -317,6 +318,7 @@ SETTINGS: dict[str, tuple[str | None, Parser]] = {
     "ITERABLE_CA_BUNDLE": (None, _existing_path),
     "HEARTBEAT_URL": (None, _web_address),
     "OUTPUT_DIR": (".", _path),
+    "KEEP_DAYS": ("0", _number(int, 0, 36_500, "days")),
     "MAX_RUN_MINUTES": (None, _number(float, 0.001, 525_600, "minutes")),
 }
 

@@ -89,6 +89,7 @@ def test_defaults_are_those_of_the_design(no_file: Path) -> None:
         "iterable_ca_bundle": None,
         "heartbeat_url": None,
         "output_dir": ROOT,
+        "keep_days": 0,
         "max_run_minutes": None,
         "given": frozenset({"ITERABLE_API_KEY", "DATABASE_URL"}),
         "warnings": (),
