@@ -111,12 +111,9 @@ class IterableClient:
             proxy=proxy,
             ca_bundle=ca_bundle,
         )
-        if use_jwt:
-            logger.info("Using JWT authentication")
-            if not api_key:
-                logger.warning("No API key is set beside the JWT secret; Iterable asks for both headers.")
-        else:
-            logger.info("Using API key authentication")
+        logger.info("Using %s authentication", "JWT" if use_jwt else "API key")
+        if use_jwt and not api_key:
+            logger.warning("No API key is set beside the JWT secret; Iterable asks for both headers.")
 
     # The calls ------------------------------------------------------------------------------------------------
 

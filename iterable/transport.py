@@ -485,7 +485,11 @@ class _Response(http.client.HTTPResponse):
             _read_headers(self.fp)
 
     def read(self, amt: int | None = None, decode_content: bool | None = None) -> bytes:
-        return super().read(amt)
+        try:
+            return super().read(amt)
+        except BaseException:
+            self.will_close = True  # http.client takes an answer with a bad chunk for one that is over
+            raise
 
     @property
     def length_remaining(self) -> int | None:
@@ -495,7 +499,7 @@ class _Response(http.client.HTTPResponse):
         if self.lease is not None:
             connection, pool = self.lease
             self.lease = None
-            if self.will_close or not self.isclosed():
+            if self.will_close or self.length or not self.isclosed():
                 connection.close()
             pool._put_conn(connection)
         super().close()

@@ -13,6 +13,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import re
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -349,6 +351,25 @@ def test_import_has_no_side_effects(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", "import iterable_client, logging; assert not logging.root.handlers"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr, list(tmp_path.iterdir())) == (0, b"", b"", [])
+
+
+def test_script_of_a_stranger_passes_mypy_strict(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    if not Path(requests.__file__).with_name("py.typed").exists():
+        pytest.skip("this version of requests has no types")
+    (tmp_path / "script.py").write_text(
+        "import os\n"
+        "from iterable_client import Failure, IterableClient, export_results_to_csv, failed_in\n"
+        "client = IterableClient(os.environ['ITERABLE_API_KEY'])\n"
+        "ok, answer = client.bulk_update_users([{'email': 'ada@example.com', 'dataFields': {'plan': 'pro'}}])\n"
+        "refused: dict[str, str] = failed_in(answer) if ok else {}\n"
+        "is_bad: bool = not ok and answer['failure'] is Failure.REJECTED\n"
+        "path: str = export_results_to_csv([{'a': 1}])\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "script.py"]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "Success: no issues found in 1 source file\n")
 
 
 def test_malformed_base_url_is_refused() -> None:
@@ -770,6 +791,24 @@ def test_every_status_is_tried_as_often_and_judged_as_its_group(api: responses.R
         assert details["status_code"] == status
         seen[status] = len(api.calls), details["failure"]
     assert seen == {status: expected(status) for status in range(200, 600)}
+
+
+@pytest.mark.parametrize("piece", ["eyJ-", "a@", "bearer ", "body: ", '"'])
+def test_hostile_answer_of_a_mebibyte_costs_no_time(piece: str) -> None:
+    """In a process that can be ended: what took the square of its length would take hours."""
+    program = (
+        "import sys\n"
+        "from iterable_client import IterableClient\n"
+        "client = IterableClient('0123456789abcdef', base_url=sys.argv[1])\n"
+        "print(client.update_user('ada@example.com')[1]['failure'].value)\n"
+    )
+    text = piece * (500_000 // len(piece))
+    answers = [text + text, json.dumps({"msg": text, "code": text[:100_000], "params": {"a": [text[:100_000]]}})]
+    for body in answers:
+        with Peer(http_answer(body.encode(), "400 Bad Request")) as peer:
+            command = [sys.executable, "-c", program, peer.url]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout == "rejected\n"
 
 
 def test_html_from_a_gateway_is_tried_again(api: responses.RequestsMock) -> None:

@@ -145,6 +145,23 @@ def test_one_connection_serves_many_calls(answer: bytes) -> None:
     assert (peer.connections, len(peer.requests)) == (1, 5)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n" + b"x" * 2_000_000,  # of which 1 MiB is read
+        http_answer(b"{}", "200 OK", "Connection: close"),
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"junk\r\n\r\n",
+    ],
+)
+def test_connection_is_not_used_again_after_an_answer_that_did_not_end_well(answer: bytes) -> None:
+    with Peer(answer, OK) as peer:
+        client = open_client(peer.url, max_retries=1)
+        assert [client.update_user(ADA)[0] for _ in range(3)] == [False, True, True]
+    assert peer.connections == 2
+
+
 def test_closed_session_drops_its_connections_and_opens_again() -> None:
     with Peer(OK) as peer:
         client = open_client(peer.url)
