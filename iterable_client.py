@@ -86,7 +86,7 @@ class IterableClient:
         1, for the jitter.
 
         Raises ValueError for a base_url that is malformed, has a user or a password in it, or is http:// and not this
-        machine, and OSError for a ca_bundle that is none.
+        machine, and OSError for a ca_bundle that can't be loaded.
         """
         check_base_url(base_url)
         self.api_key = api_key

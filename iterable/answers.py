@@ -73,7 +73,7 @@ def read_answer(status_code: int, content: bytes, retry_after: str | None, now: 
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """JSON text -> the object in it, or None for everything that is none."""
+    """JSON text -> its object; None for anything else."""
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
@@ -82,7 +82,7 @@ def parse_object(text: str) -> dict[str, Any] | None:
 
 
 def _rate_limit_reset(body: Mapping[str, Any] | None) -> float:
-    """`params.rateLimitReset` of a 429, in seconds [swagger, since August 2026]; 0 for none and for junk."""
+    """`params.rateLimitReset` of a 429, in seconds [swagger, since August 2026]; 0 if missing or not a number."""
     params = (body or {}).get("params")
     value = params.get("rateLimitReset") if isinstance(params, dict) else None
     try:
@@ -93,7 +93,7 @@ def _rate_limit_reset(body: Mapping[str, Any] | None) -> float:
 
 
 def rewrite(answer: Answer, change: Callable[[str], str]) -> Answer:
-    """The answer with its text changed, or that of its JSON once nothing is hidden there by escapes."""
+    """The answer with its text changed. JSON is changed in its decoded form, where no escapes can hide anything."""
     if answer.body is None:
         return replace(answer, text=change(answer.text))
     try:
@@ -104,7 +104,7 @@ def rewrite(answer: Answer, change: Callable[[str], str]) -> Answer:
 
 
 def _parse_retry_after(value: str | None, now: float) -> float:
-    """`Retry-After`, as seconds or as an HTTP date -> seconds from now; 0 for none, for junk and for the past."""
+    """`Retry-After`, as seconds or as an HTTP date -> seconds from now; 0 if missing, malformed or past."""
     if not value:
         return 0.0
     try:
@@ -261,7 +261,7 @@ def what_it_says(answer: Answer) -> str:
 
 
 def describe(answer: Answer, said: str, attempts: int) -> str:
-    """What a failed call is told as, after its name: `call failed: 400 BadParams: ... (1 attempt)`.
+    """How a failed call is described, after its name: `call failed: 400 BadParams: ... (1 attempt)`.
 
     said: what may be shown of the answer's own words.
     """

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-SHORTEST_SECRET = 4  # what is shorter is a placeholder; to blot it out would tear words apart
+SHORTEST_SECRET = 4  # shorter ones are placeholders; replacing them would garble ordinary words
 MAX_QUOTED_CHARS = 500
 LONGEST_ADDRESS = 320  # characters: 64 before the @ and 255 after it
 

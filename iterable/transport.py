@@ -66,7 +66,7 @@ class Session(requests.Session):
         proxy: str | None = None,
         ca_bundle: str | None = None,
     ) -> None:
-        """timeout_s: for sending, and for the whole answer. OSError for a ca_bundle that is none."""
+        """timeout_s: for sending, and for the whole answer. OSError for a ca_bundle that can't be loaded."""
         super().__init__()
         self.trust_env = False
         self.cookies = _NoCookies()
@@ -274,6 +274,7 @@ def _tls_context(ca_bundle: str | None) -> ssl.SSLContext:
 # Below urllib3's pools ------------------------------------------------------------------------------------------------
 
 _SEND_BYTES = 65_536
+_STALE_AFTER_S = 1.0  # of waiting for a turn; the server may have closed the connection
 _MAX_HEADERS = 100
 _MAX_LINE_BYTES = 65_536
 
@@ -285,7 +286,7 @@ class _Timeouts:
 
 
 def _set_pools(manager: Any, timeouts: _Timeouts) -> None:
-    """Give a urllib3 pool manager, whichever kinds of pools and connections it makes, the manners of those below."""
+    """Make a urllib3 pool manager use our pools and responses, whichever kinds of connections it makes."""
     manager.pool_classes_by_scheme = {
         scheme: type(
             pool.__name__,
@@ -330,7 +331,11 @@ class _Pool(urllib3.HTTPConnectionPool):
         connection: Any = self._get_conn()
         try:
             self._connect(connection)
+            began = time.monotonic()
             take_turn()
+            if time.monotonic() - began > _STALE_AFTER_S and not connection.is_connected:
+                connection.close()
+                self._connect(connection)
             is_sent = self._send(connection.sock, message)
             response = _Response(connection.sock, method=method)
             response.begin()
@@ -424,7 +429,7 @@ class _TimedInput(io.RawIOBase):
 
 
 def _read_headers(file: Any) -> CaseInsensitiveDict[str]:
-    """The header lines up to the empty one. What is none is ignored; the values of one that is repeated are joined."""
+    """The header lines up to the empty one. Lines without a colon are ignored; values of repeated names are joined."""
     headers: CaseInsensitiveDict[str] = CaseInsensitiveDict()
     for _ in range(_MAX_HEADERS):
         line = file.readline(_MAX_LINE_BYTES)

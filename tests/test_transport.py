@@ -382,6 +382,26 @@ def test_a_request_waits_for_its_turn_when_its_connection_is_open() -> None:
     assert connections == [0, 1]
 
 
+def test_connection_that_the_server_closes_while_a_request_waits_long_costs_no_attempt() -> None:
+    closed = threading.Event()
+
+    def answer_and_close_when_told(connection: socket.socket) -> None:
+        connection.sendall(OK)
+        closed.wait(5)
+
+    with Peer(answer_and_close_when_told, OK) as peer:
+        client = open_client(peer.url)
+        assert client.update_user(ADA) == (True, SUCCESS)
+
+        def turn() -> None:
+            closed.set()
+            threading.Event().wait(1.1)
+
+        answer = client.session.exchange("POST", peer.url, b"{}", {}, clock=lambda: NOW, turn=turn)
+        assert (answer.status_code, answer.problem) == (200, "")
+    assert (peer.connections, len(peer.requests)) == (2, 2)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_bomb_is_not_unpacked(iterable: StandIn, encoding: str) -> None:
     packer = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
