@@ -21,7 +21,9 @@ from pipeline.ledger import (
     REFRESH_DAYS,
     LedgerBusyError,
     LedgerError,
+    Mark,
     Project,
+    Way,
 )
 from pipeline.ledger_file import LOCK_NAME
 from pipeline.records import Kind, Outcome, Record, Undelivered
@@ -225,6 +227,129 @@ def test_hashes_depend_on_the_project_so_that_addresses_cannot_be_tried_out(tmp_
     assert (one.key == two.key, one.fingerprint == two.fingerprint) == (False, False)
 
 
+def test_what_may_have_been_overwritten_is_known_without_a_fingerprint_until_it_is_accepted_again(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, (ADA, "pro", "e1"), (BOB, "pro", None))
+    with opening(tmp_path) as opened:
+        ada, bob, cy = (user(opened, 1, who) for who in (ADA, BOB, CY))
+        opened.ledger.void([ada.key, cy.key])
+        assert opened.ledger.known([ada.key, bob.key, cy.key]) == {ada.key: b"", bob.key: bob.fingerprint}
+        assert opened.ledger.count_known() == 3
+    assert run(tmp_path, (ADA, "pro", "e1"), (BOB, "pro", None)) == ["user ada@example.com row 1: pro"]
+    assert run(tmp_path, (ADA, "pro", "e1"), (BOB, "pro", None)) == []
+
+
+VOID = """
+import os, signal, sys
+from pathlib import Path
+from tests.opened import open_both
+from tests.test_ledger import ADA, BOB, DAY_S, TODAY, user
+with open_both(Path(sys.argv[1]), now=TODAY * DAY_S) as opened:
+    opened.ledger.accept([user(opened, 1, BOB, "free")])
+    opened.ledger.void([user(opened, 1, ADA).key])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@posix_only
+def test_user_who_changes_and_changes_back_is_sent_again_also_where_the_change_was_never_answered(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, (ADA, "pro", None), (BOB, "pro", None))
+    with child(VOID, tmp_path) as process:
+        process.wait()
+    assert run(tmp_path, (ADA, "pro", None), (BOB, "free", None)) == ["user ada@example.com row 1: pro"]
+
+
+def test_nothing_is_written_where_nothing_that_is_known_may_be_overwritten(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None))
+    with opening(tmp_path) as opened:
+        opened.ledger.commit()
+        keys = [user(opened, 1, who).key for who in (BOB, CY)]
+        before = (tmp_path / f"{LEDGER_NAME}-wal").read_bytes()
+        opened.ledger.void(keys)
+        opened.ledger.void([])
+        assert (tmp_path / f"{LEDGER_NAME}-wal").read_bytes() == before
+
+
+def test_it_is_known_when_each_record_was_accepted_last(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None), (BOB, "pro", None))
+    run(tmp_path, (ADA, "free", None), (BOB, "pro", None), day=TODAY + 3)
+    with reading(tmp_path) as opened:
+        keys = [opened.ledger.user_key(who) for who in (ADA, BOB, CY)]
+        accepted_on = {key: at // DAY_S for key, at in opened.ledger.accepted_at(keys).items()}
+    assert accepted_on == {keys[0]: TODAY + 3, keys[1]: TODAY}
+
+
+def test_more_keys_than_a_statement_takes_are_no_matter(opened: Opened) -> None:
+    users = [user(opened, row, f"{row}@example.com") for row in range(1, 1202)]
+    keys = [each.key for each in users]
+    opened.ledger.accept(users)
+    opened.ledger.void(keys[:1100])
+    assert opened.ledger.known(keys) == {
+        each.key: b"" if number < 1100 else each.fingerprint for number, each in enumerate(users)
+    }
+    assert (len(opened.ledger.accepted_at(keys)), opened.ledger.count_known()) == (1201, 1201)
+
+
+def test_records_are_counted_by_project_and_in_all(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", "e1"))
+    run(tmp_path, (BOB, "pro", None), project=Project("https://api.iterable.com", "another-key"))
+    with reading(tmp_path) as opened:
+        assert (opened.ledger.count_known(), opened.ledger.count_entries()) == (2, 3)
+
+
+# What else one run leaves to the next ---------------------------------------------------------------------------------
+
+
+def test_mark_is_that_of_its_query_and_project(tmp_path: Path) -> None:
+    first, second = Mark(1_000, b"circumstances", 900), Mark(2_000, b"others", 900)
+    with opening(tmp_path) as opened:
+        assert opened.ledger.mark("/srv/a.sql") is None
+        opened.refresh("/srv/a.sql", full_read=False)
+        assert opened.ledger.mark("/srv/a.sql") is None
+        opened.ledger.set_mark("/srv/a.sql", first)
+        opened.ledger.set_mark("/srv/b.sql", first)
+        opened.ledger.set_mark("/srv/a.sql", second)
+        opened.refresh("/srv/a.sql")
+        opened.ledger.commit()
+    with reading(tmp_path) as opened:
+        assert [opened.ledger.mark(f"/srv/{name}.sql") for name in "abc"] == [second, first, None]
+    with reading(tmp_path, Project("https://api.iterable.com", "another-key")) as opened:
+        assert opened.ledger.mark("/srv/a.sql") is None
+
+
+def test_ways_of_making_ids_are_kept_in_the_order_of_their_first_use(tmp_path: Path) -> None:
+    with opening(tmp_path) as opened:
+        opened.ledger.add_way("/srv/a.sql", "zone: UTC", accepted=False)
+        opened.ledger.add_way("/srv/a.sql", "zone: Europe/Berlin", accepted=True)
+        opened.ledger.add_way("/srv/a.sql", "zone: Europe/Berlin", accepted=False)
+        opened.ledger.add_way("/srv/b.sql", "zone: UTC", accepted=False)
+        opened.ledger.add_way("/srv/b.sql", "zone: UTC", accepted=True)
+        opened.ledger.commit()
+    with reading(tmp_path) as opened:
+        assert [opened.ledger.ways(f"/srv/{name}.sql") for name in "abc"] == [
+            [Way("zone: UTC", False), Way("zone: Europe/Berlin", True)],
+            [Way("zone: UTC", True)],
+            [],
+        ]
+
+
+def test_dropped_fields_are_remembered_until_they_are_forgotten(tmp_path: Path) -> None:
+    for fields in ([(Kind.USER, "plan"), (Kind.EVENT, "plan")], [(Kind.USER, "plan"), (Kind.USER, "tier")]):
+        with opening(tmp_path) as opened:
+            opened.ledger.remember_dropped(fields)
+            opened.ledger.commit()
+    with opening(tmp_path) as opened:
+        opened.ledger.forget_dropped([(Kind.USER, "plan"), (Kind.EVENT, "unknown")])
+        opened.ledger.commit()
+    with reading(tmp_path) as opened:
+        assert opened.ledger.dropped_fields() == {(Kind.EVENT, "plan"), (Kind.USER, "tier")}
+    with reading(tmp_path, Project("https://api.iterable.com", "another-key")) as opened:
+        assert opened.ledger.dropped_fields() == set()
+
+
 # Forgetting -----------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +382,69 @@ def test_entry_shown_each_month_is_never_dropped(tmp_path: Path) -> None:
     run(tmp_path, (ADA, "pro", "e1"))
     sent = [run(tmp_path, (ADA, "pro", "e1"), day=TODAY + 40 * month) for month in range(1, 25)]
     assert sent == [[]] * 24
+
+
+def read(folder: Path, day: int, query: str, *people: str, full_read: bool = True) -> None:
+    """A run of a query that shows these people and sends nothing."""
+    with opening(folder, day=TODAY + day) as opened:
+        opened.ledger.refresh([opened.ledger.user_key(who) for who in people], query, full_read=full_read)
+        opened.ledger.commit()
+
+
+def known(folder: Path, *people: str) -> list[str]:
+    with reading(folder) as opened:
+        return [who for who in people if opened.ledger.known([opened.ledger.user_key(who)])]
+
+
+def test_only_a_full_read_drops_entries(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None), (BOB, "pro", None))
+    read(tmp_path, 401, "query.sql", BOB, full_read=False)
+    assert known(tmp_path, ADA, BOB) == [ADA, BOB]
+    read(tmp_path, 401, "query.sql", BOB)
+    assert known(tmp_path, ADA, BOB) == [BOB]
+
+
+def test_entry_of_a_query_that_reads_what_changed_outlives_the_full_reads_of_another(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None), (BOB, "pro", None))
+    read(tmp_path, 0, "ada.sql", ADA)
+    for day in range(0, 1200, 100):
+        read(tmp_path, day, "ada.sql", full_read=False)
+        read(tmp_path, day, "bob.sql", BOB)
+        assert known(tmp_path, ADA, BOB) == [ADA, BOB]
+    read(tmp_path, 1200, "ada.sql")
+    assert known(tmp_path, ADA, BOB) == [BOB]
+
+
+def test_query_that_was_never_read_in_full_keeps_all_entries(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None), (BOB, "pro", None))
+    read(tmp_path, 500, "ada.sql", full_read=False)
+    read(tmp_path, 500, "bob.sql", BOB)
+    assert known(tmp_path, ADA, BOB) == [ADA, BOB]
+
+
+@pytest.mark.parametrize(("days_later", "kept"), [(400, [ADA, BOB]), (401, [BOB])])
+def test_query_that_was_not_used_for_400_days_keeps_nothing(tmp_path: Path, days_later: int, kept: list[str]) -> None:
+    run(tmp_path, (ADA, "pro", None), (BOB, "pro", None))
+    read(tmp_path, 100, "ada.sql", full_read=False)
+    read(tmp_path, 100 + days_later, "bob.sql", BOB)
+    assert known(tmp_path, ADA, BOB) == kept
+
+
+def test_full_read_of_one_project_drops_nothing_of_another(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None))
+    another = Project("https://api.iterable.com", "another-key")
+    run(tmp_path, (BOB, "pro", None), project=another, day=TODAY + 500)
+    assert known(tmp_path, ADA) == [ADA]
+
+
+def test_what_is_shown_block_by_block_is_kept_as_well(tmp_path: Path) -> None:
+    run(tmp_path, (ADA, "pro", None), (BOB, "pro", None), (CY, "pro", None))
+    with opening(tmp_path, day=TODAY + 500) as opened:
+        opened.ledger.shown([opened.ledger.user_key(ADA)])
+        opened.ledger.shown([opened.ledger.user_key(CY)])
+        opened.ledger.end_reading("query.sql", full_read=True)
+        opened.ledger.commit()
+    assert known(tmp_path, ADA, BOB, CY) == [ADA, CY]
 
 
 # One at a time --------------------------------------------------------------------------------------------------------
