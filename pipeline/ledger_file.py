@@ -245,12 +245,30 @@ def _connect_to_read(path: Path, stack: ExitStack) -> sqlite3.Connection:
     if not path.exists():
         return memory(stack)
     if _would_need_helpers(path):
-        path = _copy(path, Path(stack.enter_context(TemporaryDirectory(prefix="ledger-"))))
+        return _open_copy(path, stack)
+    try:
+        return _open_to_read(path, "ro", stack)
+    except sqlite3.OperationalError:
+        if not _helpers(path)[2].exists():
+            raise
+        return _open_copy(path, stack)  # a change of the file was cut off by a kill; only a writer can take it back
+
+
+def _open_copy(path: Path, stack: ExitStack) -> sqlite3.Connection:
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="ledger-")))
+    for each in (path, *_helpers(path)):
+        if each.exists():
+            shutil.copyfile(each, folder / each.name)
+    return _open_to_read(folder / path.name, "rw", stack)
+
+
+def _open_to_read(path: Path, mode: str, stack: ExitStack) -> sqlite3.Connection:
     database = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=READERS_WAIT_S, isolation_level=None
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=READERS_WAIT_S, isolation_level=None
     )
     stack.enter_context(closing(database))
     _check_content(database)
+    database.execute("PRAGMA query_only = ON")
     return database if _format(database) else memory(stack)
 
 
@@ -267,10 +285,3 @@ def _would_need_helpers(path: Path) -> bool:
         is_in_wal_mode = file.read(_HEADER_BYTES)[18:20] == _WAL_FORMAT
     wal, shm, _ = _helpers(path)
     return is_in_wal_mode and not (wal.exists() and shm.exists())
-
-
-def _copy(path: Path, folder: Path) -> Path:
-    for each in (path, _helpers(path)[0]):
-        if each.exists():
-            shutil.copyfile(each, folder / each.name)
-    return folder / path.name
