@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.check import Area, Finding, Mark, Sample, compare_fields, iterable_type
+from pipeline.lock import hold_lock
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
 from tests.program import Program, make_table, use_query
 
@@ -143,3 +144,33 @@ def test_which_types_clash(expected: str, found: str, fits: bool) -> None:
 def test_a_finding_is_one_line_with_its_remedy() -> None:
     finding = Finding(Mark.BAD, Area.FIELDS, "it is broken", "mend it")
     assert finding.line() == "[BAD ] fields: it is broken -> mend it"
+
+
+@pytest.mark.parametrize("option", ["--check", "--dry-run"])
+def test_a_damaged_ledger_is_told_and_left_where_it_is(program: Program, sample: Any, option: str) -> None:
+    ledger = program.folder / "iterable_ledger.sqlite3"
+    ledger.write_bytes(b"this is no database; " * 1000)
+    run = program.run(option)
+    problem = (
+        f"The ledger {ledger} is damaged (file is not a database). "
+        "The next run sets it aside and sends everything again."
+    )
+    if option == "--check":
+        assert run.code == 75
+        assert f"[BAD ] ledger: {problem} -> bring it back from a backup, or let the next run go on" in run.out
+    else:
+        assert run.code == 0
+        assert f"Warning: {problem}" in run.err
+    assert [path.name for path in run.files("iterable_ledger*")] == [ledger.name]
+    assert ledger.read_bytes() == b"this is no database; " * 1000
+
+
+def test_an_active_run_is_told_and_the_ledger_read_all_the_same(program: Program, sample: Any) -> None:
+    assert program.run().code == 0
+    with hold_lock(program.folder / "iterable_ledger.lock"):
+        run = program.run("--check")
+        assert run.code == 75
+        assert "[BAD ] ledger: another run is active" in run.out
+        dry = program.run("--dry-run")
+        assert (dry.code, dry.err) == (0, "")
+        assert "0 users and 0 events to send" in dry.out
