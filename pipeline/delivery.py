@@ -107,6 +107,7 @@ class Delivery:
         self._workers = Workers(sender, breaker, mode.workers)
         self._fields = _Fields(watched_fields or {})
         self._stop: Ending | None = None
+        self._gave_up_on_late = False
         self._deadline = math.inf
         self._feed = Feed(stage, ledger, mode, late=False)
         self._under_way: dict[Kind, list[Batch]] = {kind: [] for kind in Kind}
@@ -132,6 +133,8 @@ class Delivery:
                 self._begin_stop(Ending(ExitCode.TEMPORARY, f"{problem} {GO_ON}"))
         finally:
             self._wind_up()
+        if self._gave_up_on_late and not any(map(self._stage.count_pending, Kind)):
+            self._stop = None  # all have been tried
         return Delivered(self._stop, self._breaker.has_accepted, *self._fields.found())
 
     def _send_everything(self) -> None:
@@ -219,10 +222,9 @@ class Delivery:
             self._submit(probe)
         elif self._breaker.has_accepted or not self._feed.is_late:
             self._begin_stop(self._breaker.verdict())
-        elif self._count_under_way() or not self._feed.is_done():
-            self._begin_stop(self._breaker.verdict_on_late())
         else:
-            self._breaker.close()
+            self._begin_stop(self._breaker.verdict_on_late())
+            self._gave_up_on_late = True
 
     def _find_probe(self) -> Batch | None:
         """One record: of the kind that fails if there is one, else of the other kind, else one that was accepted
