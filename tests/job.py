@@ -122,7 +122,8 @@ class Job:
             clock: Callable[[], float] = time.monotonic, progress: Silence | None = None,
             before: Callable[[Opened], None] = lambda ledger: None, max_retries: int = 3,
             watched_fields: dict[Kind, set[str]] | None = None, version: str | None = None,
-            rates: dict[str, float] | None = None, initial_backoff: float = 0.0) -> Ran:  # fmt: skip
+            rates: dict[str, float] | None = None, initial_backoff: float = 0.0,
+            sends_all: bool = False) -> Ran:  # fmt: skip
         """One whole run over these rows, or over what `before`, called when all is staged, stages itself.
 
         version: a field of every record.
@@ -143,7 +144,7 @@ class Job:
         try:
             with open_both(self.folder, now=0) as opened:
                 if rows is not None:
-                    stage(opened, rows, {} if version is None else {"version": version})
+                    stage(opened, rows, {} if version is None else {"version": version}, skip_unchanged=not sends_all)
                 before(opened)
                 delivery = Delivery(
                     opened.ledger,
@@ -170,7 +171,7 @@ class Job:
             client.session.close()
 
 
-def stage(opened: Opened, rows: Rows, fields: dict[str, Any] | None = None) -> None:
+def stage(opened: Opened, rows: Rows, fields: dict[str, Any] | None = None, *, skip_unchanged: bool = True) -> None:
     users = [make_record(opened, Kind.USER, row, email, {}, fields) for row, (email, _) in enumerate(rows, 1)]
     events = [
         make_record(opened, Kind.EVENT, row, email, {"eventName": "visit", "id": event_id, "createdAt": row}, fields)
@@ -179,7 +180,7 @@ def stage(opened: Opened, rows: Rows, fields: dict[str, Any] | None = None) -> N
     ]
     opened.stage.stage_users(users)
     opened.stage.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
-    opened.finish_staging(skip_unchanged=True)
+    opened.finish_staging(skip_unchanged=skip_unchanged)
 
 
 def make_record(

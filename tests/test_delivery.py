@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from pipeline.batch import Settled
 from pipeline.breaker import Turn
@@ -29,7 +27,7 @@ from pipeline.delivery import (
     MAX_BYTES_UNDER_WAY,
 )
 from pipeline.ending import ExitCode
-from pipeline.feed import BYTES_A_PAGE, make_batches
+from pipeline.feed import BYTES_A_PAGE
 from pipeline.ledger import LEDGER_NAME
 from pipeline.modes import MAX_BYTES_A_BATCH, Mode, bulk_mode, single_mode
 from pipeline.payloads import Rules
@@ -207,40 +205,6 @@ def test_large_records_are_taken_from_the_stage_as_memory_allows(job: Job, itera
     ran = job.run(None, mode, progress=progress, before=watch)
     assert ran.users == {"delivered": 100}
     assert 8 * BIG < watched[0].most <= MAX_BYTES_UNDER_WAY + BYTES_A_PAGE + 2 * MAX_BYTES_A_BATCH + 2 * BIG
-
-
-SIZES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40)
-
-
-def sized_records(sizes: list[tuple[int, int]]) -> list[Record]:
-    """(user, size of the payload) pairs, grouped by user -> records."""
-    ordered = sorted(sizes, key=lambda each: each[0])
-    return [Record(Kind.EVENT, row, str(who), b"", b"", b"x" * size) for row, (who, size) in enumerate(ordered, 1)]
-
-
-@example(sizes=[(0, 5), (1, 8), (1, 10)], most=8, max_bytes=19, mixes=True)
-@given(sizes=SIZES, most=st.integers(1, 8), max_bytes=st.integers(13, 40), mixes=st.booleans())
-def test_batches_keep_all_records_in_order_within_the_limits_and_cut_a_user_only_where_one_fills_a_batch(
-    sizes: list[tuple[int, int]], most: int, max_bytes: int, mixes: bool
-) -> None:
-    records = sized_records(sizes)
-    batches = list(make_batches(records, Mode("", 1, most, max_bytes, mixes, ("", ""))))
-    assert [record for batch in batches for record in batch] == records
-    for batch in batches:
-        assert 1 <= len(batch) <= most
-        assert sum(len(record.payload) + 1 for record in batch) <= max_bytes
-        assert mixes or len({record.identity for record in batch}) == 1
-    for batch, after in pairwise(batches):
-        if batch[-1].identity == after[0].identity:
-            assert {record.identity for record in batch} == {after[0].identity}
-            size = sum(len(record.payload) + 1 for record in (*batch, after[0]))
-            assert len(batch) == most or size > max_bytes
-
-
-def test_record_larger_than_a_batch_travels_alone_and_its_neighbours_together() -> None:
-    records = sized_records([(0, 5), (1, 99), (2, 5), (3, 5)])
-    batches = make_batches(records, Mode("", 1, 10, 20, True, ("", "")))
-    assert [[record.row for record in batch] for batch in batches] == [[1], [2], [3, 4]]
 
 
 RULES = Rules(

@@ -1,0 +1,263 @@
+"""When calls wait and when a run stops: the breaker alone, and what a server that is gone costs in requests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from iterable.pacing import rates
+from iterable_client import Abandoned, Failure
+from pipeline.breaker import Breaker, Turn
+from pipeline.ending import FAILURES, ExitCode
+from pipeline.modes import Mode, bulk_mode, single_mode
+from pipeline.records import Kind
+from pipeline.sandbox import Fault, StandIn
+from tests.job import Job, Rows, each_mode
+from tests.program import wait_until
+
+OUT, NO_AUTH, NO_JSON = Failure.UNACKNOWLEDGED, Failure.UNAUTHORIZED, Failure.UNREADABLE
+
+
+@pytest.fixture
+def iterable() -> Iterator[StandIn]:
+    with StandIn(limits=None) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def job(tmp_path: Path, iterable: StandIn) -> Job:
+    return Job(tmp_path, iterable.url)
+
+
+def tell(breaker: Breaker, *failures: Failure | None, is_probe: bool = False) -> Turn:
+    """Calls one after another, each with its end."""
+    turn = breaker.turn(Kind.USER, is_probe=is_probe)
+    for failure in failures:
+        if not breaker.is_open or is_probe:
+            turn.may_call()
+        turn.answered(failure, "why.")
+    return turn
+
+
+# Alone ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failures", "code"),
+    [
+        ([OUT] * 4, None),
+        ([OUT] * 5, ExitCode.TEMPORARY),
+        ([OUT] * 4 + [None] + [OUT] * 4, None),
+        ([OUT] * 4 + [Failure.REJECTED] + [OUT] * 4, None),
+        ([OUT] * 4 + [Failure.ABANDONED, OUT], ExitCode.TEMPORARY),
+        ([NO_AUTH] * 2, None),
+        ([NO_AUTH] * 3, ExitCode.CREDENTIALS),
+        ([NO_AUTH, None] * 3, None),
+        ([NO_JSON] * 2, None),
+        ([NO_JSON] * 3, ExitCode.NOT_ITERABLE),
+        ([OUT, NO_JSON] * 2, ExitCode.NOT_ITERABLE),
+        ([NO_JSON, OUT, NO_AUTH, OUT], ExitCode.TEMPORARY),
+        ([NO_AUTH, NO_JSON, OUT], None),
+        ([Failure.REJECTED] * 1000, None),
+        ([Failure.ABANDONED] * 10, None),
+    ],
+)
+def test_breaker_opens_at_the_last_failure_and_not_before(
+    failures: list[Failure | None], code: ExitCode | None
+) -> None:
+    breaker = Breaker()
+    *before, last = failures
+    tell(breaker, *before)
+    assert not breaker.is_open
+    tell(breaker, last)
+    assert breaker.is_open is (code is not None)
+    assert not breaker.must_end_run()
+    if code is not None:
+        count = sum(failure is not Failure.ABANDONED for failure in failures)
+        assert breaker.verdict().code is code
+        assert breaker.verdict().reason.startswith(f"why. Stopped after {count} consecutive failures.")
+
+
+@pytest.mark.parametrize("failure", [failure for failure in Failure if FAILURES[failure].ends_run_at_once])
+def test_failure_that_leaves_no_doubt_ends_the_run_also_after_a_success(failure: Failure) -> None:
+    breaker = Breaker()
+    tell(breaker, None, failure, None, OUT)
+    assert breaker.is_open
+    assert breaker.must_end_run()
+    assert breaker.verdict().code is FAILURES[failure].code
+    assert "consecutive" not in breaker.verdict().reason
+
+
+def test_accepted_probe_closes_it_and_doubles_the_patience_until_anything_else_is_accepted() -> None:
+    breaker = Breaker()
+    for patience in (1, 2, 4):
+        tell(breaker, *[OUT] * (5 * patience - 1))
+        assert not breaker.is_open
+        tell(breaker, OUT)
+        assert breaker.is_open
+        tell(breaker, None, is_probe=True)
+        assert not breaker.is_open
+    tell(breaker, OUT, None, *[OUT] * 5)
+    assert breaker.is_open
+
+
+def test_while_it_is_open_new_calls_wait_and_begun_ones_go_on_until_it_is_closed() -> None:
+    breaker = Breaker()
+    begun = breaker.turn(Kind.EVENT)
+    begun.may_call()
+    breaker.before_retry("503, attempt 2 of 3")  # of the call begun last in this thread
+    tell(breaker, *[OUT] * 4)
+    assert breaker.is_open
+    went_on: list[bool] = []
+    thread = threading.Thread(target=lambda: went_on.append(breaker.turn(Kind.USER).may_call()))
+    thread.start()
+    wait_until(lambda: breaker.count_blocked(Kind.USER) == 1)
+    breaker.turn(Kind.USER, is_probe=True).answered(None)
+    thread.join(timeout=30)
+    assert (went_on, breaker.count_blocked()) == ([True], 0)
+
+
+def test_while_it_is_open_a_first_failed_attempt_waits_and_a_later_one_of_the_same_call_does_not() -> None:
+    breaker = Breaker()
+    attempts: list[int] = []
+
+    def call() -> None:
+        breaker.turn(Kind.USER).may_call()
+        ready.set()
+        is_open.wait(30)
+        for attempt in (2, 3):
+            breaker.before_retry(f"503, attempt {attempt} of 3")
+            breaker.sleep(0)
+            attempts.append(attempt)
+            tell_again.wait(30)
+
+    ready, is_open, tell_again = threading.Event(), threading.Event(), threading.Event()
+    thread = threading.Thread(target=call)
+    thread.start()
+    ready.wait(30)
+    tell(breaker, *[OUT] * 5)
+    is_open.set()
+    wait_until(lambda: breaker.count_blocked() == 1)
+    assert attempts == []
+    tell(breaker, None, is_probe=True)
+    wait_until(lambda: attempts == [2])
+    tell(breaker, *[OUT] * 10)
+    assert breaker.is_open
+    tell_again.set()
+    thread.join(timeout=30)
+    assert attempts == [2, 3]
+
+
+def test_call_that_waits_for_its_slot_is_called_back_when_it_opens_and_one_that_has_sent_is_not() -> None:
+    breaker = Breaker()
+    tell(breaker, *[OUT] * 5)
+    turn = Turn(breaker, Kind.USER, is_probe=False)
+    breaker.turn(Kind.USER)
+    with pytest.raises(Abandoned):
+        breaker.sleep(0)
+    turn = breaker.turn(Kind.USER)
+    turn.is_failing = True
+    breaker.sleep(0)
+    breaker.turn(Kind.USER, is_probe=True)
+    breaker.sleep(0)
+
+
+def test_stopping_ends_every_wait() -> None:
+    breaker = Breaker()
+    tell(breaker, *[OUT] * 5)
+    answers: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(breaker.turn(Kind.USER).may_call())),
+        threading.Thread(target=lambda: answers.append(breaker.turn(Kind.USER).may_divide(waits=True))),
+    ]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: breaker.count_blocked() == 2)
+    breaker.stop()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert answers == [False, False]
+    with pytest.raises(Abandoned):
+        breaker.sleep(3600)
+
+
+# What a server that is gone costs -------------------------------------------------------------------------------------
+
+HTML = b"<html>502 Bad Gateway</html>"
+GONE = {
+    "503": [Fault(status=503)],
+    "500": [Fault(status=500, body=b'{"msg":"","code":"GenericError"}')],
+    "no answer": [Fault(disconnect=True)],
+    "HTML": [Fault(status=200, body=HTML)],
+    "403": [Fault(status=403, body=b'{"msg":"no","code":"Forbidden"}')],
+    "now this, now that": [
+        Fault(status=503, every=3),
+        Fault(status=403, body=HTML, every=2),
+        Fault(disconnect=True),
+    ],
+}
+SINGLE, BULK = single_mode(None), replace(bulk_mode(None), records_a_batch=50)
+
+
+def make_gone(stand_in: StandIn, name: str, skip: int = 0) -> None:
+    for each in GONE[name]:
+        stand_in.inject(
+            Fault(status=each.status, body=each.body, disconnect=each.disconnect, every=each.every, skip=skip)
+        )
+
+
+def some_rows() -> Rows:
+    return [(f"{number % 750}@example.com", f"e{number}") for number in range(1500)]
+
+
+@pytest.mark.parametrize(("mode", "most"), [(SINGLE, 40), (BULK, 25)], ids=["single", "bulk"])
+@pytest.mark.parametrize("name", GONE)
+def test_server_that_is_gone_from_the_start_costs_few_requests(
+    job: Job, iterable: StandIn, mode: Mode, most: int, name: str
+) -> None:
+    make_gone(iterable, name)
+    ran = job.run(some_rows(), mode)
+    assert ran.stop is not None
+    assert len(iterable.project.requests) <= most
+    assert ran.users.get("delivered", 0) == ran.events.get("delivered", 0) == 0
+    assert ran.events["not_attempted"] > 1000
+
+
+@pytest.mark.parametrize(("mode", "skip", "most"), [(SINGLE, 200, 60), (BULK, 5, 50)], ids=["single", "bulk"])
+@pytest.mark.parametrize("name", GONE)
+def test_server_that_is_gone_in_mid_run_costs_few_requests(
+    job: Job, iterable: StandIn, mode: Mode, skip: int, most: int, name: str
+) -> None:
+    iterable.latency_s = 0.005
+    make_gone(iterable, name, skip)
+    ran = job.run(some_rows(), mode, rates=rates(90) if mode is SINGLE else rates(1000), initial_backoff=0.05)
+    assert ran.stop is not None
+    assert len(iterable.project.requests) - skip <= most
+
+
+@each_mode
+def test_server_that_is_gone_when_only_late_records_are_left_costs_few_requests(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    rows: Rows = [(f"{number}@example.com", None) for number in range(200)]
+    iterable.inject(Fault(status=403, body=b'{"msg":"no","code":"Forbidden"}', match=b"5@example.com"))
+    assert job.run(rows, mode).users["rejected"] == 20
+    iterable.clear_faults()
+    iterable.project.requests.clear()
+    make_gone(iterable, "503", skip=1)
+    ran = job.run([*rows, ("ada@example.com", None)], mode)
+    assert ran.stop_code is ExitCode.TEMPORARY
+    assert len(iterable.project.requests) <= (40 if not mode.mixes_users else 25)
+    assert iterable.project.user_updates["ada@example.com"] == 1
+
+
+@each_mode
+def test_short_outage_under_five_records_is_outlived(job: Job, iterable: StandIn, mode: Mode) -> None:
+    iterable.inject(Fault(status=503, skip=3, times=12))
+    ran = job.run([(f"{number}@example.com", f"e{number}") for number in range(100)], mode)
+    assert ran.stop is None
+    assert ran.users["delivered"] >= 96
