@@ -80,6 +80,7 @@ def job(tmp_path: Path, iterable: StandIn) -> Job:
 def test_every_user_comes_before_their_events_and_a_second_run_sends_nothing(
     job: Job, iterable: StandIn, mode: Mode
 ) -> None:
+    iterable.project.unknown_users = "accept"
     rows = some_events(60)
     ran = job.run(rows, mode)
     assert (ran.stop, ran.users, ran.events) == (None, {"delivered": 10}, {"delivered": 60})
