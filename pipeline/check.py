@@ -35,10 +35,11 @@ from pipeline.ledger import (
 )
 from pipeline.log import Console
 from pipeline.opening import make_client, settings_for
-from pipeline.payloads import InvalidRecord, Rules
-from pipeline.plan import ColumnsError, make_rules
+from pipeline.payloads import Rules
+from pipeline.rules import ColumnsError, make_rules
 from pipeline.settings import ROOT, Settings, SettingsError
 from pipeline.source import Row, SourceError, open_query, read_query
+from pipeline.values import InvalidRecord
 
 SAMPLED_ROWS = 10_000
 
@@ -137,8 +138,10 @@ def check_source(settings: Settings, root: Path) -> tuple[list[Finding], list[Sa
         with open_query(url, read_query(settings.query_file, url), root=root, any_bytes=True, since=since) as query:
             rules = make_rules(query.columns, settings, time.time())
             good, bad, samples = _sample(islice(query.rows, SAMPLED_ROWS), rules)
-    except (SourceError, ColumnsError) as problem:
-        return [Finding(Mark.BAD, Area.SOURCE, str(problem), "mend DATABASE_URL or the query")], []
+    except ColumnsError as problem:
+        return [Finding(Mark.BAD, Area.SOURCE, str(problem), problem.remedy)], []
+    except SourceError as problem:
+        return [Finding(Mark.BAD, Area.SOURCE, str(problem), "fix DATABASE_URL or the query")], []
     columns = ", ".join(query.columns)
     found = [Finding(Mark.GOOD, Area.SOURCE, f"the query runs; its columns are {columns}")]
     if not good and not bad:
@@ -159,7 +162,7 @@ def _sample(rows: Iterable[Row], rules: Rules) -> tuple[int, list[tuple[int, str
     samples: dict[tuple[str, str], Sample] = {}
     for number, row in enumerate(rows, start=1):
         try:
-            who = payloads.identity(row, rules)
+            who = payloads.identity(row[rules.identity_column], rules)
             update = payloads.user_update(row, who, rules)
             payloads.event(row, who, rules)
         except InvalidRecord as problem:

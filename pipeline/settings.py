@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 from dotenv.parser import Binding, parse_stream
 
 from pipeline.ending import ExitCode, RunError
+from pipeline.fields import EVERY_OTHER, FieldMap, parse_fields
 from pipeline.project import Project
 
 PLACEHOLDER = "your-"  # what the values of .env.example that must be replaced begin with
@@ -44,14 +45,6 @@ class SettingsError(RunError):
 
 
 @dataclass(frozen=True)
-class FieldMap:
-    """A column of the query and the field of Iterable that it goes to."""
-
-    column: str
-    name: str
-
-
-@dataclass(frozen=True)
 class Settings:
     """Every setting, by its name in lower case; see .env.example for what each means."""
 
@@ -69,6 +62,7 @@ class Settings:
     event_name: str
     event_timezone: tzinfo
     null_values: str
+    merge_nested: bool
     push_mode: str
     max_workers: int | None
     max_retries: int
@@ -201,22 +195,6 @@ def _time_zone(value: str) -> tzinfo:
         raise ValueError(f"must be a time zone such as UTC or Europe/Berlin{_not(value)}") from None
 
 
-def _fields(value: str) -> tuple[FieldMap, ...]:
-    """`page,device:deviceType` -> the columns and their fields. `-` means none at all."""
-    if value == "-":
-        return ()
-    fields = []
-    for part in value.split(","):
-        column, colon, name = (piece.strip() for piece in part.strip().partition(":"))
-        if not column or (colon and not name):
-            raise ValueError("must be a list such as page,device:deviceType (column or column:fieldName; - for none)")
-        fields.append(FieldMap(column, name or column))
-    names = [each.name for each in fields]
-    if len(set(names)) < len(names):
-        raise ValueError("names a field twice")
-    return tuple(fields)
-
-
 def _base_url(value: str) -> str:
     parts = _split_address(value)
     host = (parts.hostname or "") if parts else ""
@@ -300,11 +278,12 @@ SETTINGS: dict[str, tuple[str | None, Parser]] = {
     "ITERABLE_PROJECT": (None, _text),
     "DATABASE_URL": (None, _database_url),
     "QUERY_FILE": ("pipeline/user_events.sql", _existing_file),
-    "USER_FIELDS": ("first_name,last_name,plan_type,candidate", _fields),
-    "EVENT_FIELDS": ("page,device,browser,location", _fields),
+    "USER_FIELDS": ("first_name,last_name,plan_type,candidate", parse_fields),
+    "EVENT_FIELDS": ("page,device,browser,location", parse_fields),
     "EVENT_NAME": ("page_view", _text),
     "EVENT_TIMEZONE": ("UTC", _time_zone),
     "NULL_VALUES": ("omit", _one_of("omit", "clear")),
+    "MERGE_NESTED": ("false", _boolean),
     "PUSH_MODE": ("auto", _one_of("auto", "single", "bulk")),
     "MAX_WORKERS": (None, _number(int, 1, 256, "workers")),
     "MAX_RETRIES": ("3", _number(int, 1, 20, "attempts")),
@@ -455,9 +434,12 @@ def _strange_host(values: Mapping[str, Any]) -> list[str]:
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    problems = []
     if values.get("USE_JWT_AUTH") and values.get("PUSH_MODE") == "bulk":
-        return [
+        problems.append(
             "PUSH_MODE=bulk can't be used with USE_JWT_AUTH=true, since Iterable's bulk endpoints take no JWT-enabled "
             "key; set PUSH_MODE=auto."
-        ]
-    return []
+        )
+    if all(EVERY_OTHER in values.get(name, ()) for name in ("USER_FIELDS", "EVENT_FIELDS")):
+        problems.append("USER_FIELDS and EVENT_FIELDS both have *; only one of them can take every other column.")
+    return problems

@@ -22,6 +22,7 @@ from pipeline.records import Kind, Outcome, Record, Undelivered
 ROWS_PER_INSERT = 100
 KEYS_PER_LOOKUP = 500
 
+UserRow = tuple[bytes, int, str, str]  # the user's key, row, identity, and what the row says about the user
 StagedEvent = tuple[int, bytes, bytes, bytes]  # row, key, fingerprint and payload; its user is staged apart
 Known = Callable[[Sequence[bytes]], Mapping[bytes, bytes]]  # keys -> the fingerprints last accepted, of those known
 Troubled = Callable[[Sequence[bytes]], Container[bytes]]  # keys -> those that were refused or not acknowledged before
@@ -42,7 +43,7 @@ _UNCHANGED = _CODES[Outcome.UNCHANGED]
 
 
 class Failure(NamedTuple):
-    """A staged record that was not delivered."""
+    """A record that was not delivered. key, fingerprint: of the record or, where there is none, of its cells."""
 
     key: bytes
     fingerprint: bytes
@@ -54,32 +55,32 @@ class Stage:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
+        self._has_all_users = False  # until the rows of each are put together, a user is in `user_rows` only
         self.duplicate_events = 0
-        self._users_are_counted_in = False
+        self.merged_users = 0  # whose rows disagreed
+        self.left_users = 0  # that are known, and would have been updated otherwise
         # One byte for each row and kind: its state. A table of this would cost more than everything else on the
         self._states: dict[Kind, bytearray] = {kind: bytearray() for kind in Kind}
 
     # Staging --------------------------------------------------------------------------------------------------
 
+    def stage_user_rows(self, rows: Sequence[UserRow]) -> None:
+        """What rows say about their users, to be put together when all of them are there."""
+        insert_many(self._database, "INSERT INTO user_rows (key, row, identity, content) VALUES", rows)
+
+    def user_rows(self) -> Iterator[UserRow]:
+        """User by user in the order of their keys, each user's in the query's order."""
+        return iter(self._database.execute("SELECT key, row, identity, content FROM user_rows ORDER BY key, row"))
+
     def stage_users(self, records: Sequence[Record]) -> None:
-        """Users to update. Of several for one user the last one counts."""
+        """Users, each once. An empty payload: the user can't be updated, and is there for its events."""
         insert_many(
             self._database,
             "INSERT INTO users (row, identity, key, fingerprint, payload) VALUES",
             list(map(_ALL_BUT_KIND, records)),
-            "ON CONFLICT (key) DO UPDATE SET row = excluded.row, fingerprint = excluded.fingerprint,"
-            " payload = excluded.payload, problem = NULL",
         )
-
-    def stage_invalid_user(self, key: bytes, row: int, identity: str, problem: str) -> None:
-        """A user whose last row can't be sent; an earlier row must not be sent in its place."""
-        insert_many(
-            self._database,
-            "INSERT INTO users (key, row, identity, problem) VALUES",
-            [(key, row, identity, problem)],
-            "ON CONFLICT (key) DO UPDATE SET row = excluded.row, fingerprint = NULL, payload = NULL,"
-            " problem = excluded.problem",
-        )
+        for each in records:
+            self._set_state(Kind.USER, each.row, _PENDING if each.payload else _NO_RECORD)
 
     def stage_events(self, events: Sequence[StagedEvent]) -> None:
         """Events to track. Doubled ones are settled when the stage is finished."""
@@ -91,22 +92,29 @@ class Stage:
         for row, *_ in events:
             self._set_state(Kind.EVENT, row, _PENDING)
 
-    def finish_staging(self, known: Known | None, late: Troubled | None = None, *, ids_are_given: bool = False) -> None:
-        """Settle what needs no sending: doubled ids, invalid users and, what is unchanged. Then order the rest.
+    def finish_staging(
+        self,
+        known: Known | None,
+        late: Troubled | None = None,
+        *,
+        ids_are_given: bool = False,
+        leave_known_users: bool = False,
+    ) -> None:
+        """Settle what needs no sending: doubled ids and what is unchanged. Then order the rest.
 
         known: what Iterable has accepted; None sends it all the same. late: what had trouble in earlier runs.
         ids_are_given: the events' ids come from the query, so that two users may share one by mistake.
+        leave_known_users: users that are known count as unchanged, whatever was accepted of them.
         """
-        self._count_users_in()
+        self._has_all_users = True
         # An index made at the end is sorted once; one kept up to date costs as much as all the rest of the
         self._database.execute("CREATE INDEX events_by_key ON events (key)")
         self._drop_duplicate_events()
-        self._refuse_invalid_users()
         if ids_are_given:
             self._refuse_shared_event_ids()
         if known is not None:
-            for kind in Kind:
-                self._skip_unchanged(kind, known)
+            self._skip_unchanged(Kind.USER, known, leave_known=leave_known_users)
+            self._skip_unchanged(Kind.EVENT, known)
         if self.count_pending(Kind.EVENT):
             self._order_events()
         if late is not None:
@@ -137,16 +145,11 @@ class Stage:
             if states[row] == _PENDING:
                 states[row] = _LATE
 
-    def _count_users_in(self) -> None:
-        """Only now it is known which row is each user's last."""
-        for (row,) in self._database.execute("SELECT row FROM users"):
-            self._set_state(Kind.USER, row, _PENDING)
-        self._users_are_counted_in = True
-
     def clear(self) -> None:
         """Forget all that was staged and noted, to begin anew."""
-        for table in ("users", "events", "undelivered"):
+        for table in ("user_rows", "users", "events", "undelivered"):
             self._database.execute(f"DELETE FROM {table}")
+        self.duplicate_events = self.merged_users = self.left_users = 0
         self._states = {kind: bytearray() for kind in Kind}
 
     def _drop_duplicate_events(self) -> None:
@@ -171,15 +174,6 @@ class Stage:
             self._set_state(Kind.EVENT, row, _NO_RECORD)
         self.duplicate_events = len(dropped)
 
-    def _refuse_invalid_users(self) -> None:
-        rows = self._database.execute("SELECT row, identity, problem FROM users WHERE problem IS NOT NULL")
-        self.note(
-            [
-                Undelivered(Kind.USER, row, identity, Outcome.REJECTED, None, "InvalidRecord", problem, 0)
-                for row, identity, problem in rows
-            ]
-        )
-
     def _refuse_shared_event_ids(self) -> None:
         """Refuse events whose id an earlier row uses for another user.
 
@@ -197,14 +191,16 @@ class Stage:
             ]
         )
 
-    def _skip_unchanged(self, kind: Kind, known: Known) -> None:
+    def _skip_unchanged(self, kind: Kind, known: Known, *, leave_known: bool = False) -> None:
         states = self._states[kind]
         rows = self._database.execute(f"SELECT row, key, fingerprint FROM {kind.value}s ORDER BY key")
         while chunk := rows.fetchmany(KEYS_PER_LOOKUP):
             accepted = known([key for _, key, _ in chunk])
             for row, key, fingerprint in chunk:
-                if states[row] == _PENDING and accepted.get(key) == fingerprint:
-                    states[row] = _CODES[Outcome.UNCHANGED]
+                is_unchanged = accepted.get(key) == fingerprint
+                if states[row] == _PENDING and (is_unchanged or (leave_known and key in accepted)):
+                    states[row] = _UNCHANGED
+                    self.left_users += not is_unchanged
 
     def keys(self) -> Iterator[bytes]:
         """The keys of all records that are staged."""
@@ -285,6 +281,21 @@ class Stage:
             self._set_state(each.kind, each.row, _CODES[each.outcome])
         self._insert_undelivered(undelivered, [each.outcome.value for each in undelivered], is_blamed=is_blamed)
 
+    def note_refusals(self, refusals: Sequence[Failure]) -> None:
+        """Note what can't be sent, and so was never staged."""
+        for _, _, each in refusals:
+            self._set_state(each.kind, each.row, _CODES[each.outcome])
+        insert_many(
+            self._database,
+            "INSERT INTO undelivered (own_key, own_fingerprint, kind, row, identity, outcome, status_code, code,"
+            " message, attempts, is_blamed) VALUES",
+            [
+                (key, fingerprint, each.kind.value, each.row, each.identity, each.outcome.value, *each[4:])
+                for key, fingerprint, each in refusals
+            ],
+            constants=(1,),
+        )
+
     def hold(self, undelivered: Sequence[Undelivered]) -> None:
         """Note refusals that may pass. Until `release_held` or `give_up_held`, they are neither pending nor settled."""
         self._insert_undelivered(undelivered, ["held"] * len(undelivered), is_blamed=False)
@@ -339,8 +350,8 @@ class Stage:
         """Everything that has no outcome yet was not attempted, for this reason."""
         undelivered = (Outcome.NOT_ATTEMPTED, None, None, message, 0)
         try:
-            if not self._users_are_counted_in:  # the run broke off before the stage was finished
-                self._count_users_in()
+            if not self._has_all_users:  # the run broke off before the stage was finished
+                self._take_users_as_they_are()
             if self.count_pending(Kind.EVENT):
                 self._order_events()
             for kind, late in product(Kind, (False, True)):
@@ -350,6 +361,17 @@ class Stage:
         finally:
             for state in (_PENDING, _LATE):
                 self._replace_states(state, _CODES[Outcome.NOT_ATTEMPTED])
+
+    def _take_users_as_they_are(self) -> None:
+        """So that each of them has an outcome, although nobody has put together what their rows say."""
+        others = (
+            "FROM user_rows WHERE key NOT IN (SELECT key FROM users)"
+            " AND key NOT IN (SELECT own_key FROM undelivered WHERE own_key IS NOT NULL) GROUP BY key"
+        )
+        for (row,) in self._database.execute(f"SELECT max(row) {others}"):
+            self._set_state(Kind.USER, row, _PENDING)
+        columns = "key, row, identity, fingerprint, payload"
+        self._database.execute(f"INSERT INTO users ({columns}) SELECT key, max(row), identity, x'', x'' {others}")
 
     # What failed ----------------------------------------------------------------------------------------------
 
@@ -371,6 +393,20 @@ class Stage:
                     Failure(key, fingerprint, Undelivered(kind, row, identity, Outcome(outcome), *rest))
                     for key, fingerprint, row, identity, outcome, *rest in page
                 ]
+
+    def refusals(self) -> Iterator[list[Failure]]:
+        """The records that never left, as they can't be sent, some at a time."""
+        rows = self._database.execute(
+            "SELECT coalesce(own_key, key), coalesce(own_fingerprint, fingerprint), kind,"
+            " undelivered.row, identity, outcome, status_code, code, message, attempts FROM undelivered"
+            " LEFT JOIN events ON kind = ? AND events.row = undelivered.row WHERE outcome = ? AND NOT attempts",
+            (Kind.EVENT.value, Outcome.REJECTED.value),
+        )
+        while page := rows.fetchmany(KEYS_PER_LOOKUP):
+            yield [
+                Failure(key, fingerprint, Undelivered(Kind(kind), row, identity, Outcome(outcome), *rest))
+                for key, fingerprint, kind, row, identity, outcome, *rest in page
+            ]
 
     def reject(self, failures: Sequence[Failure], code: str) -> None:
         """What was not acknowledged is rejected after all, with this code of ours."""
@@ -431,8 +467,10 @@ PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -16000;
 PRAGMA temp_store = FILE;
+CREATE TABLE user_rows (key BLOB NOT NULL, row INTEGER NOT NULL, identity TEXT NOT NULL, content TEXT NOT NULL);
 CREATE TABLE users (
-    key BLOB NOT NULL UNIQUE, row INTEGER NOT NULL, identity TEXT NOT NULL, fingerprint BLOB, payload BLOB, problem TEXT
+    key BLOB NOT NULL UNIQUE, row INTEGER NOT NULL, identity TEXT NOT NULL, fingerprint BLOB NOT NULL,
+    payload BLOB NOT NULL
 );
 CREATE TABLE events (
     row INTEGER PRIMARY KEY, key BLOB NOT NULL, fingerprint BLOB NOT NULL, payload BLOB NOT NULL
@@ -440,6 +478,7 @@ CREATE TABLE events (
 CREATE TABLE undelivered (
     kind TEXT NOT NULL, row INTEGER NOT NULL, outcome TEXT NOT NULL, status_code INTEGER, code TEXT, message TEXT,
     attempts INTEGER, identity TEXT, is_blamed INTEGER NOT NULL, is_new INTEGER NOT NULL DEFAULT 1,
+    own_key BLOB, own_fingerprint BLOB,  -- of what was never staged
     PRIMARY KEY (kind, row)
 ) WITHOUT ROWID;
 BEGIN;

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import chain, islice
+from typing import Any
 
-from iterable_client import export_results_to_csv
+from iterable.export import harmless_rows, write_csv
 from pipeline.batch import BulkSender, SingleSender
 from pipeline.delivery import GRACE_S, Delivered, Delivery
 from pipeline.ending import OutputError
 from pipeline.modes import Mode, choose_mode
 from pipeline.opening import Run
 from pipeline.payloads import Rules
-from pipeline.plan import Planner, make_rules
+from pipeline.plan import Planner
 from pipeline.records import Kind, Outcome
 from pipeline.results import CSV_NAME, reason_of
+from pipeline.rules import make_rules
 from pipeline.settings import ROOT
 from pipeline.source import UndecodableText, open_query, read_query
 
 SHOWN_IN_DRY_RUN = 3
+
+Rows = Sequence[tuple[Any, ...]]
 
 logger = logging.getLogger("main")
 
 
 @dataclass(frozen=True)
 class Read:
-    """The rows, all of them in the CSV and, planned, in the stage."""
+    """The rows, all of them in the CSV and with the planner."""
 
     csv_name: str
     rows: int
     rules: Rules
+    planner: Planner
 
 
 @dataclass(frozen=True)
@@ -78,21 +84,47 @@ def _read_rows(run: Run, *, any_bytes: bool = False) -> Read:
         if not any_bytes:
             run.console.say(f"Step 4: Running the user-event query, {settings.query_file.name}")
         rules = make_rules(query.columns, settings, run.started_at.timestamp())
-        planner = Planner(run.ledger, run.stage, rules)
+        planner = Planner(run.ledger, run.stage, rules, query.columns)
         name = CSV_NAME.format(run.run_id)
         try:
-            rows = planner.watch(islice(query.rows, run.options.limit))
-            export_results_to_csv(rows, str(settings.output_dir / name), columns=query.columns)
+            blocks = _planned(planner, _first(query.blocks, run.options.limit))
+            write_csv(settings.output_dir / name, query.columns, blocks, verbatim=True)
         except (OSError, sqlite3.Error) as error:  # the CSV, or the stage beside it
             raise OutputError(f"{name} can't be written ({reason_of(error)}); nothing was sent.") from error
-    return Read(name, planner.rows, rules)
+    return Read(name, planner.rows, rules, planner)
+
+
+def _first(blocks: Iterable[Rows], limit: int | None) -> Iterator[Rows]:
+    """The first `limit` rows; None: all."""
+    if limit is None:
+        yield from blocks
+        return
+    for rows in blocks:
+        yield rows[:limit]
+        limit -= len(rows)
+        if limit <= 0:  # and the rest is never read
+            return
+
+
+def _planned(planner: Planner, blocks: Iterable[Rows]) -> Iterator[Iterable[Sequence[Any]]]:
+    """Plan the rows, and pass them on to the CSV."""
+    for rows in blocks:
+        by_column = list(zip(*rows, strict=True))
+        planner.plan(by_column)
+        yield harmless_rows(rows, by_column)
 
 
 def make_plan(run: Run, read: Read) -> Plan:
     """What is to be sent, and how."""
     known = None if run.options.full else run.ledger.known
     try:
-        run.stage.finish_staging(known, run.ledger.troubled, ids_are_given=read.rules.id_column is not None)
+        read.planner.finish()
+        run.stage.finish_staging(
+            known,
+            run.ledger.troubled,
+            ids_are_given=read.rules.id_column is not None,
+            leave_known_users=run.options.limit is not None,
+        )
     except sqlite3.Error as error:
         folder = run.settings.output_dir
         raise OutputError(f"{folder} has no room for the records of this run ({error}); nothing was sent.") from error

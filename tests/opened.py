@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.ledger import Ledger, Project, open_ledger, read_ledger
+from pipeline.payloads import Rules
+from pipeline.plan import Planner
 from pipeline.records import Record
 from pipeline.stage import Stage, open_stage
 
@@ -16,14 +18,22 @@ class Opened(NamedTuple):
     ledger: Ledger
     stage: Stage
 
+    def plan(self, rules: Rules, rows: Sequence[dict[str, Any]], *, rows_per_block: int = 100) -> None:
+        """Plan rows that have the same columns."""
+        planner = Planner(self.ledger, self.stage, rules, list(rows[0]) if rows else [])
+        for start in range(0, len(rows), rows_per_block):
+            planner.plan(list(zip(*(row.values() for row in rows[start : start + rows_per_block]), strict=True)))
+        planner.finish()
+        assert planner.rows == len(rows)
+
     def accept(self, records: Sequence[Record]) -> None:
         """Iterable has accepted these."""
         self.stage.note_delivered(records)
         self.ledger.accept(records)
 
-    def finish_staging(self, *, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
+    def finish_staging(self, *, skip_unchanged: bool = True, **options: bool) -> None:
         known = self.ledger.known if skip_unchanged else None
-        self.stage.finish_staging(known, self.ledger.troubled, ids_are_given=ids_are_given)
+        self.stage.finish_staging(known, self.ledger.troubled, **options)
 
     def refresh(self, query: str = "query.sql", *, full_read: bool = True) -> None:
         self.ledger.refresh(self.stage.keys(), query, full_read=full_read)

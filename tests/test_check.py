@@ -97,7 +97,7 @@ def test_rows_that_cant_be_sent_are_told(program: Program, tmp_path: Any) -> Non
     use_query(program, "SELECT email FROM rows")
     run = program.run("--check")
     assert run.code == 66
-    assert "1 of the first 2 rows can't be sent, such as row 2: email is not an e-mail address" in run.out
+    assert "1 of the first 2 rows can't be sent, such as row 2: email is not a valid email address" in run.out
 
 
 @pytest.mark.parametrize(

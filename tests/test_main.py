@@ -172,14 +172,12 @@ def test_text_that_is_no_utf8_refuses_its_row_alone_and_nothing_doubles(
     bad = "CASE email WHEN 'u650@example.com' THEN CAST(x'c3a9e9' AS TEXT) ELSE page END AS page"
     use_query(program, f"SELECT email, event_time, {bad}, strftime('%f', 'now') AS read_at, random() AS r FROM rows")
     iterable.project.unknown_users = "accept"
-    run = program.run(RATE_LIMIT_PERCENT="10000")
+    run = program.run(RATE_LIMIT_PERCENT="10000", USER_FIELDS="-")
     assert run.code == 1
     assert run.counts("users") == {"delivered": 700}
     assert run.counts("events") == {"delivered": 699, "rejected": 1}
     assert run.results["counts"]["rows"] == 700
-    assert [(each["row"], each["message"]) for each in run.results["failures"]] == [
-        (651, "page has bytes that are no UTF-8.")
-    ]
+    assert [(each["row"], each["message"]) for each in run.results["failures"]] == [(651, "page is not valid UTF-8.")]
     assert "a text is not valid UTF-8. All rows are read once more" in run.log
     assert run.out.count("Step 3") == run.out.count("Step 4: ") == 1
     (path,) = run.files("query_results_*.csv")
@@ -385,7 +383,7 @@ def test_rows_that_cant_be_sent_are_listed_and_the_others_go_on(
         ("Nil", "user", "rejected"),
         ("Eve", "event", "rejected"),
     ]
-    assert "is not an e-mail address" in listed[2]["message"]
+    assert "is not a valid email address" in listed[2]["message"]
     assert run.results["files"]["rejected"] == rejected.name
 
 
@@ -502,3 +500,23 @@ def test_a_signal_saves_what_is_known_and_the_next_run_goes_on(
     iterable.clear_faults()
     assert program.run().code == 0
     assert len(iterable.project.events) == 36
+
+
+# Columns that no setting names ----------------------------------------------------------------------------------------
+
+
+def test_a_query_of_ones_own_with_nothing_set_is_66_with_the_setting_to_write_and_nothing_is_written(
+    program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    rows = [("ada@example.com", "Ada", "2026-01-13 08:00:00")]
+    make_table(tmp_path / "users.db", "email,full_name,event_time", rows)
+    use_query(program, "SELECT email, full_name, event_time FROM rows")
+    run = program.run()
+    assert run.code == 66
+    assert run.err == (
+        "The query's columns full_name would not be sent, as neither USER_FIELDS nor EVENT_FIELDS is set; write "
+        "USER_FIELDS=full_name (or USER_FIELDS=*) into .env, or name some of them in EVENT_FIELDS.\n"
+    )
+    assert (run.files("query_results*"), iterable.project.requests) == ([], [])
+    assert program.run(USER_FIELDS="full_name").code == 0
+    assert iterable.project.users["ada@example.com"]["dataFields"] == {"full_name": "Ada"}

@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import payloads
-from pipeline.payloads import InvalidRecord, Rules
+from pipeline.fields import FieldMap, FieldType
+from pipeline.payloads import Rules
+from pipeline.values import InvalidRecord, canonical, unix_microseconds
 
 UTC = timezone.utc
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -28,8 +30,8 @@ NOW_S = 1_768_293_912  # 2026-01-13 08:45:12 in UTC
 RULES = Rules(
     by_user_id=False,
     identity_column="email",
-    user_fields=(("first_name", "first_name"), ("plan_type", "planType")),
-    event_fields=(("page", "page"), ("device", "deviceType")),
+    user_fields=(FieldMap("first_name", "first_name"), FieldMap("plan_type", "planType")),
+    event_fields=(FieldMap("page", "page"), FieldMap("device", "deviceType")),
     event_name="page_view",
     zone=UTC,
     clear_nulls=False,
@@ -49,14 +51,23 @@ ROW: dict[str, Any] = {
 PINNED_ID = "ue1-13fe51c5f4b36d5e1da24c5ba82a3fe2a2499f92"
 
 
+def of_rows(*rows: Mapping[str, Any]) -> payloads.Columns:
+    """The rows by the column."""
+    return {column: [row[column] for row in rows] for column in ROW | dict(*rows[:1])}
+
+
+def has_event(row: Mapping[str, Any], rules: Rules) -> bool:
+    return payloads.has_event(of_rows(row), 0, rules)
+
+
 def user_of(rules: Rules = RULES, **values: Any) -> dict[str, Any]:
     row = ROW | values
-    return payloads.user_update(row, payloads.identity(row, rules), rules)
+    return payloads.user_update(row, payloads.identity(row[rules.identity_column], rules), rules)
 
 
 def event_of(rules: Rules = RULES, **values: Any) -> dict[str, Any] | None:
     row = ROW | values
-    return decoded(payloads.event(row, payloads.identity(row, rules), rules))
+    return decoded(payloads.event(row, payloads.identity(row[rules.identity_column], rules), rules))
 
 
 def decoded(event: payloads.Event | None) -> dict[str, Any] | None:
@@ -120,10 +131,98 @@ def test_user_without_fields_has_empty_data_fields() -> None:
     assert user_of(replace(RULES, user_fields=())) == {"email": "ada@example.com", "dataFields": {}}
 
 
-def test_encoded_payload_is_compact_utf8_json() -> None:
-    assert payloads.encode({"email": "zoë@example.com", "n": [1.5, None, True]}) == (
-        '{"email":"zoë@example.com","n":[1.5,null,true]}'.encode()
+def test_payload_is_compact_utf8_json_with_its_fields_in_the_order_of_their_names() -> None:
+    rules = replace(RULES, user_fields=RULES.user_fields[::-1])
+    (values,) = payloads.user_values(of_rows(ROW | {"plan_type": [1.5, None, True]}), 1, rules)
+    assert payloads.user_payload("zoë@example.com", values, rules) == (
+        '{"email":"zoë@example.com","dataFields":{"first_name":"Ada","planType":[1.5,null,true]}}'.encode()
     )
+
+
+# Nested fields ----------------------------------------------------------------------------------------------------
+
+NESTED = replace(
+    RULES,
+    user_fields=(
+        FieldMap("plan_type", "plan.tier"),
+        FieldMap("first_name", "name"),
+        FieldMap("page", "plan.seen.page"),
+        FieldMap("device", "plan.seen.device"),
+    ),
+    event_fields=(
+        FieldMap("device", "client.device"),
+        FieldMap("page", "page"),
+        FieldMap("id", "client.n", FieldType.TEXT),
+    ),
+)
+CLEARED = replace(NESTED, clear_nulls=True)
+MERGED = replace(NESTED, merge_nested=True)
+CLEARED_AND_MERGED = replace(CLEARED, merge_nested=True)
+SEEN = {"page": "pricing", "device": "desktop"}
+
+
+@pytest.mark.parametrize(
+    ("values", "omitted", "cleared", "cleared_and_merged"),
+    [
+        ({}, *[{"name": "Ada", "plan": {"tier": "pro", "seen": SEEN}}] * 3),
+        (
+            {"plan_type": None},
+            {"name": "Ada", "plan": {"seen": SEEN}},
+            {"name": "Ada", "plan": {"seen": SEEN}},
+            {"name": "Ada", "plan": {"tier": None, "seen": SEEN}},
+        ),
+        (
+            {"page": None, "first_name": None},
+            {"plan": {"tier": "pro", "seen": {"device": "desktop"}}},
+            {"name": None, "plan": {"tier": "pro", "seen": {"device": "desktop"}}},
+            {"name": None, "plan": {"tier": "pro", "seen": {"device": "desktop"}}},
+        ),
+        (
+            {"page": None, "device": None},
+            {"name": "Ada", "plan": {"tier": "pro"}},
+            {"name": "Ada", "plan": {"tier": "pro"}},
+            {"name": "Ada", "plan": {"tier": "pro", "seen": None}},
+        ),
+        (
+            {"plan_type": None, "page": None, "device": None},
+            {"name": "Ada"},
+            {"name": "Ada", "plan": None},
+            {"name": "Ada", "plan": {"tier": None, "seen": None}},
+        ),
+    ],
+)
+def test_dots_nest_fields_and_nulls_clear_what_iterable_would_keep(
+    values: dict[str, Any],
+    omitted: dict[str, Any],
+    cleared: dict[str, Any],
+    cleared_and_merged: dict[str, Any],
+) -> None:
+    """Iterable replaces an object as a whole, so what is left out of it is gone; merged, only a null clears a field."""
+    found = [user_of(rules, **values)["dataFields"] for rules in (NESTED, CLEARED, CLEARED_AND_MERGED)]
+    assert found == [omitted, cleared, cleared_and_merged]
+
+
+def test_merge_nested_is_said_in_each_user_update_and_in_no_event() -> None:
+    assert user_of(MERGED, plan_type=None, page=None, device=None) == {
+        "email": "ada@example.com",
+        "dataFields": {"name": "Ada"},
+        "mergeNestedObjects": True,
+    }
+    assert sent_event(MERGED) == sent_event(NESTED)
+
+
+def test_events_nest_too_and_their_ids_depend_on_neither_order_nor_nulls() -> None:
+    assert sent_event(NESTED)["dataFields"] == {"page": "pricing", "client": {"device": "desktop", "n": "1"}}
+    turned = replace(NESTED, event_fields=NESTED.event_fields[::-1])
+    assert sent_event(turned)["id"] == sent_event(NESTED)["id"]
+    assert sent_event(CLEARED, device=None, id=None)["dataFields"] == {"page": "pricing", "client": None}
+    assert sent_event(CLEARED, device=None, id=None)["id"] == sent_event(NESTED, device=None, id=None)["id"]
+
+
+def test_a_type_changes_the_value_and_so_the_id() -> None:
+    typed = replace(RULES, event_fields=(FieldMap("page", "page", FieldType.TEXT), FieldMap("device", "deviceType")))
+    assert sent_event(typed)["id"] == PINNED_ID
+    assert sent_event(typed, page=21)["id"] == sent_event(page="21")["id"] != sent_event(page=21)["id"]
 
 
 # Who --------------------------------------------------------------------------------------------------------------
@@ -155,19 +254,19 @@ def test_encoded_payload_is_compact_utf8_json() -> None:
     ],
 )
 def test_good_email_is_taken_in_lower_case(value: Any, email: str) -> None:
-    assert payloads.identity({"email": value}, RULES) == email
+    assert payloads.identity(value, RULES) == email
 
 
 @pytest.mark.parametrize("value", [None, "", "   ", b"", "\u00a0"])
 def test_missing_email_names_nobody(value: Any) -> None:
-    with pytest.raises(InvalidRecord, match=r"^email is empty, so nobody is named$"):
-        payloads.identity({"email": value}, RULES)
+    with pytest.raises(InvalidRecord, match=r"^email is empty$"):
+        payloads.identity(value, RULES)
 
 
 @pytest.mark.parametrize("value", [None, "", b""])
 def test_missing_user_id_names_nobody(value: Any) -> None:
-    with pytest.raises(InvalidRecord, match=r"^id is empty, so nobody is named$"):
-        payloads.identity({"id": value}, BY_USER_ID)
+    with pytest.raises(InvalidRecord, match=r"^id is empty$"):
+        payloads.identity(value, BY_USER_ID)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +315,13 @@ def test_missing_user_id_names_nobody(value: Any) -> None:
     ],
 )
 def test_malformed_email_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidRecord, match=r"^email is not an e-mail address$"):
-        payloads.identity({"email": value}, RULES)
+    with pytest.raises(InvalidRecord, match=r"^email is not a valid email address$"):
+        payloads.identity(value, RULES)
 
 
 def test_email_with_65_characters_before_the_at_is_refused() -> None:
     with pytest.raises(InvalidRecord, match=r"^email has more than 64 characters before the @$"):
-        payloads.identity({"email": f"{'a' * 65}@example.com"}, RULES)
+        payloads.identity(f"{'a' * 65}@example.com", RULES)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +345,10 @@ def test_email_with_65_characters_before_the_at_is_refused() -> None:
     ],
 )
 def test_good_user_id_is_taken_to_the_letter(value: Any, user_id: str) -> None:
-    assert payloads.identity({"id": value}, BY_USER_ID) == user_id
+    assert payloads.identity(value, BY_USER_ID) == user_id
 
 
-ODD_CHARACTER = "id has a character that no user id may have, or a space at its end"
+ODD_CHARACTER = "id has a character that a user id may not have, or a space at its end"
 NO_WHOLE_NUMBER = "id is not a whole number, or has more than 52 digits"
 
 
@@ -265,7 +364,7 @@ NO_WHOLE_NUMBER = "id is not a whole number, or has more than 52 digits"
         ("nul\x00", ODD_CHARACTER),
         ("del\x7f", ODD_CHARACTER),
         ("\udce9", ODD_CHARACTER),
-        (b"\xe9", "id has bytes that are no UTF-8"),
+        (b"\xe9", "id is not valid UTF-8"),
         (17.5, NO_WHOLE_NUMBER),
         (Decimal("17.5"), NO_WHOLE_NUMBER),
         (10**52, NO_WHOLE_NUMBER),
@@ -277,14 +376,14 @@ NO_WHOLE_NUMBER = "id is not a whole number, or has more than 52 digits"
         (Decimal("NaN"), NO_WHOLE_NUMBER),
         (Decimal("sNaN"), NO_WHOLE_NUMBER),
         (Decimal("-Infinity"), NO_WHOLE_NUMBER),
-        (True, "id has the type bool, which is no id"),
-        ([1], "id has the type list, which is no id"),
-        (date(2026, 1, 13), "id has the type date, which is no id"),
+        (True, "id has the type bool, which can't be an id"),
+        ([1], "id has the type list, which can't be an id"),
+        (date(2026, 1, 13), "id has the type date, which can't be an id"),
     ],
 )
 def test_bad_user_id_is_refused_with_its_reason(value: Any, reason: str) -> None:
     with pytest.raises(InvalidRecord) as caught:
-        payloads.identity({"id": value}, BY_USER_ID)
+        payloads.identity(value, BY_USER_ID)
     assert str(caught.value) == reason
 
 
@@ -343,7 +442,7 @@ def nested(levels: int) -> Any:
     return value
 
 
-NO_UTF8 = "plan_type has bytes that are no UTF-8"
+NO_UTF8 = "plan_type is not valid UTF-8"
 
 
 @pytest.mark.parametrize(
@@ -363,7 +462,7 @@ NO_UTF8 = "plan_type has bytes that are no UTF-8"
         ("caf\udce9", NO_UTF8),
         ([1, ["caf\udce9"]], NO_UTF8),
         ({"caf\udce9": 1}, NO_UTF8),
-        ({1: "a"}, "plan_type has a key that is no text"),
+        ({1: "a"}, "plan_type has a key that is not text"),
         ([float("nan")], "plan_type is nan, which JSON can't hold"),
         (nested(21), "plan_type is nested more than 20 levels deep"),
         (1j, "plan_type has the type complex, which can't be sent"),
@@ -431,7 +530,7 @@ def test_created_at_is_the_time_in_whole_unix_seconds(value: Any, zone: tzinfo, 
     assert (found, type(found)) == (created_at, int)
 
 
-NO_FORM = "event_time is no time of the form 2026-01-13 08:45:12 or 2026-01-13T08:45:12+01:00"
+NO_FORM = "event_time is not a valid time; expected 2026-01-13 08:45:12 or 2026-01-13T08:45:12+01:00"
 NO_SUCH = "event_time is a day or a time that does not exist"
 FUTURE = "event_time is more than a day in the future"
 
@@ -457,16 +556,16 @@ FUTURE = "event_time is more than a day in the future"
         ("2026-01-13 08:60:00", NO_SUCH),
         ("0000-00-00 00:00:00", NO_SUCH),
         ("2026-01-13 08:45:12+99:00", NO_SUCH),
-        (b"2026-01-13 08:45:12", "event_time has the type bytes, which is no time"),
-        (True, "event_time has the type bool, which is no time"),
-        (time(8, 45), "event_time has the type time, which is no time"),
-        ([], "event_time has the type list, which is no time"),
-        (float("nan"), "event_time is a number that is no time"),
-        (float("inf"), "event_time is a number that is no time"),
-        (1e300, "event_time is a number that is no time"),
-        (10**400, "event_time is a number that is no time"),
-        (Decimal("sNaN"), "event_time is a number that is no time"),
-        (Decimal("1E+999999"), "event_time is a number that is no time"),
+        (b"2026-01-13 08:45:12", "event_time has the type bytes, which is not a time"),
+        (True, "event_time has the type bool, which is not a time"),
+        (time(8, 45), "event_time has the type time, which is not a time"),
+        ([], "event_time has the type list, which is not a time"),
+        (float("nan"), "event_time is a number that is not a valid time"),
+        (float("inf"), "event_time is a number that is not a valid time"),
+        (1e300, "event_time is a number that is not a valid time"),
+        (10**400, "event_time is a number that is not a valid time"),
+        (Decimal("sNaN"), "event_time is a number that is not a valid time"),
+        (Decimal("1E+999999"), "event_time is a number that is not a valid time"),
         ("1969-12-31 23:59:59.999999", "event_time is before 1970"),
         (-1, "event_time is before 1970"),
         (datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "event_time is before 1970"),
@@ -491,13 +590,13 @@ def test_row_of_a_left_join_without_event_has_none(empty: str | None) -> None:
     rules = replace(RULES, id_column="event_id", name_column="event_name")
     values = {"event_time": empty, "page": empty, "device": None, "event_id": None, "event_name": "page_view"}
     assert event_of(rules, **values) is None
-    assert not payloads.has_event(ROW | values, rules)
+    assert not has_event(ROW | values, rules)
 
 
 def test_query_without_event_time_has_no_events() -> None:
     rules = replace(RULES, time_column=None)
     assert event_of(rules) is None
-    assert not payloads.has_event(ROW, rules)
+    assert not has_event(ROW, rules)
 
 
 def test_event_without_time_is_refused() -> None:
@@ -509,12 +608,12 @@ def test_event_without_time_is_refused() -> None:
 
 
 def test_row_without_event_may_still_carry_what_describes_its_user() -> None:
-    fields = (("plan_type", "plan"), ("email", "address"), ("page", "page"))
+    fields = (FieldMap("plan_type", "plan"), FieldMap("email", "address"), FieldMap("page", "page"))
     assert event_of(replace(RULES, event_fields=fields), event_time=None, page=None) is None
 
 
 def test_row_that_names_nobody_still_tells_that_it_has_an_event() -> None:
-    assert payloads.has_event(ROW | {"email": None}, RULES)
+    assert has_event(ROW | {"email": None}, RULES)
 
 
 # What it is called ------------------------------------------------------------------------------------------------
@@ -528,11 +627,11 @@ def test_event_name_column_wins_over_the_setting() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        (None, "event_name is empty or no text"),
-        ("", "event_name is empty or no text"),
-        (" \t", "event_name is empty or no text"),
-        (7, "event_name is empty or no text"),
-        ("caf\udce9", "event_name has bytes that are no UTF-8"),
+        (None, "event_name is empty or not text"),
+        ("", "event_name is empty or not text"),
+        (" \t", "event_name is empty or not text"),
+        (7, "event_name is empty or not text"),
+        ("caf\udce9", "event_name is not valid UTF-8"),
     ],
 )
 def test_event_without_a_usable_name_is_refused(name: Any, reason: str) -> None:
@@ -570,12 +669,12 @@ def test_empty_event_id_gives_way_to_the_derived_one(value: Any) -> None:
     ("value", "reason"),
     [
         ("é" * 256 + "x", "event_id is longer than 512 bytes"),
-        ("caf\udce9", "event_id has bytes that are no UTF-8"),
-        (b"\xff", "event_id has bytes that are no UTF-8"),
+        ("caf\udce9", "event_id is not valid UTF-8"),
+        (b"\xff", "event_id is not valid UTF-8"),
         (float("nan"), "event_id is not a whole number, or has more than 52 digits"),
         pytest.param(10**5000, "event_id is not a whole number, or has more than 52 digits", id="huge"),
-        (True, "event_id has the type bool, which is no id"),
-        ({}, "event_id has the type dict, which is no id"),
+        (True, "event_id has the type bool, which can't be an id"),
+        ({}, "event_id has the type dict, which can't be an id"),
     ],
 )
 def test_unusable_event_id_refuses_the_event(value: Any, reason: str) -> None:
@@ -604,7 +703,7 @@ def test_derived_id_is_the_same_for_every_form_of_one_time(value: Any) -> None:
 @pytest.mark.parametrize("microsecond", [0, 1, 123_457, 999_999])
 @pytest.mark.parametrize("second", [1, 999_999_999, NOW_S])
 def test_time_as_a_float_has_the_microsecond_that_it_stands_for(second: int, microsecond: int) -> None:
-    found = payloads.unix_microseconds(second + microsecond / 1e6, UTC, "event_time")
+    found = unix_microseconds(second + microsecond / 1e6, UTC, "event_time")
     assert found == second * 1_000_000 + microsecond
 
 
@@ -624,7 +723,7 @@ def test_derived_id_does_not_depend_on_the_order_of_fields_or_on_other_columns()
         (RULES, {"page": None}),
         (RULES, {"page": ""}),
         (RULES, {"page": "desktop", "device": "pricing"}),
-        (replace(RULES, event_fields=(("page", "page"), ("device", "device"))), {}),
+        (replace(RULES, event_fields=(FieldMap("page", "page"), FieldMap("device", "device"))), {}),
     ],
 )
 def test_derived_id_differs_where_name_person_time_or_fields_differ(rules: Rules, values: dict[str, Any]) -> None:
@@ -694,14 +793,15 @@ any_rules = st.builds(
     Rules,
     by_user_id=st.booleans(),
     identity_column=st.sampled_from(["id", "email"]),
-    user_fields=st.just(RULES.user_fields),
-    event_fields=st.just(RULES.event_fields),
+    user_fields=st.sampled_from([RULES.user_fields, NESTED.user_fields]),
+    event_fields=st.sampled_from([RULES.event_fields, NESTED.event_fields, ()]),
     event_name=st.just("page_view"),
     zone=st.sampled_from([UTC, BERLIN, NEW_YORK]),
     clear_nulls=st.booleans(),
     latest_s=st.just(RULES.latest_s),
     name_column=st.sampled_from([None, "event_name"]),
     id_column=st.sampled_from([None, "event_id"]),
+    merge_nested=st.booleans(),
 )
 
 
@@ -710,7 +810,7 @@ def refuse_constant(name: str) -> None:
 
 
 def assert_sendable(payload: dict[str, Any]) -> None:
-    body = payloads.encode(payload)
+    body = canonical(payload).encode()
     assert json.loads(body.decode("utf-8"), parse_constant=refuse_constant) == payload
     identity = payload.get("email") or payload.get("userId")
     assert isinstance(identity, str)
@@ -723,9 +823,9 @@ def assert_sendable(payload: dict[str, Any]) -> None:
 def build_all(row: Mapping[str, Any], rules: Rules) -> list[dict[str, Any]]:
     """The payloads of a row, in as far as it has some."""
     built = []
-    payloads.has_event(row, rules)
+    has_event(row, rules)
     try:
-        who = payloads.identity(row, rules)
+        who = payloads.identity(row[rules.identity_column], rules)
     except InvalidRecord:
         return []
     with suppress(InvalidRecord):
@@ -750,19 +850,41 @@ def test_rows_become_the_same_events_together_as_each_alone(
     empty = {"event_time": None, "page": "", "device": None, "event_id": None}
     rows = [plain | (empty if choice == "empty" else row if choice else {}) for row, choice in wild]
     people = [f"{number}@example.com" for number in range(len(rows))]
-    alone = [payloads.events([row], [who], rules)[0] for row, who in zip(rows, people, strict=True)]
-    assert list(map(repr, payloads.events(rows, people, rules))) == list(map(repr, alone))
+    alone = [payloads.events(of_rows(row), [who], rules)[0] for row, who in zip(rows, people, strict=True)]
+    assert list(map(repr, payloads.events(of_rows(*rows), people, rules))) == list(map(repr, alone))
+
+
+@given(st.lists(any_rows, max_size=6), any_rules)
+def test_rows_say_the_same_of_their_users_together_as_each_alone(rows: list[dict[str, Any]], rules: Rules) -> None:
+    alone = [payloads.user_values(of_rows(row), 1, rules)[0] for row in rows]
+    assert payloads.user_values(of_rows(*rows), len(rows), rules) == alone
+
+
+said_values = st.lists(st.sampled_from(["", "1", "2", "!ab bad"]), min_size=2, max_size=2)
+
+
+@given(st.lists(said_values, min_size=1, max_size=6), st.booleans())
+def test_rows_put_together_say_of_each_field_what_the_last_one_of_them_says(
+    rows: list[list[str]], clear_nulls: bool
+) -> None:
+    rules = replace(RULES, clear_nulls=clear_nulls)
+    said = payloads.Said(1, rows[0])
+    for number, row in enumerate(rows[1:], start=2):
+        said = payloads.merge(said, number, row, rules)
+    by_field = [[value for value in field if value or clear_nulls] for field in zip(*rows, strict=True)]
+    assert list(said.values) == [values[-1] if values else "" for values in by_field]
+    assert said.disagreed == any(len(set(values)) > 1 for values in by_field)
 
 
 def test_derived_id_goes_by_the_names_of_the_fields_and_not_of_their_columns() -> None:
-    crossed = replace(RULES, event_fields=(("page", "b"), ("device", "a")))
-    straight = replace(RULES, event_fields=(("page", "a"), ("device", "b")))
+    crossed = replace(RULES, event_fields=(FieldMap("page", "b"), FieldMap("device", "a")))
+    straight = replace(RULES, event_fields=(FieldMap("page", "a"), FieldMap("device", "b")))
     assert sent_event(crossed, page="1", device="2")["id"] == sent_event(straight, page="2", device="1")["id"]
 
 
 def test_field_name_with_a_quote_is_sent() -> None:
-    rules = replace(RULES, event_fields=(("page", 'the "page"\\'),))
-    assert sent_event(rules)["dataFields"] == {'the "page"\\': "pricing"}
+    rules = replace(RULES, event_fields=(FieldMap("page", 'the "page" 100%s\\'),))
+    assert sent_event(rules)["dataFields"] == {'the "page" 100%s\\': "pricing"}
 
 
 def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
@@ -780,7 +902,7 @@ def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
         ROW,
     ]
     people = ["ada@example.com"] * len(rows)
-    found = payloads.events(rows, people, RULES)
+    found = payloads.events(of_rows(*rows), people, RULES)
     told = [str(each) if isinstance(each, InvalidRecord) else decoded(each) for each in found]
     assert [each if isinstance(each, str) else each and each["dataFields"] for each in told] == [
         {"page": "pricing", "deviceType": "desktop"},
@@ -792,18 +914,18 @@ def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
         {"page": "pricing", "deviceType": "desktop"},
         "event_time is before 1970",
         FUTURE,
-        "page has bytes that are no UTF-8",
+        "page is not valid UTF-8",
         {"page": "pricing", "deviceType": "desktop"},
     ]
-    assert payloads.events([], [], RULES) == []
+    assert payloads.events(of_rows(), [], RULES) == []
 
 
 @given(
     st.datetimes(datetime(1970, 1, 3), datetime(2026, 1, 12)),
     st.timezones(),
-    st.permutations([("page", "page"), ("device", "deviceType")]),
+    st.permutations([FieldMap("page", "page"), FieldMap("device", "deviceType")]),
 )
-def test_derived_id_is_that_of_the_instant(moment: datetime, zone: tzinfo, fields: list[tuple[str, str]]) -> None:
+def test_derived_id_is_that_of_the_instant(moment: datetime, zone: tzinfo, fields: list[FieldMap]) -> None:
     utc = moment.replace(tzinfo=UTC)
     forms = [
         moment,

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from decimal import Decimal
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.fields import FieldMap
 from pipeline.payloads import Rules
-from pipeline.plan import MAX_RECORD_BYTES, ColumnsError, Planner, make_rules
-from pipeline.records import Kind, Outcome, Record, Undelivered
-from pipeline.settings import Settings, load_settings
+from pipeline.plan import MAX_RECORD_BYTES, Planner
+from pipeline.records import Kind, Outcome, Record, Undelivered, Unreadable
 from tests.opened import Opened, open_both
 
 NOW_S = 1_768_293_912.0  # 2026-01-13 08:45:12 in UTC
-COLUMNS = ["id", "email", "first_name", "last_name", "plan_type", "candidate", "page", "device", "browser", "location"]
-COLUMNS += ["event_time"]
 ROW: dict[str, Any] = {
     "id": 1,
     "email": "ada@example.com",
@@ -34,8 +32,8 @@ NO_EVENT = {"page": None, "event_time": None}
 RULES = Rules(
     by_user_id=False,
     identity_column="email",
-    user_fields=(("first_name", "first_name"), ("plan_type", "plan_type")),
-    event_fields=(("page", "page"),),
+    user_fields=(FieldMap("first_name", "first_name"), FieldMap("plan_type", "plan_type")),
+    event_fields=(FieldMap("page", "page"),),
     event_name="page_view",
     zone=timezone.utc,
     clear_nulls=False,
@@ -64,10 +62,8 @@ class Plan:
     duplicate_events: int
 
 
-def plan(opened: Opened, rows: Sequence[dict[str, Any]], rules: Rules = RULES) -> Plan:
-    planner = Planner(opened.ledger, opened.stage, rules)
-    assert list(planner.watch(rows)) == rows
-    assert planner.rows == len(rows)
+def plan(opened: Opened, rows: Sequence[dict[str, Any]], rules: Rules = RULES, *, rows_per_block: int = 100) -> Plan:
+    opened.plan(rules, rows, rows_per_block=rows_per_block)
     opened.finish_staging(skip_unchanged=True, ids_are_given=rules.id_column is not None)
     undelivered = list(opened.stage.undelivered())
     assert {undelivered[3:6] for undelivered in undelivered} <= {(Outcome.REJECTED, None, "InvalidRecord")}
@@ -110,23 +106,6 @@ def test_no_rows_plan_nothing(opened: Opened) -> None:
     assert plan(opened, []) == Plan([], [], [], 0)
 
 
-def test_rows_are_planned_and_handed_on_a_block_at_a_time(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 2)
-    taken = []
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for number in range(5):
-            taken.append(number)
-            yield ROW
-
-    planner = Planner(opened.ledger, opened.stage, RULES)
-    watched = planner.watch(rows())
-    assert next(watched) is ROW
-    assert (taken, planner.rows) == ([0, 1], 2)
-    assert list(watched) == [ROW] * 4
-    assert (taken, planner.rows) == ([0, 1, 2, 3, 4], 5)
-
-
 def test_row_of_a_left_join_without_event_is_a_user_only(opened: Opened) -> None:
     assert plan(opened, [ROW | NO_EVENT]) == Plan([(1, user())], [], [], 0)
 
@@ -136,6 +115,43 @@ def test_user_in_many_rows_is_one_update_with_the_values_of_the_last(opened: Ope
     found = plan(opened, rows)
     assert found.users == [(3, user(plan_type="free"))]
     assert (len(found.events), found.duplicate_events) == (1, 3)
+
+
+def test_rows_of_one_user_are_put_together_field_by_field(opened: Opened) -> None:
+    rows = [
+        ROW | NO_EVENT | {"email": "Ada@example.com", "plan_type": "pro"},
+        ROW | NO_EVENT | {"email": "bob@example.com", "first_name": "Bob"},
+        ROW | NO_EVENT | {"plan_type": "free", "first_name": None},
+        ROW | NO_EVENT | {"email": "ada@example.com ", "plan_type": None, "first_name": None},
+    ]
+    found = sorted(plan(opened, rows).users, key=itemgetter(0))
+    assert found == [(2, user("bob@example.com", first_name="Bob")), (3, user(plan_type="free"))]
+    assert opened.stage.merged_users == 1
+
+
+def test_a_later_null_clears_where_nulls_clear(opened: Opened) -> None:
+    rows = [ROW | NO_EVENT, ROW | NO_EVENT | {"plan_type": None}]
+    assert plan(opened, rows, replace(RULES, clear_nulls=True)).users == [(2, user(plan_type=None))]
+    assert opened.stage.merged_users == 1
+
+
+def test_users_whose_rows_only_leave_fields_out_do_not_disagree(opened: Opened) -> None:
+    rows = [ROW | NO_EVENT | {"plan_type": None}, ROW | NO_EVENT | {"first_name": None}, ROW | NO_EVENT]
+    assert plan(opened, rows).users == [(2, user())]
+    assert opened.stage.merged_users == 0
+
+
+def test_users_in_any_order_beyond_what_is_remembered_are_one_update_each(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.plan.REMEMBERED_USERS", 3)
+    values = ["pro", None, "free", None, "pro", "team", None]
+    rows = [ROW | NO_EVENT | {"email": f"{n}@example.com", "plan_type": value} for value in values for n in range(10)]
+    found = plan(opened, rows, rows_per_block=7)
+    assert sorted(found.users, key=itemgetter(0)) == [
+        (51 + n, user(f"{n}@example.com", plan_type="team")) for n in range(10)
+    ]
+    assert opened.stage.merged_users == 10
 
 
 def test_values_that_go_back_to_an_earlier_state_are_the_last_ones(opened: Opened) -> None:
@@ -184,52 +200,45 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
         for n in range(100)
     ]
     whole = plan(opened, rows)
-    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 3)
     monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 4)
     monkeypatch.setattr("pipeline.plan.REMEMBERED_USERS", 2)
     with open_both(tmp_path, now=NOW_S, lasting=False) as other:
-        piecemeal = plan(other, rows)
+        piecemeal = plan(other, rows, rows_per_block=3)
     assert [payload for _, payload in piecemeal.users] == [payload for _, payload in whole.users]
     assert piecemeal.events == whole.events
     assert [each[2:] for each in piecemeal.refused] == [each[2:] for each in whole.refused]
 
 
-def test_refused_rows_alone_are_staged_before_the_end(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 1)
+def test_records_are_staged_before_the_end(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 4)
-    watched = Planner(opened.ledger, opened.stage, RULES).watch([ROW | {"email": "nobody"}] * 3)
-    next(watched)
+    planner = Planner(opened.ledger, opened.stage, RULES, list(ROW))
+    nobody = [[value] for value in (ROW | {"email": "nobody"}).values()]
+    planner.plan(nobody)
     assert list(opened.stage.undelivered()) == []
-    next(watched)
+    planner.plan(nobody)
     assert len(list(opened.stage.undelivered())) == 4
 
 
+def test_large_records_are_staged_at_once(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.plan.BYTES_PER_STAGING", 1_000)
+    planner = Planner(opened.ledger, opened.stage, RULES, list(ROW))
+    for text in ("x" * 500, "y" * 1_000):
+        planner.plan([[value] for value in (ROW | NO_EVENT | {"plan_type": text}).values()])
+    assert [row for _, row, _, _ in opened.stage.user_rows()] == [1, 2]
+
+
 def test_single_user_field_that_changes_is_sent_with_its_last_value(opened: Opened) -> None:
-    rules = replace(RULES, user_fields=(("plan_type", "plan_type"),))
+    rules = replace(RULES, user_fields=(FieldMap("plan_type", "plan_type"),))
     found = plan(opened, [ROW, ROW | {"plan_type": "rpo"}, ROW | {"plan_type": "free"}], rules)
     assert found.users == [(3, {"email": "ada@example.com", "dataFields": {"plan_type": "free"}})]
-
-
-def test_users_alone_are_staged_before_the_end(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 1)
-    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 2)
-    watched = Planner(opened.ledger, opened.stage, RULES).watch(
-        [ROW | NO_EVENT | {"email": f"{n}@example.com"} for n in range(3)]
-    )
-    next(watched)
-    assert list(opened.stage.pending(Kind.USER)) == []
-    next(watched)
-    opened.finish_staging(skip_unchanged=True)
-    assert len(list(opened.stage.pending(Kind.USER))) == 2
 
 
 # What is refused --------------------------------------------------------------------------------------------------
 
 
 def test_row_that_names_nobody_is_refused_once_for_the_user_and_once_for_its_event(opened: Opened) -> None:
-    planner = Planner(opened.ledger, opened.stage, RULES)
-    list(planner.watch([ROW | {"email": "nobody"}]))
-    message = "email is not an e-mail address."
+    opened.plan(RULES, [ROW | {"email": "nobody"}])
+    message = "email is not a valid email address."
     assert list(opened.stage.undelivered()) == [
         Undelivered(Kind.USER, 1, None, Outcome.REJECTED, None, "InvalidRecord", message, 0),
         Undelivered(Kind.EVENT, 1, None, Outcome.REJECTED, None, "InvalidRecord", message, 0),
@@ -237,7 +246,7 @@ def test_row_that_names_nobody_is_refused_once_for_the_user_and_once_for_its_eve
 
 
 def test_row_of_nothing_but_null_is_one_refused_user(opened: Opened) -> None:
-    refused: Refused = [(Kind.USER, 1, None, "email is empty, so nobody is named.")]
+    refused: Refused = [(Kind.USER, 1, None, "email is empty.")]
     assert plan(opened, [dict.fromkeys(ROW), ROW]) == Plan([(2, user())], [(2, event_payload())], refused, 0)
 
 
@@ -267,9 +276,9 @@ def test_bad_event_leaves_its_user_and_bad_user_leaves_its_event(opened: Opened)
             Kind.EVENT,
             1,
             "ada@example.com",
-            "event_time is no time of the form 2026-01-13 08:45:12 or 2026-01-13T08:45:12+01:00.",
+            "event_time is not a valid time; expected 2026-01-13 08:45:12 or 2026-01-13T08:45:12+01:00.",
         ),
-        (Kind.USER, 2, "bob@example.com", "plan_type has bytes that are no UTF-8."),
+        (Kind.USER, 2, "bob@example.com", "plan_type is not valid UTF-8."),
         (Kind.EVENT, 3, "eve@example.com", "event_time is more than a day in the future."),
         (
             Kind.EVENT,
@@ -286,6 +295,16 @@ def test_user_whose_last_row_is_invalid_is_refused_and_no_earlier_row_is_sent(op
     assert plan(opened, rows) == Plan([], [], [(Kind.USER, 2, "ada@example.com", reason)], 0)
 
 
+def test_field_whose_last_value_is_invalid_refuses_the_user_unless_a_later_row_has_a_valid_one(opened: Opened) -> None:
+    bad = {"plan_type": b"\xff"}
+    named = [{"email": f"{name}@example.com"} for name in ("ada", "bob")]
+    rows = [ROW | NO_EVENT | person for person in named] + [ROW | NO_EVENT | person | bad for person in named]
+    rows += [ROW | NO_EVENT | named[0] | {"plan_type": None}, ROW | NO_EVENT | named[1] | {"plan_type": "free"}]
+    found = plan(opened, rows)
+    assert found.users == [(6, user("bob@example.com", plan_type="free"))]
+    assert found.refused == [(Kind.USER, 3, "ada@example.com", "plan_type is not valid UTF-8.")]
+
+
 def test_user_whose_last_row_is_valid_is_updated_despite_an_earlier_one(opened: Opened) -> None:
     rows = [ROW | NO_EVENT | {"plan_type": float("nan")}, ROW | NO_EVENT]
     assert plan(opened, rows) == Plan([(2, user())], [], [], 0)
@@ -294,13 +313,12 @@ def test_user_whose_last_row_is_valid_is_updated_despite_an_earlier_one(opened: 
 def test_invalid_row_counts_also_when_its_user_was_staged_long_before(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.plan.ROWS_PER_BLOCK", 1)
     monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 1)
     bad = ROW | NO_EVENT | {"plan_type": b"\xff"}
     rows = [ROW | NO_EVENT, ROW | NO_EVENT | {"email": "bob@example.com"}, bad, bad]
-    found = plan(opened, rows)
+    found = plan(opened, rows, rows_per_block=1)
     assert found.users == [(2, user("bob@example.com"))]
-    assert found.refused == [(Kind.USER, 3, "ada@example.com", "plan_type has bytes that are no UTF-8.")]
+    assert found.refused == [(Kind.USER, 3, "ada@example.com", "plan_type is not valid UTF-8.")]
 
 
 def test_record_that_fills_a_request_is_sent_and_a_byte_more_is_refused(opened: Opened) -> None:
@@ -316,6 +334,111 @@ def test_event_too_big_for_a_request_is_refused_and_its_user_is_not(opened: Open
     found = plan(opened, [ROW | {"page": "x" * MAX_RECORD_BYTES}])
     assert (found.users, found.events) == ([(1, user())], [])
     assert [each[:3] for each in found.refused] == [(Kind.EVENT, 1, "ada@example.com")]
+
+
+def test_unreadable_value_refuses_its_record_alone(opened: Opened) -> None:
+    never = Unreadable("infinity", "is infinity, which can't be sent as a date")
+    rows = [
+        ROW | {"plan_type": never},
+        ROW | {"email": "bob@example.com", "event_time": never},
+        ROW | {"email": never, "page": None, "event_time": None},
+        ROW | {"email": "cy@example.com"},
+    ]
+    found = plan(opened, rows)
+    assert sorted(row for row, _ in found.users) == [2, 4]
+    assert sorted(row for row, _ in found.events) == [1, 4]
+    assert found.refused == [
+        (Kind.USER, 1, "ada@example.com", "plan_type is infinity, which can't be sent as a date."),
+        (Kind.EVENT, 2, "bob@example.com", "event_time is infinity, which can't be sent as a date."),
+        (Kind.USER, 3, None, "email is infinity, which can't be sent as a date."),
+    ]
+
+
+# What another run knows it by -----------------------------------------------------------------------------------------
+
+
+def refusals_of(tmp_path: Path, *rows: dict[str, Any]) -> list[tuple[Kind, bytes, bytes, str]]:
+    """The kind, the key, the fingerprint and the message of each."""
+    with open_both(tmp_path, now=NOW_S, lasting=False) as opened:
+        plan(opened, rows)
+        return sorted(
+            (each.kind, key, fingerprint, each.message)
+            for page in opened.stage.refusals()
+            for key, fingerprint, each in page
+        )
+
+
+BAD_ROWS = [
+    ROW | {"email": "nobody"},
+    ROW | {"plan_type": b"\xff"},
+    ROW | {"email": "bob@example.com", "event_time": "soon"},
+]
+
+
+def test_a_refusal_is_the_same_in_another_run_whatever_lies_around_it(tmp_path: Path) -> None:
+    found = refusals_of(tmp_path, *BAD_ROWS)
+    assert found == refusals_of(tmp_path, ROW | NO_EVENT | {"email": "cy@example.com"}, *BAD_ROWS[::-1])
+    lengths = [(kind, len(key), len(fingerprint)) for kind, key, fingerprint, _ in found]
+    assert lengths == [(Kind.EVENT, 20, 16)] * 2 + [(Kind.USER, 16, 16)] * 2
+    with open_both(tmp_path, now=NOW_S, lasting=False) as opened:
+        ada, bob = opened.ledger.user_key("ada@example.com"), opened.ledger.user_key("bob@example.com")
+    keys = {key for _, key, _, _ in found}
+    assert ada in keys
+    assert bob[:8] in {key[:8] for key in keys if len(key) == 20}
+
+
+@pytest.mark.parametrize(
+    ("row", "changes"),
+    [
+        (BAD_ROWS[0], {"email": "no-one"}),
+        (BAD_ROWS[0], {"page": "home", "plan_type": "free"}),
+        (BAD_ROWS[1], {"plan_type": b"\xfe"}),
+        (BAD_ROWS[2], {"event_time": "later"}),
+        (BAD_ROWS[2], {"page": None}),
+    ],
+)
+def test_a_refusal_of_other_values_is_another_one(tmp_path: Path, row: dict[str, Any], changes: dict[str, Any]) -> None:
+    before, after = refusals_of(tmp_path, row), refusals_of(tmp_path, row | changes)
+    assert {fingerprint for _, _, fingerprint, _ in before}.isdisjoint(fingerprint for _, _, fingerprint, _ in after)
+
+
+# Runs that break off --------------------------------------------------------------------------------------------------
+
+
+def test_run_that_breaks_off_before_users_are_put_together_has_a_whole_account(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 1)
+    rows = [ROW, ROW | {"email": "bob@example.com"}, ROW | NO_EVENT | {"plan_type": "free"}, ROW | {"email": "nobody"}]
+    planner = Planner(opened.ledger, opened.stage, RULES, list(ROW))
+    planner.plan(list(zip(*(row.values() for row in rows), strict=True)))
+    opened.stage.note_not_attempted("Not attempted.")
+    assert [each[:4] for each in opened.stage.undelivered()] == [
+        (Kind.EVENT, 1, "ada@example.com", Outcome.NOT_ATTEMPTED),
+        (Kind.USER, 2, "bob@example.com", Outcome.NOT_ATTEMPTED),
+        (Kind.EVENT, 2, "bob@example.com", Outcome.NOT_ATTEMPTED),
+        (Kind.USER, 3, "ada@example.com", Outcome.NOT_ATTEMPTED),
+        (Kind.USER, 4, None, Outcome.REJECTED),
+        (Kind.EVENT, 4, None, Outcome.REJECTED),
+    ]
+
+
+# Parts of the rows ----------------------------------------------------------------------------------------------------
+
+
+def test_with_a_limit_known_users_are_left_alone_and_their_new_events_are_sent(tmp_path: Path) -> None:
+    bob, cy = (ROW | NO_EVENT | {"email": f"{name}@example.com"} for name in ("bob", "cy"))
+    with open_both(tmp_path, now=NOW_S, lasting=True) as opened:
+        plan(opened, [ROW | NO_EVENT, bob])
+        opened.accept(list(opened.stage.pending(Kind.USER)))
+        opened.ledger.commit()
+    with open_both(tmp_path, now=NOW_S, lasting=True) as opened:
+        opened.plan(RULES, [ROW | {"plan_type": "free"}, bob, cy])
+        opened.finish_staging(leave_known_users=True)
+        assert [each.identity for each in opened.stage.pending(Kind.USER)] == ["cy@example.com"]
+        assert [each.identity for each in opened.stage.pending(Kind.EVENT)] == ["ada@example.com"]
+        assert opened.stage.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 2
+        assert opened.stage.left_users == 1
 
 
 # Events that are the same -----------------------------------------------------------------------------------------
@@ -346,127 +469,3 @@ def test_without_event_id_the_same_event_of_two_users_is_two(opened: Opened) -> 
     found = plan(opened, [ROW, ROW | {"email": "bob@example.com"}])
     first, second = (payload["id"] for _, payload in found.events)
     assert first != second
-
-
-# Rules from the columns -------------------------------------------------------------------------------------------
-
-
-def settings(**changes: str) -> Settings:
-    needed = {"ITERABLE_API_KEY": "key", "DATABASE_URL": "sqlite:///users.db"}
-    return load_settings(Path("/nonexistent/.env"), needed | changes)
-
-
-def test_default_query_gives_the_default_rules() -> None:
-    assert make_rules(COLUMNS, settings(), NOW_S) == Rules(
-        by_user_id=False,
-        identity_column="email",
-        user_fields=tuple((name, name) for name in ("first_name", "last_name", "plan_type", "candidate")),
-        event_fields=tuple((name, name) for name in ("page", "device", "browser", "location")),
-        event_name="page_view",
-        zone=timezone.utc,
-        clear_nulls=False,
-        latest_s=NOW_S + 86_400,
-        time_column="event_time",
-        name_column=None,
-        id_column=None,
-    )
-
-
-def test_settings_and_further_columns_shape_the_rules() -> None:
-    changes = {
-        "ITERABLE_IDENTIFIER": "userId",
-        "USER_FIELDS": "plan_type:plan",
-        "EVENT_FIELDS": "-",
-        "EVENT_NAME": "visit",
-        "NULL_VALUES": "clear",
-    }
-    found = make_rules([*COLUMNS, "event_name", "event_id"], settings(**changes), NOW_S)
-    assert found == Rules(
-        by_user_id=True,
-        identity_column="id",
-        user_fields=(("plan_type", "plan"),),
-        event_fields=(),
-        event_name="visit",
-        zone=timezone.utc,
-        clear_nulls=True,
-        latest_s=NOW_S + 86_400,
-        time_column="event_time",
-        name_column="event_name",
-        id_column="event_id",
-    )
-
-
-def test_user_id_column_goes_before_id() -> None:
-    by_user_id = settings(ITERABLE_IDENTIFIER="userId")
-    assert make_rules(["id", "user_id"], by_user_id, NOW_S).identity_column == "user_id"
-    assert make_rules(["id", "email"], by_user_id, NOW_S).identity_column == "id"
-
-
-def test_default_fields_that_the_query_lacks_are_let_go() -> None:
-    found = make_rules(["email", "last_name", "page", "event_time"], settings(), NOW_S)
-    assert (found.user_fields, found.event_fields) == ((("last_name", "last_name"),), (("page", "page"),))
-
-
-def test_query_of_users_only_has_no_events(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    found = make_rules(["email", "first_name"], settings(), NOW_S)
-    assert (found.time_column, found.event_fields) == (None, ())
-    assert caplog.messages == ["The query has no column event_time: users are updated, and no events are tracked."]
-
-
-def test_columns_that_stay_behind_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    make_rules([*COLUMNS, "user_id", "event_name", "event_id", "phone", "zip"], settings(), NOW_S)
-    assert caplog.messages == [
-        "Not sent, as neither USER_FIELDS nor EVENT_FIELDS names them (they are in the CSV): phone, zip."
-    ]
-
-
-@pytest.mark.parametrize(
-    ("columns", "changes", "problem"),
-    [
-        (
-            ["id", "first_name"],
-            {},
-            "The query has no column email, by which ITERABLE_IDENTIFIER=email tells people apart; its columns are "
-            "id, first_name.",
-        ),
-        (
-            ["EMAIL"],
-            {},
-            "The query has no column email, by which ITERABLE_IDENTIFIER=email tells people apart; its columns are "
-            "EMAIL.",
-        ),
-        (
-            ["email", "first_name"],
-            {"ITERABLE_IDENTIFIER": "userId"},
-            "The query has no column user_id or id, by which ITERABLE_IDENTIFIER=userId tells people apart; its "
-            "columns are email, first_name.",
-        ),
-        (
-            ["email", "plan_type"],
-            {"USER_FIELDS": "plan_type,nick,phone:mobile"},
-            "USER_FIELDS names nick, phone, which the query does not have; its columns are email, plan_type.",
-        ),
-        (
-            ["email", "event_time"],
-            {"EVENT_FIELDS": "page"},
-            "EVENT_FIELDS names page, which the query does not have; its columns are email, event_time.",
-        ),
-        (
-            ["email", "page"],
-            {},
-            "The query has no column event_time, although page belongs to events; its columns are email, page. Add "
-            "event_time, or set EVENT_FIELDS=- to send users only.",
-        ),
-        (
-            ["email", "event_id"],
-            {},
-            "The query has no column event_time, although event_id belongs to events; its columns are email, event_id. "
-            "Add event_time, or set EVENT_FIELDS=- to send users only.",
-        ),
-    ],
-)
-def test_missing_column_is_named(columns: list[str], changes: dict[str, str], problem: str) -> None:
-    with pytest.raises(ColumnsError) as caught:
-        make_rules(columns, settings(**changes), NOW_S)
-    assert str(caught.value) == problem

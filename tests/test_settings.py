@@ -11,7 +11,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pipeline.settings import ROOT, SETTINGS, FieldMap, Settings, SettingsError, load_settings
+from pipeline.fields import FieldMap
+from pipeline.settings import ROOT, SETTINGS, Settings, SettingsError, load_settings
 
 EXAMPLE = ROOT / ".env.example"
 KEY = "0123456789abcdef0123456789abcdef"
@@ -70,12 +71,16 @@ def test_defaults_are_those_of_the_design(no_file: Path) -> None:
         "database_url": "sqlite:///users.db",
         "query_file": ROOT / "pipeline/user_events.sql",
         "user_fields": tuple(
-            {"column": name, "name": name} for name in ("first_name", "last_name", "plan_type", "candidate")
+            {"column": name, "name": name, "type": None}
+            for name in ("first_name", "last_name", "plan_type", "candidate")
         ),
-        "event_fields": tuple({"column": name, "name": name} for name in ("page", "device", "browser", "location")),
+        "event_fields": tuple(
+            {"column": name, "name": name, "type": None} for name in ("page", "device", "browser", "location")
+        ),
         "event_name": "page_view",
         "event_timezone": timezone.utc,
         "null_values": "omit",
+        "merge_nested": False,
         "push_mode": "auto",
         "max_workers": None,
         "max_retries": 3,
@@ -105,6 +110,13 @@ def test_blank_settings_have_their_defaults(no_file: Path) -> None:
     blank = dict.fromkeys(SETTINGS, " ") | {"ITERABLE_JWT_ISSUER": "iterable-integration"} | NEEDED
     given = frozenset({"ITERABLE_JWT_ISSUER", *NEEDED})
     assert load_settings(no_file, blank) == dataclasses.replace(load_settings(no_file, NEEDED), given=given)
+
+
+def test_star_in_both_lists_of_fields_is_a_contradiction(no_file: Path) -> None:
+    both = NEEDED | {"USER_FIELDS": "*", "EVENT_FIELDS": "page,*"}
+    assert problems_of(no_file, both) == [
+        "USER_FIELDS and EVENT_FIELDS both have *; only one of them can take every other column."
+    ]
 
 
 def test_jwt_needs_its_secret_and_no_key(no_file: Path) -> None:
@@ -206,7 +218,10 @@ def test_setting_takes_its_value(name: str, text: str, value: Any) -> None:
 
 
 BOOLEAN = "must be true or false"
-LIST = "must be a list such as page,device:deviceType (column or column:fieldName; - for none)."
+LIST = (
+    "must be a list of column, column:fieldName or column:fieldName:type, such as page,device:deviceType (* for every "
+    "other column, - for none); a column whose own name has a comma or a colon needs another one in the query (AS)."
+)
 ENCODED = (
     "must have the special characters of its user name and password percent-encoded: "
     "@ as %40, / as %2F, # as %23, ? as %3F, [ as %5B."
@@ -251,7 +266,7 @@ WEB = "must be an address that begins with https:// or http://."
         ("USER_FIELDS", ",", LIST),
         ("EVENT_FIELDS", "a:", LIST),
         ("EVENT_FIELDS", ":a", LIST),
-        ("EVENT_FIELDS", "a,b:a", "names a field twice."),
+        ("EVENT_FIELDS", "a,b:a", "names the field a twice."),
         ("EVENT_TIMEZONE", "Berlin", "must be a time zone such as UTC or Europe/Berlin, not 'Berlin'."),
         ("EVENT_TIMEZONE", "../UTC", "must be a time zone such as UTC or Europe/Berlin, not '../UTC'."),
         ("EVENT_TIMEZONE", "+01:00", "must be a time zone such as UTC or Europe/Berlin, not '+01:00'."),
