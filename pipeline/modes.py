@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 from pipeline.settings import Settings
 
 BULK_ABOVE = 100  # pending records, for PUSH_MODE=auto
 MAX_RECORDS_A_BATCH = 1000
 MAX_BYTES_A_BATCH = 3_500_000  # Iterable allows 4 MB in bulk, and does not say whether that is 4,000,000 bytes or more
+MOST_WORKERS = 256  # that MAX_WORKERS may ask for
+OTHER_FILES = 32  # that are open beside the connections: outputs, ledger, stage, libraries
 EVENTS_A_TURN = 20  # of one user, in single mode: how many a worker takes at once
 
 
@@ -41,6 +44,16 @@ def bulk_mode(workers: int | None) -> Mode:
 def choose_mode(settings: Settings, pending: int) -> Mode:
     """The one path of a run with so many pending records. JWT-enabled keys can't call the bulk endpoints [keys]."""
     wants_bulk = settings.push_mode == "bulk" or (settings.push_mode == "auto" and pending > BULK_ABOVE)
-    if wants_bulk and not settings.use_jwt_auth:
-        return bulk_mode(settings.max_workers)
-    return single_mode(settings.max_workers)
+    make_mode = bulk_mode if wants_bulk and not settings.use_jwt_auth else single_mode
+    mode = make_mode(settings.max_workers)
+    return replace(mode, workers=min(mode.workers, most_connections()))
+
+
+def most_connections() -> int:
+    """As many as the limit of open files allows (`ulimit -n`). In the sandbox, this process has both ends of each."""
+    if sys.platform == "win32":
+        return MOST_WORKERS
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_WORKERS if limit == resource.RLIM_INFINITY else max(1, (limit - OTHER_FILES) // 2)

@@ -347,6 +347,18 @@ def run_with_file_limit(program: Program, most_bytes: int, **settings: Any) -> F
     return program.wait_for(program.start(preexec_fn=limit, **settings))
 
 
+def test_a_low_limit_of_open_files_makes_fewer_connections_and_a_whole_account(
+    program: Program, iterable: StandIn
+) -> None:
+    iterable.latency_s = 0.05
+    use_rows(program, some_rows(300))
+    run = program.wait_for(
+        program.start(PUSH_MODE="single", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
+    )
+    assert (run.code, run.err) == (0, "")
+    assert (run.counts("users"), run.counts("events")) == ({"delivered": 300}, {"delivered": 300})
+
+
 @pytest.fixture
 def unlimited(tmp_path: Path) -> Iterator[tuple[Program, StandIn]]:
     with StandIn(limits=None) as iterable:
