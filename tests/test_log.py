@@ -9,6 +9,7 @@ import re
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,22 @@ def test_lines_about_calls_that_went_well_come_with_the_next_other_line_or_a_lit
     finally:
         close_log(handler)
     assert written()[7:] == ["call 5"]
+
+
+def test_where_no_thread_can_be_started_lines_wait_for_the_next_other_line_and_no_longer(tmp_path: Path) -> None:
+    client = logging.getLogger("iterable_client")
+    handler = open_log(tmp_path, Redactor())
+    before = threading.stack_size(2**46)  # more than there is
+    try:
+        client.info("call 0")
+        client.warning("retry")
+        threading.stack_size(before)
+        client.info("call 1")
+        wait_until(lambda: (tmp_path / LOG_NAME).read_text().endswith(" - call 1\n"))
+        assert len((tmp_path / LOG_NAME).read_text().splitlines()) == 3
+    finally:
+        threading.stack_size(before)
+        close_log(handler)
 
 
 def test_no_advice_looks_like_a_secret() -> None:
