@@ -23,7 +23,6 @@ from pipeline.heartbeat import Heartbeat
 from pipeline.interrupt import Interrupt
 from pipeline.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
 from pipeline.log import Console, close_log, open_log
-from pipeline.progress import DeliveryProgress
 from pipeline.results import free_run_id, reason_of
 from pipeline.retention import delete_old, sweep
 from pipeline.settings import ROOT, Settings, SettingsError, load_settings
@@ -52,7 +51,6 @@ class Run:
     run_id: str
     ledger: Ledger
     stage: Stage
-    progress: DeliveryProgress
     client: IterableClient
     stand_in: StandIn | None
 
@@ -82,8 +80,6 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     run_id = free_run_id(folder)
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
     breaker = Breaker()
-    progress = DeliveryProgress(console, stage.count_delivered)
-    breaker.on_wait = progress.waiting
     client = make_client(settings, breaker)
     heartbeat = Heartbeat(None if options.dry_run else settings.heartbeat_url)
     heartbeat.start()
@@ -101,7 +97,6 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         run_id,
         ledger,
         stage,
-        progress,
         client,
         stand_in,
     )

@@ -46,11 +46,15 @@ class DeliveryProgress:
         self,
         console: Console,
         delivered: Callable[[], Mapping[Kind, int]],
+        *,
+        pause_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """delivered: how many records of each kind Iterable has accepted in this run; asked at the end."""
+        """delivered: how many records of each kind Iterable has accepted in this run; asked at the end.
+        pause_s: how long the rate limit keeps two requests apart."""
         self._console = console
         self._delivered = delivered
+        self._pause_s = pause_s
         self._clock = clock
         self._parts: dict[Kind, _Part] = {}
         self._started_at = self._logged_at = self._advanced_at = 0.0
@@ -108,7 +112,9 @@ class DeliveryProgress:
         if waiting := self._waiting:
             return State(done, total, f"waiting: {waiting} ({idle_s:.0f} s)")
         words = [str(part) for part in parts if part.done < part.total or done == total]
-        if idle_s >= LONG_S:
+        if LONG_S <= idle_s < 2 * self._pause_s:
+            words.append(f"waiting for the rate limit ({idle_s:.0f} s)")
+        elif idle_s >= LONG_S:
             words.append(f"no answer for {idle_s:.0f} s")
         elif done:
             rate = done / max(now - self._started_at, SECONDS_PER_DRAWING)

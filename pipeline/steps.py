@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import Any
 
 from iterable.export import harmless_rows, write_csv
+from iterable.pacing import rates
 from pipeline.batch import BulkSender, SingleSender
 from pipeline.delivery import GRACE_S, Delivered, Delivery
 from pipeline.ending import OutputError
@@ -18,6 +19,7 @@ from pipeline.modes import Mode, choose_mode
 from pipeline.opening import Run
 from pipeline.payloads import Rules
 from pipeline.plan import Planner
+from pipeline.progress import DeliveryProgress
 from pipeline.records import Kind, Outcome
 from pipeline.results import CSV_NAME, reason_of
 from pipeline.rules import make_rules
@@ -153,6 +155,10 @@ def deliver(run: Run, plan: Plan) -> Delivered:
         return Delivered()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
     by_user_id = run.settings.iterable_identifier == "userId"
+    paces = rates(run.settings.rate_limit_percent)
+    pause_s = max(1 / paces[name] for name in plan.mode.endpoints)
+    progress = DeliveryProgress(run.console, run.stage.count_delivered, pause_s=pause_s)
+    run.breaker.on_wait = progress.waiting
     delivery = Delivery(
         run.ledger,
         run.stage,
@@ -162,7 +168,7 @@ def deliver(run: Run, plan: Plan) -> Delivered:
         breaker=run.breaker,
         interrupted=run.interrupt.ending,
         is_urgent=lambda: run.interrupt.is_urgent,
-        progress=run.progress,
+        progress=progress,
         query=str(run.settings.query_file),
     )
     return delivery.run()

@@ -53,6 +53,7 @@ from tests.job import (
     small_bulk,
     some_events,
     some_users,
+    stage,
 )
 from tests.opened import Opened
 
@@ -110,13 +111,16 @@ def test_dropped_and_created_fields_are_known_by_kind_after_the_run_and_which_wa
     job: Job, iterable: StandIn
 ) -> None:
     iterable.project.dropped_fields |= {"age", "seat.row"}
-    payload = b'{"email":"ada@example.com","dataFields":{"age":7,"plan":"pro","seat":{"row":1,"number":2}}}'
 
-    def change(opened: Opened) -> None:
-        opened.stage.stage_users([Record(Kind.USER, 1, ADA, opened.ledger.user_key(ADA), b"f" * 16, payload)])
+    def stage_ada(opened: Opened) -> None:
+        fields = {"age": 7, "plan": "pro", "seat": {"row": 1, "number": 2}}
+        opened.stage.stage_users([make_record(opened, Kind.USER, 1, ADA, {}, fields)])
+        event = make_record(opened, Kind.EVENT, 1, ADA, {"eventName": "visit", "id": "e1", "createdAt": 1})
+        opened.stage.stage_events([(1, event.key, event.fingerprint, event.payload)])
+        opened.finish_staging()
 
     watched = {Kind.USER: {"age", "plan", "seat.number", "seat.row", "city"}, Kind.EVENT: {"plan"}}
-    delivered = job.run([(ADA, "e1")], MODES["bulk"], before=change, watched_fields=watched).delivered
+    delivered = job.run(None, MODES["bulk"], before=stage_ada, watched_fields=watched).delivered
     nothing: frozenset[str] = frozenset()
     assert delivered.filtered_out_fields == {Kind.USER: {"age", "seat.row"}, Kind.EVENT: nothing}
     assert delivered.created_fields == {Kind.USER: {"plan", "seat", "seat.number"}, Kind.EVENT: nothing}
@@ -126,11 +130,10 @@ def test_dropped_and_created_fields_are_known_by_kind_after_the_run_and_which_wa
 def test_single_requests_tell_of_no_dropped_fields(job: Job, iterable: StandIn) -> None:
     iterable.project.dropped_fields.add("age")
 
-    def change(opened: Opened) -> None:
-        payload = b'{"email":"ada@example.com","dataFields":{"age":7}}'
-        opened.stage.stage_users([Record(Kind.USER, 1, ADA, opened.ledger.user_key(ADA), b"f" * 16, payload)])
+    def stage_ada(opened: Opened) -> None:
+        stage(opened, [(ADA, None)], {"age": 7})
 
-    delivered = job.run([(ADA, None)], MODES["single"], before=change, watched_fields={Kind.USER: {"age"}}).delivered
+    delivered = job.run(None, MODES["single"], before=stage_ada, watched_fields={Kind.USER: {"age"}}).delivered
     nothing = dict.fromkeys(Kind, frozenset[str]())
     assert (delivered.filtered_out_fields, delivered.passed_fields) == (nothing, nothing)
 

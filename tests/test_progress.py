@@ -43,7 +43,7 @@ def clock() -> Clock:
 
 
 def make_progress(clock: Clock, users: int = 0, events: int = 0) -> DeliveryProgress:
-    return DeliveryProgress(Console(), lambda: {USER: users, EVENT: events}, clock)
+    return DeliveryProgress(Console(), lambda: {USER: users, EVENT: events}, clock=clock)
 
 
 @pytest.mark.parametrize(("number", "shown"), [(0, "0 users"), (1, "1 user"), (2, "2 users"), (1000, "1,000 users")])
@@ -120,8 +120,18 @@ def test_the_state_tells_what_is_waited_for_until_the_next_record_is_done(clock:
     assert progress.state() == State(1, 3, "1/3 users, no answer for 3 s")
 
 
+def test_the_state_tells_that_the_rate_limit_leaves_long_pauses(clock: Clock) -> None:
+    progress = DeliveryProgress(Console(), dict, pause_s=20.0, clock=clock)
+    progress.start({USER: 3, EVENT: 0})
+    progress.advance(USER, 1)
+    clock.now += 10.0
+    assert progress.state() == State(1, 3, "1/3 users, waiting for the rate limit (10 s)")
+    clock.now += 30.0
+    assert progress.state() == State(1, 3, "1/3 users, no answer for 40 s")
+
+
 def test_what_is_waited_for_is_redacted(clock: Clock) -> None:
-    progress = DeliveryProgress(console := Console(), dict, clock)
+    progress = DeliveryProgress(console := Console(), dict, clock=clock)
     console.redactor = Redactor(["hidden-secret"])
     progress.start({USER: 3, EVENT: 0})
     progress.waiting("hidden-secret of ada@example.com\x1b[31m")
