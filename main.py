@@ -18,16 +18,20 @@ import argparse
 import gc
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 
 from pipeline import check, steps
-from pipeline.account import Account, conclude, conclude_after, refuse, report
+from pipeline.account import Account, conclude, conclude_after, refuse, remember, report
 from pipeline.ending import ExitCode
+from pipeline.history import run_history
 from pipeline.interrupt import Interrupted, catch_signals
 from pipeline.log import Console
 from pipeline.opening import open_run
+from pipeline.settings import parse_moment
+from pipeline.since import ALL
 from pipeline.version import VERSION
 
 __all__ = ["ExitCode", "main", "run"]
@@ -47,7 +51,10 @@ def run(options: argparse.Namespace) -> ExitCode:
             steps.introduce(opened)
             account.read = steps.read_rows(opened)
             account.plan = steps.make_plan(opened, account.read)
-            account.delivered = steps.deliver(opened, account.plan)
+            account.delivered = steps.brake(opened, account.read, account.plan) or steps.deliver(
+                opened, account.read, account.plan
+            )
+            remember(opened, account)
             ending = conclude(opened, account)
         except (Exception, Interrupted) as problem:
             ending = conclude_after(opened, problem)
@@ -61,25 +68,43 @@ def run(options: argparse.Namespace) -> ExitCode:
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="main.py",
-        description="Takes the people and events that a SQL query finds and makes an Iterable project agree with them.",
+        description="Syncs users and events from a SQL query to Iterable.",
         epilog="Settings are read from .env beside main.py and from the environment; see .env.example.",
     )
     add = parser.add_argument
     add(
         "--sandbox",
         action="store_true",
-        help="the whole job against a stand-in Iterable on this machine; no key needed",
+        help="the whole job against a stand-in Iterable on this machine, without a key",
     )
     add("--dry-run", action="store_true", help="query, CSV and plan; show what would be sent, and send nothing")
     add("--full", action="store_true", help="send everything again, also what Iterable has accepted unchanged")
     add("--limit", type=_positive, metavar="N", help="take only the first N rows of the query")
+    add(
+        "--since",
+        type=_when,
+        metavar="WHEN",
+        help="read from then on, this once: 2026-01-12, 2026-01-12T08:00:00, or all",
+    )
+    add("--yes", action="store_true", help="go on although the brake would stop this run; don't ask")
+    add("--baseline", action="store_true", help="enter everything as accepted by Iterable, and send nothing")
     add("--env-file", type=Path, metavar="PATH", help="read the settings from PATH instead of .env beside main.py")
-    add("--check", action="store_true", help="look at everything that a run needs, and at field types; send nothing")
-    add("--json", action="store_true", help="print the results JSON on stdout, and nothing else there")
+    add("--json", action="store_true", help="print the results as JSON on stdout, and nothing else there")
     add("--quiet", action="store_true", help="print nothing unless something is wrong, for cron")
     add("--verbose", action="store_true", help="show the log on stderr, too")
     add("--version", action="version", version=f"iterable-integration {VERSION}")
-    return parser.parse_args(arguments)
+    look = parser.add_argument_group("look, and send nothing")
+    add = look.add_mutually_exclusive_group().add_argument
+    add("--check", action="store_true", help="look at everything that a run needs, and at field types")
+    add("--history", type=_positive, nargs="?", const=20, metavar="N", help="the last N runs (20)")
+    add("--explain", metavar="WHO", help="one person: their rows, what would be sent, what was accepted when")
+    add("--verify", type=_positive, nargs="?", const=20, metavar="N", help="compare N users (20) with Iterable's copy")
+    options = parser.parse_args(arguments)
+    if options.baseline and (options.sandbox or options.dry_run or options.full):
+        parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
+    if options.baseline and not options.yes and not sys.stdin.isatty():
+        parser.error("--baseline asks before it enters anything; without a terminal, add --yes")
+    return options
 
 
 def _positive(text: str) -> int:
@@ -89,13 +114,29 @@ def _positive(text: str) -> int:
     return number
 
 
+def _when(text: str) -> datetime | str:
+    try:
+        return ALL if text == ALL else parse_moment(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time; expected 2026-01-12, 2026-01-12 08:00:00, or all"
+        ) from None
+
+
+def _chosen(options: argparse.Namespace) -> Callable[[argparse.Namespace], ExitCode]:
+    """What the command line asks for."""
+    if options.check:
+        return check.run_check
+    return run_history if options.history is not None else run
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     # Rows and records come and go by the million and hold no cycles; looking for some would take a quarter of the time.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     try:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
-        return int(check.run_check(options) if options.check else run(options))
+        return int(_chosen(options)(options))
     except KeyboardInterrupt:  # where `run` does not catch it: nothing is under way
         return int(ExitCode.SIGINT)
     except Exception as bug:  # Python's own exit code would be 1, which says that some records were rejected

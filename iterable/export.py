@@ -92,10 +92,10 @@ def _cell(value: Any) -> Any:
         value = bytes(value).decode("utf-8", errors="backslashreplace")
     elif isinstance(value, (dict, list)):
         value = json.dumps(value, ensure_ascii=False, default=str)
-    return _guarded(str(value).replace("\0", "\\x00"))  # a NUL makes many CSV readers give up
+    return guarded(str(value).replace("\0", "\\x00"))  # a NUL makes many CSV readers give up
 
 
-def _guarded(text: str) -> str:
+def guarded(text: str) -> str:
     """A text that a spreadsheet would run gets a `'`; a plain number with a sign is no formula."""
     if text[:1] in _FORMULA_STARTS and text and not _PLAIN_NUMBER.match(text):
         return "'" + text

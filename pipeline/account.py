@@ -7,24 +7,32 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import chain
 from typing import Any
 
 from pipeline import results
+from pipeline.brake import way_of
 from pipeline.delivery import Delivered
 from pipeline.ending import Ending, ExitCode, RunError
+from pipeline.failures import note_refusals
 from pipeline.interrupt import Interrupted
+from pipeline.ledger import Mark, RunResult
 from pipeline.log import LOG_NAME, Console
 from pipeline.modes import choose_mode
 from pipeline.opening import Run
 from pipeline.records import Kind, Outcome, Undelivered
 from pipeline.settings import SettingsError
-from pipeline.steps import Plan, Read
+from pipeline.since import circumstances_of, moves_mark
+from pipeline.steps import Plan, Read, fields_of
+from pipeline.version import VERSION
 
 DRY_RUN_REASON = "Dry run: nothing was sent."
+MAX_REASON_CHARS = 300
 
 logger = logging.getLogger("main")
 
@@ -72,17 +80,30 @@ def conclude(run: Run, account: Account) -> Ending:
     by_kind = run.stage.count_outcomes().values()
     numbers = {outcome: sum(counts[outcome] for counts in by_kind) for outcome in Outcome}
     if numbers[Outcome.UNACKNOWLEDGED]:
-        left = f"{numbers[Outcome.UNACKNOWLEDGED]:,} records were not acknowledged; the next run sends them again."
+        left = f"{_records(numbers[Outcome.UNACKNOWLEDGED])} not acknowledged; the next run sends them again."
         return Ending(ExitCode.TEMPORARY, f"{left} {_example(run, Outcome.UNACKNOWLEDGED)}".rstrip())
     if numbers[Outcome.REJECTED]:
-        path = run.settings.output_dir / results.REJECTED_NAME.format(run.run_id)
-        return Ending(ExitCode.REJECTED, f"{numbers[Outcome.REJECTED]:,} records were rejected; see {path}.")
+        return _conclude_rejected(run, numbers[Outcome.REJECTED])
     if run.options.dry_run:
         return Ending(ExitCode.SUCCESS, DRY_RUN_REASON)
     if account.read is None or not account.read.rows:
         return Ending(ExitCode.SUCCESS, "The query found no rows.")
+    if run.options.baseline:
+        return Ending(ExitCode.SUCCESS, f"{_records(numbers[Outcome.UNCHANGED])} known as accepted; nothing was sent.")
     told = [f"{numbers[each]:,} {each.value}" for each in (Outcome.DELIVERED, Outcome.UNCHANGED) if numbers[each]]
     return Ending(ExitCode.SUCCESS, f"All records are in Iterable: {', '.join(told)}.")
+
+
+def _conclude_rejected(run: Run, rejected: int) -> Ending:
+    new = sum(reason.new for reason in _reasons(run) if reason.outcome == Outcome.REJECTED.value)
+    path = run.settings.output_dir / results.REJECTED_NAME.format(run.run_id)
+    known = "" if new == rejected else f", {new:,} of them new" if new else ", all known from earlier runs"
+    code = ExitCode.SUCCESS if run.settings.exit_on_rejected == "new" and not new else ExitCode.REJECTED
+    return Ending(code, f"{_records(rejected)} rejected{known}; see {path}.")
+
+
+def _records(number: int) -> str:
+    return f"{number:,} record was" if number == 1 else f"{number:,} records were"
 
 
 def _example(run: Run, outcome: Outcome) -> str:
@@ -102,51 +123,138 @@ def conclude_after(run: Run, problem: BaseException) -> Ending:
     return Ending(code, f"A bug: {type(problem).__name__}. Please report it with the traceback in {where}.")
 
 
+# What the ledger is told ----------------------------------------------------------------------------------------------
+
+
+def remember(run: Run, account: Account) -> None:
+    """Tell the ledger what later runs need to know: what can't be sent, what was shown, how ids were made, which fields
+    Iterable dropped."""
+    if account.read is None:
+        return
+    note_refusals(run.ledger, run.stage, run.query_path, keep=not run.options.dry_run)
+    if run.options.dry_run:
+        return
+    is_whole = account.read.is_full and run.options.limit is None
+    run.ledger.refresh(run.stage.keys(), run.query_path, full_read=is_whole)
+    if account.delivered is not None:
+        _remember_way(run, account.read, run.stage.count_outcomes()[Kind.EVENT])
+        _remember_dropped_fields(run, account.read, account.delivered)
+    run.ledger.commit()
+
+
+def _remember_way(run: Run, read: Read, events: Mapping[Outcome, int]) -> None:
+    """A way of making ids counts as used where it went through the brake, or gave ids that are known."""
+    if events[Outcome.DELIVERED] or events[Outcome.UNCHANGED]:
+        run.ledger.add_way(run.query_path, way_of(read.rules), accepted=True)
+
+
+def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None:
+    """Until a run delivers a field without its being dropped, or it is not sent any more, each run warns of it."""
+    dropped = {(kind, name) for kind, names in delivered.filtered_out_fields.items() for name in names}
+    passed = {(kind, name) for kind, names in delivered.passed_fields.items() for name in names}
+    gone = {(kind, name) for kind, name in run.ledger.dropped_fields() if name not in fields_of(read.rules, kind)}
+    run.ledger.forget_dropped((passed - dropped) | gone)
+    run.ledger.remember_dropped(dropped)
+    for kind in Kind:
+        names = sorted(name for each, name in run.ledger.dropped_fields() if each is kind)
+        if names:
+            run.console.warn(
+                f"Iterable drops these fields of {kind.value}s: {', '.join(names)}. Allow them in the project's "
+                "settings, then run once with --full; or stop sending them."
+            )
+
+
+def _move_mark(run: Run, account: Account, ending: Ending) -> bool:
+    """Move the mark of :since, where nothing is left that only a later read can bring; returns whether it moved."""
+    read = account.read
+    if read is None or read.since is None:
+        return False
+    is_partial = run.options.dry_run or run.options.sandbox or run.options.limit is not None
+    if not moves_mark(read.since, ending.code, run.stage.rejected_codes(), is_partial=is_partial):
+        return False
+    before = run.ledger.mark(run.query_path)
+    started_at = int(read.started_at.timestamp())
+    full_at = started_at if read.since.is_full or before is None else before.last_full_at
+    run.ledger.set_mark(run.query_path, Mark(started_at, circumstances_of(run.settings, read.query), full_at))
+    run.ledger.commit()
+    return True
+
+
 # The account ----------------------------------------------------------------------------------------------------------
 
 
 def report(run: Run, account: Account, ending: Ending) -> ExitCode:
-    """The results JSON, the rejected rows, the summary, the log's last line, and the last ping."""
+    """The results JSON, the rejected rows, the summary, the log's last line, the history, and the last ping."""
     run.interrupt.stop_raising()
     counts = _count_all(run, account, ending)
+    mark_moved = False
     try:
+        mark_moved = _move_mark(run, account, ending)
         rejected = _write_rejected_rows(run, account)
-        written = _results(run, account, ending, counts, rejected, list(_undelivered(run, results.MAX_FAILURES)))
+        failures = list(_undelivered(run, results.MAX_FAILURES))
+        written = _results(run, account, ending, counts, mark_moved, rejected, failures)
         results.write_results(run.settings.output_dir / results.RESULTS_NAME.format(run.run_id), written)
     except (OSError, sqlite3.Error) as problem:
         ending = _without_results(ending, "written", problem)
-        written = _results(run, account, ending, counts, None, [])
-    _show(run, ending, written)
+        written = _results(run, account, ending, counts, mark_moved, None, [])
+    _show(run, account, ending, written)
     ending = _print_json(run, ending, written)
     logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
+    if not (run.options.dry_run or run.options.sandbox):
+        _enter_history(run, account, ending, written)
     run.heartbeat.finish(ending.code)
     return ending.code
+
+
+def _enter_history(run: Run, account: Account, ending: Ending, written: results.Results) -> None:
+    since = account.read.since if account.read else None
+    try:
+        run.ledger.end_run(
+            RunResult(
+                status=written.status,
+                exit_code=int(ending.code),
+                reason=run.console.redactor.line(ending.reason, max_chars=MAX_REASON_CHARS),
+                duration_s=written.duration_s,
+                rows=account.read.rows if account.read else None,
+                since_from=int(since.start.timestamp()) if since else None,
+                full_read=account.read.is_full if account.read else False,
+                users=written.counts["users"],
+                events=written.counts["events"],
+            )
+        )
+    except sqlite3.Error as problem:
+        logger.error("The run can't be entered into the history: %s", problem)
 
 
 def _count_all(run: Run, account: Account, ending: Ending) -> dict[str, Any]:
     """Give every record its outcome and count them. Without a complete CSV there are none."""
     if account.read is None:
-        return results.counts_as_json(0, 0, {})
+        return results.counts_as_json({})
     try:
         ran_dry = run.options.dry_run and ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED)
         run.stage.note_not_attempted(f"Not attempted: {DRY_RUN_REASON if ran_dry else ending.reason}")
-        if not run.options.dry_run:
-            run.ledger.refresh(run.stage.keys(), str(run.settings.query_file), full_read=run.options.limit is None)
-            run.ledger.commit()
     except sqlite3.Error as problem:
-        logger.error("At the end, the ledger or the list of failures can't be written: %s", problem)
+        logger.error("At the end, the list of failures can't be written: %s", problem)
     if any(run.stage.count_pending(kind) for kind in Kind):
         raise AssertionError("some records have no outcome")
-    return results.counts_as_json(account.read.rows, run.stage.duplicate_events, run.stage.count_outcomes())
+    return results.counts_as_json(
+        run.stage.count_outcomes(),
+        rows=account.read.rows,
+        duplicate_events=run.stage.duplicate_events,
+        merged_users=run.stage.merged_users,
+    )
 
 
 def _write_rejected_rows(run: Run, account: Account) -> str | None:
-    """A CSV of all rows that have a record not in Iterable, if there is one; returns its name."""
-    if account.read is None or next(_undelivered(run, 1), None) is None:
+    """A CSV of the rows of rejected records, if there are some; returns its name."""
+    rejected = (each for each in run.stage.undelivered() if each.outcome is Outcome.REJECTED)
+    first = next(rejected, None)
+    if account.read is None or first is None:
         return None
     name = results.REJECTED_NAME.format(run.run_id)
     folder = run.settings.output_dir
-    results.write_rejected_rows(folder / name, folder / account.read.csv_name, _undelivered(run), run.console.redactor)
+    rows = chain([first], rejected)
+    results.write_rejected_rows(folder / name, folder / account.read.csv_name, rows, run.console.redactor)
     return name
 
 
@@ -159,13 +267,14 @@ def _without_results(ending: Ending, what: str, problem: Exception) -> Ending:
     return Ending(code, f"{ending.reason} The results could not be {what}: {results.reason_of(problem)}.")
 
 
-def _reasons(run: Run) -> list[results.Reason]:
+def _reasons(run: Run, limit: int = results.MAX_REASONS) -> list[results.Reason]:
     try:
-        reasons = [results.Reason(*each) for each in run.stage.count_reasons(results.SHOWN_REASONS)]
+        reasons = [results.Reason(*each) for each in run.stage.count_reasons(limit)]
     except sqlite3.Error:
         return []
     planned_only = Outcome.NOT_ATTEMPTED.value if run.options.dry_run else None
-    return [reason for reason in reasons if reason.outcome != planned_only]
+    clean = run.console.redactor.without_secrets
+    return [replace(each, message=clean(each.message)) for each in reasons if each.outcome != planned_only]
 
 
 def _results(
@@ -173,15 +282,17 @@ def _results(
     account: Account,
     ending: Ending,
     counts: dict[str, Any],
+    mark_moved: bool,
     rejected: str | None,
     failures: list[Undelivered],
 ) -> results.Results:
-    settings = run.settings
+    settings, read = run.settings, account.read
     finished_at = datetime.now(timezone.utc)
     delivered = account.delivered or Delivered()
     mode = account.plan.mode if account.plan is not None else choose_mode(settings, pending=0)
     return results.Results(
         result_version=results.RESULT_VERSION,
+        tool_version=VERSION,
         run_id=run.run_id,
         status=_status(run, ending, counts),
         exit_code=int(ending.code),
@@ -189,6 +300,11 @@ def _results(
         started_at=run.started_at.isoformat(timespec="seconds"),
         finished_at=finished_at.isoformat(timespec="seconds"),
         duration_s=round((finished_at - run.started_at).total_seconds(), 3),
+        host=socket.gethostname(),
+        database=settings.shown_database(),
+        query_file=settings.query_file.name,
+        options={name: getattr(run.options, name) for name in ("sandbox", "dry_run", "full", "limit", "baseline")},
+        since=_since_as_json(read, mark_moved),
         authentication=run.authentication,
         push_mode=mode.name,
         base_url=settings.iterable_base_url,
@@ -201,30 +317,47 @@ def _results(
         fields={
             "filtered_out": sorted(frozenset().union(*delivered.filtered_out_fields.values())),
             "created": sorted(frozenset().union(*delivered.created_fields.values())),
+            "not_sent": list(read.rules.not_sent) if read else [],
         },
-        files={"csv": account.read.csv_name if account.read else None, "log": LOG_NAME, "rejected": rejected},
+        files={
+            "results": results.RESULTS_NAME.format(run.run_id),
+            "csv": read.csv_name if read else None,
+            "log": LOG_NAME,
+            "rejected": rejected,
+        },
+        reasons=_reasons(run),
+        failures_total=results.count_failures(counts, without_not_attempted=run.options.dry_run),
         failures=results.failures_as_json(
             failures, run.console.redactor, by_user_id=settings.iterable_identifier == "userId"
         ),
     )
 
 
+def _since_as_json(read: Read | None, mark_moved: bool) -> dict[str, str | bool] | None:
+    if read is None or read.since is None:
+        return None
+    return {"from": read.since.shown(), "full_read": read.since.is_full, "mark_moved": mark_moved}
+
+
 def _status(run: Run, ending: Ending, counts: dict[str, Any]) -> str:
     if ending.code in (ExitCode.SIGINT, ExitCode.SIGTERM):
         return "interrupted"
-    if run.options.dry_run and ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED):
-        return "dry_run"
+    if ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED):
+        if run.options.dry_run:
+            return "dry_run"
+        if run.options.baseline:
+            return "baseline"
     if ending.code is ExitCode.SUCCESS:
-        return "success"
+        return "partial" if any(counts[kind]["rejected"] for kind in ("users", "events")) else "success"
     done = sum(counts[kind][each] for kind in ("users", "events") for each in ("delivered", "unchanged"))
     return "partial" if done and ending.code in (ExitCode.REJECTED, ExitCode.TEMPORARY) else "failed"
 
 
-def _show(run: Run, ending: Ending, written: results.Results) -> None:
+def _show(run: Run, account: Account, ending: Ending, written: results.Results) -> None:
     console = run.console
     if ending.code is not ExitCode.SUCCESS:
         console.error(ending.reason)
-    for line in results.summary(written, _reasons(run)):
+    for line in results.summary(written, _reasons(run, results.SHOWN_REASONS)):
         console.say(line)
     if run.stand_in is not None:
         held = run.stand_in.project.state()

@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     SUCCESS = 0
     REJECTED = 1
     USAGE = 2  # argparse's own
+    BRAKE = 65
     NO_INPUT = 66
     BUG = 70
     NO_OUTPUT = 73
@@ -42,6 +43,12 @@ class RunError(Exception):
     """What keeps a run from sending anything. The text is the whole message; each subclass has its exit code."""
 
     code: ClassVar[ExitCode] = ExitCode.BUG
+
+
+class UsageError(RunError):
+    """The command line asks for what can't be."""
+
+    code = ExitCode.USAGE
 
 
 class OutputError(RunError):
@@ -133,6 +140,21 @@ OUTCOME_ADVICE = {
     Outcome.NOT_ATTEMPTED: "the next run sends them",
     Outcome.REJECTED: "fix what the message names; until then, each run offers them again",
 }
+
+
+KEEPS_FAILING = "KeepsFailing"  # our code for a record that was not acknowledged in three runs in a row
+# Codes of rejections whose reason lies in the row itself: once that is fixed, the row has changed, and will be read.
+LIES_IN_THE_ROW = frozenset(
+    {
+        "InvalidRecord",
+        "InvalidEmailAddressError",
+        "invalidEmails",
+        "InvalidUserIdError",
+        "invalidUserIds",
+        KEEPS_FAILING,
+    }
+    | {"ForgottenUserError", "forgottenEmails", "forgottenUserIds"}
+)
 
 
 def advice_for(outcome: Outcome, code: str | None) -> str:

@@ -5,11 +5,11 @@ A record that was not acknowledged in several runs in a row is rejected: a silen
 
 from __future__ import annotations
 
+from pipeline.ending import KEEPS_FAILING
 from pipeline.ledger import Failed, Ledger
 from pipeline.records import Outcome
 from pipeline.stage import Failure, Stage
 
-KEEPS_FAILING = "KeepsFailing"
 MAX_STREAK = 3  # runs in a row, each of which had something else accepted
 
 
@@ -22,6 +22,14 @@ def note_troubles(ledger: Ledger, stage: Stage, query: str, *, counts: bool) -> 
         is_new = ledger.note_troubles([_failed(each, hopeless) for each in failures], query, counts=counts)
         stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     ledger.commit()
+
+
+def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool) -> None:
+    """The same for records that can't be sent. keep=False only looks which of them are known, as a dry run does."""
+    for failures in stage.refusals():
+        failed = [_failed(each, set()) for each in failures]
+        is_new = ledger.note_troubles(failed, query, counts=False) if keep else ledger.are_new(failed)
+        stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
 
 
 def _keep_failing(ledger: Ledger, failures: list[Failure], counts: bool) -> set[bytes]:

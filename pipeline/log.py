@@ -173,6 +173,14 @@ class Console:
         if not self.quiet:
             self._write(sys.stderr if self._keeps_stdout else sys.stdout, text)
 
+    def ask(self, question: str) -> str:
+        """What the person at the terminal answers; nothing where there is no answer."""
+        self._write(sys.stderr, question)
+        try:
+            return input().strip()
+        except EOFError:
+            return ""
+
     def print_json(self, results: object) -> None:
         """Raises OSError where stdout does not take it, as nobody else would tell whoever waits for it."""
         if sys.stdout is None:

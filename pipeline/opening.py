@@ -55,6 +55,11 @@ class Run:
     stand_in: StandIn | None
 
     @property
+    def query_path(self) -> str:
+        """What tells one query file from another in the ledger."""
+        return str(self.settings.query_file)
+
+    @property
     def authentication(self) -> str:
         return "JWT" if self.settings.use_jwt_auth else "API key"
 
@@ -78,12 +83,14 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         sweep(folder, console.warn)
         delete_old(folder, settings.keep_days, time.time(), console.warn)
     run_id = free_run_id(folder)
+    if not (options.sandbox or options.dry_run):
+        ledger.begin_run(run_id, started_at.timestamp(), settings.query_file.name)
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
     breaker = Breaker()
     client = make_client(settings, breaker)
     heartbeat = Heartbeat(None if options.dry_run else settings.heartbeat_url)
     heartbeat.start()
-    for warning in (*settings.warnings, ledger.warning, ledger.note):
+    for warning in (*settings.warnings, ledger.warning, ledger.note, _new_key(settings, ledger, options)):
         if warning:
             console.warn(warning)
     return Run(
@@ -99,6 +106,17 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         stage,
         client,
         stand_in,
+    )
+
+
+def _new_key(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
+    """A rotated key looks like another project, unless ITERABLE_PROJECT names it."""
+    if not ledger.knows_nothing_but_others or options.sandbox or options.full:
+        return ""
+    return (
+        f"The ledger knows nothing of this API key, but knows others for {settings.iterable_base_url}. Everything that "
+        "the query finds will be sent. If the key was only rotated, stop, run once with the old key and "
+        "ITERABLE_PROJECT=name, and keep that name; or run with --baseline."
     )
 
 

@@ -14,9 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from iterable.export import new_file
+from iterable.export import guarded, new_file
 from iterable.redaction import Redactor
-from iterable_client import RequestCounts, export_results_to_csv
+from iterable_client import RequestCounts
 from pipeline.ending import advice_for
 from pipeline.records import Kind, Outcome, Undelivered
 
@@ -24,8 +24,9 @@ CSV_NAME = "query_results_{}.csv"
 RESULTS_NAME = "integration_results_{}.json"
 REJECTED_NAME = "rejected_rows_{}.csv"
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 MAX_FAILURES = 1000
+MAX_REASONS = 100
 SHOWN_REASONS = 5
 MAX_REASON_CHARS = 300
 
@@ -47,10 +48,23 @@ def free_run_id(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why some records were not delivered: one of their messages, how many share its outcome and code, and how many of
+    them were not refused before for the same reason."""
+
+    outcome: str
+    code: str | None
+    message: str
+    count: int
+    new: int
+
+
+@dataclass(frozen=True)
 class Results:
     """The whole account of a run, as it stands in the results JSON."""
 
     result_version: int
+    tool_version: str
     run_id: str
     status: str
     exit_code: int
@@ -58,6 +72,11 @@ class Results:
     started_at: str
     finished_at: str
     duration_s: float
+    host: str
+    database: str
+    query_file: str
+    options: dict[str, bool | int | None]
+    since: dict[str, str | bool] | None
     authentication: str
     push_mode: str
     base_url: str
@@ -66,15 +85,25 @@ class Results:
     requests: dict[str, dict[str, int]]
     fields: dict[str, list[str]]
     files: dict[str, str | None]
+    reasons: list[Reason]
+    failures_total: int
     failures: list[dict[str, Any]]
 
 
-def counts_as_json(rows: int, duplicate_events: int, outcomes: Mapping[Kind, Mapping[Outcome, int]]) -> dict[str, Any]:
+def counts_as_json(
+    outcomes: Mapping[Kind, Mapping[Outcome, int]], *, rows: int = 0, duplicate_events: int = 0, merged_users: int = 0
+) -> dict[str, Any]:
     by_kind = {
         f"{kind.value}s": {outcome.value: outcomes.get(kind, {}).get(outcome, 0) for outcome in Outcome}
         for kind in Kind
     }
-    return {"rows": rows, "duplicate_events": duplicate_events, **by_kind}
+    return {"rows": rows, "duplicate_events": duplicate_events, "merged_users": merged_users, **by_kind}
+
+
+def count_failures(counts: Mapping[str, Any], *, without_not_attempted: bool) -> int:
+    """Everything that is neither delivered nor unchanged."""
+    outcomes = ["rejected", "unacknowledged", *([] if without_not_attempted else ["not_attempted"])]
+    return sum(counts[kind][outcome] for kind in ("users", "events") for outcome in outcomes)
 
 
 def requests_as_json(endpoints: Iterable[str], counts: Mapping[str, RequestCounts]) -> dict[str, dict[str, int]]:
@@ -122,35 +151,28 @@ def write_results(path: Path, results: Results) -> None:
         file.write("\n")
 
 
-def write_rejected_rows(path: Path, csv_path: Path, undelivered: Iterable[Undelivered], redactor: Redactor) -> None:
-    """The rows behind the undelivered, which come in the order of the CSV: its columns, then what happened and why."""
+def write_rejected_rows(path: Path, csv_path: Path, rejected: Iterable[Undelivered], redactor: Redactor) -> None:
+    """The rows of rejected records, in the order of the CSV: their number, their cells exactly as there, then what
+    happened and why."""
     csv.field_size_limit(sys.maxsize)
-    with csv_path.open(encoding="utf-8", newline="") as file:
-        lines = csv.reader(file)
+    with csv_path.open(encoding="utf-8", newline="") as source, new_file(path) as target:
+        lines = csv.reader(source)
         columns = next(lines)
-        added = ["kind", "outcome", "code", "message"]
-        rows = _rejected_rows(lines, columns, undelivered, redactor)
-        export_results_to_csv(rows, str(path), columns=columns + [_unused(name, columns) for name in added])
+        writer = csv.writer(target)
+        added = [_unused(name, columns) for name in ("row", "kind", "outcome", "code", "message")]
+        writer.writerow([added[0], *columns, *added[1:]])
+        writer.writerows(_rejected_rows(lines, rejected, redactor))
 
 
 def _rejected_rows(
-    lines: Iterator[list[str]], columns: list[str], undelivered: Iterable[Undelivered], redactor: Redactor
-) -> Iterator[dict[str, str | None]]:
+    lines: Iterator[list[str]], rejected: Iterable[Undelivered], redactor: Redactor
+) -> Iterator[list[object]]:
     number, line = 0, [""]
-    for each in undelivered:
+    for each in rejected:
         while number < each.row:
             number, line = number + 1, next(lines)
-        message = redactor.without_secrets(each.message)
-        added = {"kind": each.kind.value, "outcome": each.outcome.value, "code": each.code, "message": message}
-        yield {
-            **dict(zip(columns, map(_unguarded, line), strict=True)),
-            **{_unused(name, columns): value for name, value in added.items()},
-        }
-
-
-def _unguarded(cell: str) -> str:
-    """A cell of our own CSV without the ' that guards it; the export guards it anew."""
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in tuple("=+-@\t\r\n") and cell[1:2] else cell
+        message = guarded(redactor.without_secrets(each.message))
+        yield [each.row, *line, each.kind.value, each.outcome.value, guarded(each.code or ""), message]
 
 
 def _unused(name: str, columns: list[str]) -> str:
@@ -162,16 +184,6 @@ def _unused(name: str, columns: list[str]) -> str:
 # The summary ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Why some records were not delivered: one of their messages, and how many share its outcome and code."""
-
-    outcome: str
-    code: str | None
-    message: str
-    count: int
-
-
 def summary(results: Results, reasons: Iterable[Reason]) -> list[str]:
     """What a person wants to know at the end, on less than one screen: a list of lines."""
     counts, retry = results.counts, results.retry
@@ -181,8 +193,11 @@ def summary(results: Results, reasons: Iterable[Reason]) -> list[str]:
         lines.append(f"  {kind:<8} {sum(counts[kind].values()):>10,}   {', '.join(told)}".rstrip())
     if counts["duplicate_events"]:
         lines.append(f"  {counts['duplicate_events']:,} events stood in more than one row; each was sent once")
+    if counts["merged_users"]:
+        who = "1 user has" if counts["merged_users"] == 1 else f"{counts['merged_users']:,} users have"
+        lines.append(f"  {who} rows with different values; the last ones were used")
     for reason in reasons:
-        lines += _wrapped(f"{reason.count:,} {reason.outcome.replace('_', ' ')}: {_first_of(reason)}")
+        lines += _wrapped(f"{reason.count:,} {reason.outcome.replace('_', ' ')}{_news(reason)}: {_first_of(reason)}")
         lines += _wrapped(f"-> {advice_for(Outcome(reason.outcome), reason.code)}", indent=4)
     for name, what in (("filtered_out", "fields that Iterable dropped"), ("created", "fields new in Iterable")):
         if results.fields[name]:
@@ -199,6 +214,13 @@ def summary(results: Results, reasons: Iterable[Reason]) -> list[str]:
 
 def _wrapped(text: str, indent: int = 2) -> list[str]:
     return textwrap.wrap(text, 79, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
+
+
+def _news(reason: Reason) -> str:
+    """How many of them earlier runs did not know, where some are known."""
+    if reason.new == reason.count or reason.outcome == Outcome.NOT_ATTEMPTED.value:
+        return ""
+    return f" ({reason.new:,} new)" if reason.new else " (all known from earlier runs)"
 
 
 def _first_of(reason: Reason) -> str:

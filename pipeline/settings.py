@@ -13,7 +13,7 @@ import shlex
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timezone, tzinfo
+from datetime import datetime, timezone, tzinfo
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,14 @@ class SettingsError(RunError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__(" ".join(problems))
         self.problems = problems
+
+
+@dataclass(frozen=True)
+class MaxChanges:
+    """How many pending records stop a run: a number, or percent of what the ledger knows for this project."""
+
+    limit: float
+    is_percent: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,12 @@ class Settings:
     output_dir: Path
     keep_days: int
     max_run_minutes: float | None
+    since_overlap_hours: float
+    full_read_days: float
+    since_start: datetime
+    max_changes: MaxChanges | None
+    exit_on_rejected: str
+    skip_forgotten: bool
     given: frozenset[str] = frozenset()  # the names that were set, not defaulted
     warnings: tuple[str, ...] = ()
 
@@ -96,9 +110,10 @@ class Settings:
         return Project(self.iterable_base_url, credential, self.iterable_project)
 
     def shown_database(self) -> str:
-        """DATABASE_URL without user, password and options."""
+        """DATABASE_URL without user, password and options: `postgresql+psycopg://***@host/name`."""
         parts = _split_url(self.database_url or "")
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        host = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{'***@' if '@' in parts.netloc else ''}{host}{parts.path}"
 
 
 # A parser takes the text of a set value, and raises ValueError with the rest of the sentence "NAME ...".
@@ -193,6 +208,29 @@ def _time_zone(value: str) -> tzinfo:
         return ZoneInfo(value)
     except Exception:  # ZoneInfo raises KeyError, ValueError or OSError, by the kind of mistake
         raise ValueError(f"must be a time zone such as UTC or Europe/Berlin{_not(value)}") from None
+
+
+def parse_moment(text: str) -> datetime:
+    """`2026-01-12`, `2026-01-12 08:00:00`, with `T`, with an offset; UTC without one. ValueError for anything else."""
+    text = text.strip()
+    if not re.match(r"\d{4}-\d\d-\d\d(?:$|[T ])", text):
+        raise ValueError("is not a time")
+    moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1] in "zZ" else text)
+    return moment.astimezone(timezone.utc) if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+
+
+def _moment(value: str) -> datetime:
+    try:
+        return parse_moment(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"must be a time such as 2026-01-12 or 2026-01-12 08:00:00{_not(value)}") from None
+
+
+def _max_changes(value: str) -> MaxChanges:
+    number = value.removesuffix("%").strip()
+    if not re.fullmatch(r"\d{1,12}(?:\.\d+)?", number) or ("." in number and not value.endswith("%")):
+        raise ValueError(f"must be a whole number of records, or a percentage such as 20%{_not(value)}")
+    return MaxChanges(float(number), is_percent=value.endswith("%"))
 
 
 def _base_url(value: str) -> str:
@@ -299,6 +337,12 @@ SETTINGS: dict[str, tuple[str | None, Parser]] = {
     "OUTPUT_DIR": (".", _path),
     "KEEP_DAYS": ("0", _number(int, 0, 36_500, "days")),
     "MAX_RUN_MINUTES": (None, _number(float, 0.001, 525_600, "minutes")),
+    "SINCE_OVERLAP_HOURS": ("24", _number(float, 0, 8760, "hours")),
+    "FULL_READ_DAYS": ("7", _number(float, 0, 3650, "days")),
+    "SINCE_START": ("1970-01-01 00:00:00", _moment),
+    "MAX_CHANGES": (None, _max_changes),
+    "EXIT_ON_REJECTED": ("always", _one_of("always", "new")),
+    "SKIP_FORGOTTEN": ("false", _boolean),
 }
 
 

@@ -272,6 +272,11 @@ class Stage:
         for each in records:
             self._states[each.kind][each.row] = _DELIVERED
 
+    def note_unchanged(self, records: Sequence[Record]) -> None:
+        """These need no sending, as Iterable has them."""
+        for each in records:
+            self._states[each.kind][each.row] = _CODES[Outcome.UNCHANGED]
+
     def note(self, undelivered: Sequence[Undelivered], *, is_blamed: bool = True) -> None:
         """Note what was not delivered. It stays out of the ledger, so the next run offers it again.
 
@@ -449,10 +454,15 @@ class Stage:
             ended = Outcome.UNACKNOWLEDGED if outcome == "held" else Outcome(outcome)
             yield Undelivered(Kind(kind), row, identity, ended, *rest)
 
-    def count_reasons(self, limit: int) -> list[tuple[str, str | None, str, int]]:
-        """The most frequent reasons: (outcome, code, one of the messages, how many)."""
+    def rejected_codes(self) -> list[str | None]:
+        """The codes of all rejections, each once."""
+        query = "SELECT DISTINCT code FROM undelivered WHERE outcome = ?"
+        return [code for (code,) in self._database.execute(query, (Outcome.REJECTED.value,))]
+
+    def count_reasons(self, limit: int) -> list[tuple[str, str | None, str, int, int]]:
+        """The most frequent reasons: (outcome, code, one of the messages, how many, how many of them are new)."""
         return self._database.execute(
-            "SELECT outcome, code, min(message), count(*) FROM undelivered"
+            "SELECT outcome, code, min(message), count(*), sum(is_new) FROM undelivered"
             " GROUP BY outcome, code, CASE code WHEN 'InvalidRecord' THEN message END ORDER BY 4 DESC LIMIT ?",
             (limit,),
         ).fetchall()

@@ -13,8 +13,9 @@ from typing import Any
 from iterable.export import harmless_rows, write_csv
 from iterable.pacing import rates
 from pipeline.batch import BulkSender, SingleSender
+from pipeline.brake import Pending, ids_have_changed, too_many, way_of
 from pipeline.delivery import GRACE_S, Delivered, Delivery
-from pipeline.ending import OutputError
+from pipeline.ending import Ending, ExitCode, OutputError, UsageError
 from pipeline.modes import Mode, choose_mode
 from pipeline.opening import Run
 from pipeline.payloads import Rules
@@ -24,9 +25,12 @@ from pipeline.records import Kind, Outcome
 from pipeline.results import CSV_NAME, reason_of
 from pipeline.rules import make_rules
 from pipeline.settings import ROOT
-from pipeline.source import UndecodableText, open_query, read_query
+from pipeline.since import ALL, Since, circumstances_of, decide
+from pipeline.source import Query, UndecodableText, open_query, read_query
 
 SHOWN_IN_DRY_RUN = 3
+KEYS_PER_LOOKUP = 500
+RECORDS_PER_COMMIT = 2000
 
 Rows = Sequence[tuple[Any, ...]]
 
@@ -41,6 +45,14 @@ class Read:
     rows: int
     rules: Rules
     planner: Planner
+    query: Query
+    since: Since | None
+    started_at: datetime
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all was read that the query has; --limit apart."""
+        return self.since is None or self.since.is_full
 
 
 @dataclass(frozen=True)
@@ -62,38 +74,54 @@ def introduce(run: Run) -> None:
 
 def read_rows(run: Run) -> Read:
     """One pass over the rows of the query: each goes into the CSV and, planned, into the stage."""
+    query = read_query(run.settings.query_file, str(run.settings.database_url))
+    since = _since(run, query)
     run.console.say(f"Step 3: Connecting to {run.settings.shown_database()}")
+    if since is not None:
+        run.console.say(f"        Reading from {since.shown()} UTC: {since.why}")
     try:
-        read = _read_rows(run)
+        read = _read_rows(run, query, since)
     except UndecodableText as problem:
         logger.warning("%s All rows are read once more, by a slower decoder that takes any bytes.", problem)
         run.stage.clear()
-        read = _read_rows(run, any_bytes=True)
+        read = _read_rows(run, query, since, any_bytes=True)
     run.console.say(f"Step 4.5: {read.rows:,} rows exported to {read.csv_name}")
     return read
 
 
-def _read_rows(run: Run, *, any_bytes: bool = False) -> Read:
+def _since(run: Run, query: Query) -> Since | None:
+    """From when a query with :since reads."""
+    asked = run.options.since or (ALL if run.options.full else None)
+    if not query.uses_since:
+        if run.options.since is not None:
+            raise UsageError(f"--since needs a query that contains :since; {query.name} has none.")
+        return None
+    circumstances = circumstances_of(run.settings, query)
+    return decide(run.settings, run.ledger.mark(run.query_path), circumstances, run.started_at, asked)
+
+
+def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool = False) -> Read:
     settings = run.settings
+    started_at = datetime.now(timezone.utc)
     with open_query(
         str(settings.database_url),
-        read_query(settings.query_file, str(settings.database_url)),
+        query,
         root=ROOT,
         should_stop=lambda: run.interrupt.ending() is not None,
         any_bytes=any_bytes,
-        since=datetime.fromtimestamp(0, timezone.utc),
-    ) as query:
+        since=since.start if since is not None else None,
+    ) as result:
         if not any_bytes:
-            run.console.say(f"Step 4: Running the user-event query, {settings.query_file.name}")
-        rules = make_rules(query.columns, settings, run.started_at.timestamp())
-        planner = Planner(run.ledger, run.stage, rules, query.columns)
+            run.console.say(f"Step 4: Running the user-event query, {query.name}")
+        rules = make_rules(result.columns, settings, run.started_at.timestamp())
+        planner = Planner(run.ledger, run.stage, rules, result.columns)
         name = CSV_NAME.format(run.run_id)
         try:
-            blocks = _planned(planner, _first(query.blocks, run.options.limit))
-            write_csv(settings.output_dir / name, query.columns, blocks, verbatim=True)
+            blocks = _planned(planner, _first(result.blocks, run.options.limit))
+            write_csv(settings.output_dir / name, result.columns, blocks, verbatim=True)
         except (OSError, sqlite3.Error) as error:  # the CSV, or the stage beside it
             raise OutputError(f"{name} can't be written ({reason_of(error)}); nothing was sent.") from error
-    return Read(name, planner.rows, rules, planner)
+    return Read(name, planner.rows, rules, planner, query, since, started_at)
 
 
 def _first(blocks: Iterable[Rows], limit: int | None) -> Iterator[Rows]:
@@ -149,16 +177,73 @@ def _show_plan(run: Run) -> None:
             run.console.say(f"        {record.kind.value} {record.payload.decode()}", log=False)
 
 
-def deliver(run: Run, plan: Plan) -> Delivered:
+def brake(run: Run, read: Read, plan: Plan) -> Delivered | None:
+    """Stop a run that would send something large and probably unwanted; None lets it go on."""
+    if run.options.yes or run.options.baseline or run.options.sandbox:
+        return None
+    stopped = ids_have_changed(way_of(read.rules), run.ledger.ways(run.query_path), plan.pending[Kind.EVENT])
+    if stopped is None and run.settings.max_changes is not None:
+        stopped = too_many(run.settings.max_changes, _look_at_pending(run), _likely_causes(run))
+    return None if stopped is None else Delivered(stopped=stopped)
+
+
+def _look_at_pending(run: Run) -> Pending:
+    """How many pending records are new to the ledger, and how many changed."""
+    changed = dict.fromkeys(Kind, 0)
+    for kind in Kind:
+        keys = (record.key for late in (False, True) for record in run.stage.pending(kind, late=late))
+        while chunk := list(islice(keys, KEYS_PER_LOOKUP)):
+            changed[kind] += len(run.ledger.known(chunk))
+    new = {kind: run.stage.count_pending(kind) - changed[kind] for kind in Kind}
+    return Pending(new, changed, run.ledger.count_known())
+
+
+def fields_of(rules: Rules, kind: Kind) -> set[str]:
+    """The names of the fields that are sent."""
+    return {field.name for field in (rules.user_fields if kind is Kind.USER else rules.event_fields)}
+
+
+def _likely_causes(run: Run) -> list[str]:
+    causes = []
+    if run.ledger.knows_nothing_but_others:
+        causes.append("the API key is new to the ledger (ITERABLE_PROJECT keeps what it knows when a key is rotated)")
+    elif not run.ledger.ways(run.query_path):
+        causes.append(f"{run.query_path} is new to the ledger")
+    return causes
+
+
+def enter_baseline(run: Run, plan: Plan) -> Delivered:
+    """Enter all pending records as accepted, after asking. Nothing is sent."""
+    users, events = (plan.pending[kind] for kind in Kind)
+    if not run.options.yes:
+        question = f"Enter {users:,} users and {events:,} events as accepted, without sending them? Type yes: "
+        if run.console.ask(question) != "yes":
+            return Delivered(stopped=Ending(ExitCode.BRAKE, "Nothing was entered and nothing was sent."))
+    run.interrupt.stop_raising()
+    for kind in Kind:
+        for late in (False, True):
+            records = run.stage.pending(kind, late=late)
+            while chunk := list(islice(records, RECORDS_PER_COMMIT)):
+                run.ledger.accept(chunk)
+                run.ledger.commit()
+                run.stage.note_unchanged(chunk)
+    return Delivered()
+
+
+def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     """Send what is pending. From here on, what is under way is finished or accounted for."""
     if run.options.dry_run:
         return Delivered()
+    if run.options.baseline:
+        return enter_baseline(run, plan)
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
     by_user_id = run.settings.iterable_identifier == "userId"
     paces = rates(run.settings.rate_limit_percent)
     pause_s = max(1 / paces[name] for name in plan.mode.endpoints)
     progress = DeliveryProgress(run.console, run.stage.count_delivered, pause_s=pause_s)
     run.breaker.on_wait = progress.waiting
+    remembered = run.ledger.dropped_fields()
+    watched = {kind: {name for each, name in remembered if each is kind} for kind in Kind}
     delivery = Delivery(
         run.ledger,
         run.stage,
@@ -169,6 +254,7 @@ def deliver(run: Run, plan: Plan) -> Delivered:
         interrupted=run.interrupt.ending,
         is_urgent=lambda: run.interrupt.is_urgent,
         progress=progress,
-        query=str(run.settings.query_file),
+        query=run.query_path,
+        watched_fields=watched,
     )
     return delivery.run()

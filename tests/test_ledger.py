@@ -921,6 +921,6 @@ def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(open
     refused = [rejected(Kind.EVENT, row) for row in (1, 2)]
     opened.stage.note([*invalid, *refused])
     assert opened.stage.count_reasons(2) == [
-        ("rejected", "InvalidRecord", "no email", 3),
-        ("rejected", "BadParams", "refused", 2),
+        ("rejected", "InvalidRecord", "no email", 3, 3),
+        ("rejected", "BadParams", "refused", 2, 2),
     ]

@@ -80,21 +80,27 @@ def test_the_results_json_has_exactly_the_promised_keys(program: Program, sample
     results = program.run().results
     outcomes = ["delivered", "unchanged", "rejected", "unacknowledged", "not_attempted"]
     assert list(results) == [
-        "result_version", "run_id", "status", "exit_code", "reason", "started_at", "finished_at", "duration_s",
-        "authentication", "push_mode", "base_url", "retry", "counts", "requests", "fields", "files", "failures",
+        "result_version", "tool_version", "run_id", "status", "exit_code", "reason", "started_at", "finished_at",
+        "duration_s", "host", "database", "query_file", "options", "since", "authentication", "push_mode", "base_url",
+        "retry", "counts", "requests", "fields", "files", "reasons", "failures_total", "failures",
     ]  # fmt: skip
-    assert results["result_version"] == 1
+    assert results["result_version"] == 2
+    assert results["options"] == dict.fromkeys(["sandbox", "dry_run", "full", "limit", "baseline"], False) | {
+        "limit": None
+    }
+    assert (results["since"], results["query_file"], results["failures_total"]) == (None, "user_events.sql", 0)
     assert results["retry"] == {"max_retries": 3, "backoff_factor": 2, "initial_backoff": 0.01}
-    assert list(results["counts"]) == ["rows", "duplicate_events", "users", "events"]
+    assert list(results["counts"]) == ["rows", "duplicate_events", "merged_users", "users", "events"]
     assert list(results["counts"]["users"]) == list(results["counts"]["events"]) == outcomes
     assert results["requests"] == {
         "users/update": {"sent": 12, "retried": 0, "rate_limited": 0},
         "events/track": {"sent": 36, "retried": 0, "rate_limited": 0},
     }
-    assert results["fields"] == {"filtered_out": [], "created": []}
+    assert results["fields"] == {"filtered_out": [], "created": [], "not_sent": []}
     stamp = results["run_id"]
     assert results["files"] == {
-        "csv": f"query_results_{stamp}.csv", "log": "iterable_integration.log", "rejected": None,
+        "results": f"integration_results_{stamp}.json", "csv": f"query_results_{stamp}.csv",
+        "log": "iterable_integration.log", "rejected": None,
     }  # fmt: skip
 
 

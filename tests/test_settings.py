@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from datetime import timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -96,6 +96,12 @@ def test_defaults_are_those_of_the_design(no_file: Path) -> None:
         "output_dir": ROOT,
         "keep_days": 0,
         "max_run_minutes": None,
+        "since_overlap_hours": 24.0,
+        "full_read_days": 7.0,
+        "since_start": datetime(1970, 1, 1, tzinfo=timezone.utc),
+        "max_changes": None,
+        "exit_on_rejected": "always",
+        "skip_forgotten": False,
         "given": frozenset({"ITERABLE_API_KEY", "DATABASE_URL"}),
         "warnings": (),
     }
@@ -645,12 +651,12 @@ def test_example_with_its_two_values_and_all_the_rest_uncommented_is_the_default
         ("sqlite:////srv/users.db", "sqlite:////srv/users.db", None),
         (
             "postgresql+psycopg://ada:p%40ss@db.example.com/x?sslmode=require",
-            "postgresql+psycopg://db.example.com/x",
+            "postgresql+psycopg://***@db.example.com/x",
             "p@ss",
         ),
-        ("mysql+pymysql://ada@db/x", "mysql+pymysql://db/x", None),
+        ("mysql+pymysql://ada@db/x", "mysql+pymysql://***@db/x", None),
         ("mssql+pyodbc://db/x?password=p%40ss", "mssql+pyodbc://db/x", "p@ss"),
-        ("db2+ibm_db://ada:p%40ss@db:50000/x", "db2+ibm_db://db:50000/x", "p@ss"),
+        ("db2+ibm_db://ada:p%40ss@db:50000/x", "db2+ibm_db://***@db:50000/x", "p@ss"),
         ("sqlite:////srv/ada@home/users.db?timeout=5", "sqlite:////srv/ada@home/users.db", None),
     ],
 )
@@ -658,3 +664,43 @@ def test_a_database_is_shown_without_user_and_password(url: str, shown: str, pas
     settings = load({"DATABASE_URL": url})
     assert settings.shown_database() == shown
     assert password is None or password in settings.secrets()
+
+
+# Only what changed, and the brake -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-01-12", datetime(2026, 1, 12, tzinfo=timezone.utc)),
+        ("2026-01-12 08:00:00", datetime(2026, 1, 12, 8, tzinfo=timezone.utc)),
+        ("2026-01-12T08:00", datetime(2026, 1, 12, 8, tzinfo=timezone.utc)),
+        ("2026-01-12T08:00:00Z", datetime(2026, 1, 12, 8, tzinfo=timezone.utc)),
+        ("2026-01-12 08:00:00+02:00", datetime(2026, 1, 12, 6, tzinfo=timezone.utc)),
+    ],
+)
+def test_since_start_is_a_day_or_a_time_in_utc_or_with_an_offset(text: str, moment: datetime) -> None:
+    assert load({"SINCE_START": text}).since_start == moment
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "20260112", "1768176000", "2026-01-12 25:00"])
+def test_since_start_that_is_not_a_time_is_refused(text: str) -> None:
+    assert problem_of("SINCE_START", text) == (
+        f"SINCE_START must be a time such as 2026-01-12 or 2026-01-12 08:00:00, not {text!r}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"), [("0", (0, False)), ("1000", (1000, False)), ("20%", (20, True)), ("0.5 %", (0.5, True))]
+)
+def test_max_changes_is_a_number_or_a_percentage(text: str, limit: tuple[float, bool]) -> None:
+    found = load({"MAX_CHANGES": text}).max_changes
+    assert found is not None
+    assert (found.limit, found.is_percent) == limit
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "many", "%", "5%%"])
+def test_max_changes_that_is_neither_is_refused(text: str) -> None:
+    assert problem_of("MAX_CHANGES", text) == (
+        f"MAX_CHANGES must be a whole number of records, or a percentage such as 20%, not {text!r}."
+    )

@@ -1,0 +1,108 @@
+"""Stops a run that would send something large and probably unwanted, after the plan and before the first request.
+
+Decides from what is pending and from what the ledger knows; sends and stores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.ending import Ending, ExitCode
+from pipeline.ledger import Way
+from pipeline.payloads import Rules
+from pipeline.records import Kind
+from pipeline.settings import MaxChanges
+
+GO_ON = "To go on all the same, once, run with --yes."
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a run would send. new: not known to the ledger; changed: known with other content. known: all that the
+    ledger knows for this project."""
+
+    new: Mapping[Kind, int]
+    changed: Mapping[Kind, int]
+    known: int
+
+    def total(self, kind: Kind) -> int:
+        return self.new[kind] + self.changed[kind]
+
+    @property
+    def records(self) -> int:
+        return sum(self.total(kind) for kind in Kind)
+
+
+# Changed ids ----------------------------------------------------------------------------------------------------------
+
+
+def way_of(rules: Rules) -> str:
+    """What this run's event ids are made of, as text; the same for any order of the fields.
+
+    While the query gives ids of its own, neither names nor fields are part of them.
+    """
+    identifier = "userId" if rules.by_user_id else "email"
+    if rules.id_column is not None:
+        return f"event_id: column {rules.id_column}; identifier: {identifier}"
+    name = f"column {rules.name_column}" if rules.name_column is not None else rules.event_name
+    fields = ", ".join(
+        sorted(f"{each.name}:{each.type.value}" if each.type else each.name for each in rules.event_fields)
+    )
+    return (
+        f"event_id: none; identifier: {identifier}; event name: {name}; fields: {fields or 'none'}; "
+        f"time zone: {rules.zone}"
+    )
+
+
+def ids_have_changed(way: str, used: Sequence[Way], pending_events: int) -> Ending | None:
+    """Stops where all events would be tracked again as new ones, as their ids are made in a way not used before."""
+    before = [each for each in used if each.accepted]
+    if not pending_events or not before or way in [each.description for each in used]:
+        return None
+    change = _difference(before[-1].description, way)
+    return Ending(
+        ExitCode.BRAKE,
+        f"What event ids are made of has changed ({change}), so {_count(pending_events)} would be tracked again as new "
+        "ones. Nothing was sent. Put it back, or, if Iterable has these events already, enter them as accepted with "
+        f"--baseline. {GO_ON}",
+    )
+
+
+def _difference(old: str, new: str) -> str:
+    """`fields: page -> page, device`: the parts that differ."""
+    parts = [dict(part.split(": ", 1) for part in way.split("; ")) for way in (old, new)]
+    names = [*parts[0], *(name for name in parts[1] if name not in parts[0])]
+    told = [
+        f"{name}: {parts[0].get(name, 'not part of them')} -> {parts[1].get(name, 'not part of them')}"
+        for name in names
+        if parts[0].get(name) != parts[1].get(name)
+    ]
+    return "; ".join(told)
+
+
+# Too many changes -----------------------------------------------------------------------------------------------------
+
+
+def too_many(limit: MaxChanges | None, pending: Pending, causes: Sequence[str]) -> Ending | None:
+    """Stops where more records are pending than MAX_CHANGES allows. causes: why that may be, where it can be seen."""
+    if limit is None or (limit.is_percent and not pending.known):
+        return None
+    most = limit.limit * pending.known / 100 if limit.is_percent else limit.limit
+    if pending.records <= most:
+        return None
+    allowed = f"{limit.limit:g} % of {pending.known:,} known records" if limit.is_percent else f"{limit.limit:,.0f}"
+    told = ", ".join(
+        f"{_count(pending.total(kind), kind)} ({pending.new[kind]:,} new, {pending.changed[kind]:,} changed)"
+        for kind in Kind
+        if pending.total(kind)
+    )
+    likely = f" Likely cause: {'; '.join(causes)}." if causes else ""
+    return Ending(
+        ExitCode.BRAKE,
+        f"{told} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely} {GO_ON}",
+    )
+
+
+def _count(number: int, kind: Kind = Kind.EVENT) -> str:
+    return f"{number:,} {kind.value}{'' if number == 1 else 's'}"
