@@ -1,0 +1,81 @@
+"""Text for a terminal of 80 columns: aligned tables, wrapped lines, and values that can't do anything there. Pure."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+from unicodedata import combining, east_asian_width
+
+WIDTH = 80
+NARROWEST = 6  # columns are cut down to this, and no further
+GAP = "  "
+
+
+def shown(value: Any) -> str:
+    """A value on one line; what is invisible or moves the cursor is escaped."""
+    text = "NULL" if value is None else text_of(value)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def text_of(value: Any) -> str:
+    """Text as it is, bytes as UTF-8, objects and lists as JSON."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).decode("utf-8", errors="backslashreplace")
+    if isinstance(value, (dict, list, bool)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def moment(unix_s: float) -> str:
+    """`2026-01-13 14:31:22 UTC`"""
+    return f"{datetime.fromtimestamp(unix_s, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 row`, `1,000 rows`"""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def wrapped(text: str, indent: str = "", hanging: str | None = None) -> list[str]:
+    """A sentence, in as many lines as it needs. hanging: the indent of the second line and those after it."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent if hanging is None else hanging,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "") -> list[str] | None:
+    """Aligned columns; the widest are cut, with `…`, until a line fits. None where there are too many columns for that.
+
+    rows: at least one, all of the same length. The first may be a header.
+    """
+    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
+    room = WIDTH - len(indent) - len(GAP) * (len(widths) - 1)
+    while sum(widths) > room:
+        widest = max(range(len(widths)), key=widths.__getitem__)
+        if widths[widest] <= NARROWEST:
+            return None
+        widths[widest] -= 1
+    return [(indent + GAP.join(map(_cell, row, widths))).rstrip() for row in rows]
+
+
+def _cell(text: str, width: int) -> str:
+    if width_of(text) > width:
+        while width_of(text) >= width:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - width_of(text))
+
+
+def width_of(text: str) -> int:
+    """Columns of a terminal: Chinese, Japanese and Korean characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(each) else 2 if east_asian_width(each) in "WF" else 1 for each in text)
