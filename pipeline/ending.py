@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
 
 from iterable_client import Failure
 from pipeline.records import Outcome
@@ -42,7 +41,7 @@ class Ending:
 class RunError(Exception):
     """What keeps a run from sending anything. The text is the whole message; each subclass has its exit code."""
 
-    code: ClassVar[ExitCode] = ExitCode.BUG
+    code: ExitCode = ExitCode.BUG
 
 
 class UsageError(RunError):

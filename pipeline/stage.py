@@ -202,6 +202,30 @@ class Stage:
                     states[row] = _UNCHANGED
                     self.left_users += not is_unchanged
 
+    def reject_people(self, is_meant: Callable[[str], bool], code: str, message: str) -> int:
+        """Reject what is pending of these people, told by their identity: the update and the events. How many."""
+        rejected = 0
+        people = self._database.execute("SELECT row, key, fingerprint, identity FROM users ORDER BY key")
+        for row, key, fingerprint, identity in people:
+            if is_meant(identity):
+                records = [(Kind.USER, row, key, fingerprint), *self._events_of(key)]
+                refusals = [
+                    Failure(own_key, own, Undelivered(kind, number, identity, Outcome.REJECTED, None, code, message, 0))
+                    for kind, number, own_key, own in records
+                    if self._states[kind][number] in (_PENDING, _LATE)
+                ]
+                self.note_refusals(refusals)
+                rejected += len(refusals)
+        return rejected
+
+    def _events_of(self, user_key: bytes) -> list[tuple[Kind, int, bytes, bytes]]:
+        if not self.count_pending(Kind.EVENT):  # nor is there an index then
+            return []
+        rows = self._database.execute(
+            f"SELECT row, key, fingerprint FROM events WHERE {_USER_OF_KEY} = ?", (user_key[:USER_BYTES],)
+        )
+        return [(Kind.EVENT, *row) for row in rows]
+
     def keys(self) -> Iterator[bytes]:
         """The keys of all records that are staged."""
         for kind in Kind:

@@ -16,6 +16,7 @@ from pipeline.batch import BulkSender, SingleSender
 from pipeline.brake import Pending, ids_have_changed, too_many, way_of
 from pipeline.delivery import GRACE_S, Delivered, Delivery
 from pipeline.ending import Ending, ExitCode, OutputError, UsageError
+from pipeline.forgotten import reject_forgotten
 from pipeline.modes import Mode, choose_mode
 from pipeline.opening import Run
 from pipeline.payloads import Rules
@@ -155,6 +156,7 @@ def make_plan(run: Run, read: Read) -> Plan:
             ids_are_given=read.rules.id_column is not None,
             leave_known_users=run.options.limit is not None,
         )
+        _reject_forgotten(run)
     except sqlite3.Error as error:
         folder = run.settings.output_dir
         raise OutputError(f"{folder} has no room for the records of this run ({error}); nothing was sent.") from error
@@ -168,6 +170,15 @@ def make_plan(run: Run, read: Read) -> Plan:
     if run.options.dry_run:
         _show_plan(run)
     return Plan(mode, pending)
+
+
+def _reject_forgotten(run: Run) -> None:
+    if not run.settings.skip_forgotten or not any(run.stage.count_pending(kind) for kind in Kind):
+        return
+    if run.options.dry_run:
+        run.console.say("        Dry run: whom Iterable has forgotten (SKIP_FORGOTTEN) is not looked up.")
+        return
+    reject_forgotten(run.client, run.stage, by_user_id=run.settings.iterable_identifier == "userId")
 
 
 def _show_plan(run: Run) -> None:
