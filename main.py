@@ -23,10 +23,9 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from pipeline import check, steps
+from pipeline import steps
 from pipeline.account import Account, conclude, conclude_after, refuse, remember, report
 from pipeline.ending import ExitCode
-from pipeline.history import run_history
 from pipeline.interrupt import Interrupted, catch_signals
 from pipeline.log import Console
 from pipeline.opening import open_run
@@ -124,10 +123,24 @@ def _when(text: str) -> datetime | str:
 
 
 def _chosen(options: argparse.Namespace) -> Callable[[argparse.Namespace], ExitCode]:
-    """What the command line asks for."""
+    """What is to be done. What only looks is loaded when it is asked for."""
     if options.check:
-        return check.run_check
-    return run_history if options.history is not None else run
+        from pipeline.check import run_check
+
+        return run_check
+    if options.history is not None:
+        from pipeline.history import run_history
+
+        return run_history
+    if options.explain is not None:
+        from pipeline.explain import run_explain
+
+        return run_explain
+    if options.verify is not None:
+        from pipeline.verify import run_verify
+
+        return run_verify
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -38,6 +38,10 @@ def moment(unix_s: float) -> str:
     return f"{datetime.fromtimestamp(unix_s, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def iso(unix_s: float | None) -> str | None:
+    return None if unix_s is None else datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="seconds")
+
+
 def counted(number: int, what: str) -> str:
     """`1 row`, `1,000 rows`"""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -28,7 +28,7 @@ from pipeline.ledger_file import (
     memory,
     read_file,
 )
-from pipeline.project import USER_BYTES, Hasher, Project, enter_project, find_project, knows_others_only
+from pipeline.project import HASH_BYTES, USER_BYTES, Hasher, Project, enter_project, find_project, knows_others_only
 from pipeline.records import Kind, Record
 from pipeline.runs import PastRun, RunResult, delete_runs_before, insert_run, last_runs, update_run
 from pipeline.sql import KEYS_PER_STATEMENT, insert_many, rows_of_keys, run_for_keys
@@ -135,6 +135,14 @@ class Ledger:
     def accepted_at(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """When each of these keys that are known was accepted last, in Unix seconds."""
         return dict(self._of_keys("key, accepted_at", keys))
+
+    def accepted_of(self, user_key: bytes) -> dict[bytes, int]:
+        """When a user and each of their events were accepted last, by key, in Unix seconds."""
+        rows = self._database.execute(
+            "SELECT key, accepted_at FROM accepted WHERE project = ? AND key >= ? AND key < ?",
+            (self._project, user_key[:USER_BYTES], user_key[:USER_BYTES] + b"\xff" * HASH_BYTES),
+        )
+        return dict(rows.fetchall())
 
     def accept(self, records: Sequence[Record]) -> None:
         """Iterable has accepted these: enter them. `commit` makes it last."""

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from io import TextIOWrapper
@@ -165,6 +165,7 @@ class Console:
         handler = _ConsoleLog(self)
         for name in OUR_LOGGERS:
             if name != "main":  # what main says is on the console anyway
+                logging.getLogger(name).setLevel(logging.DEBUG)
                 logging.getLogger(name).addHandler(handler)
 
     def say(self, text: str, *, log: bool = True) -> None:
@@ -180,6 +181,15 @@ class Console:
             return input().strip()
         except EOFError:
             return ""
+
+    def show(self, lines: Iterable[str]) -> None:
+        """On stdout alone, also with --quiet, and as they are: people's own data, which somebody asked to see."""
+        try:
+            for line in lines:
+                if sys.stdout is not None:
+                    self._put(sys.stdout, line)
+        except (OSError, ValueError):  # such as a `head` that has seen enough
+            _silence(sys.stdout)
 
     def print_json(self, results: object) -> None:
         """Raises OSError where stdout does not take it, as nobody else would tell whoever waits for it."""

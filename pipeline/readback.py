@@ -17,9 +17,15 @@ from datetime import timezone
 from enum import Enum
 from typing import Any
 
+from pipeline.layout import counted, shown, table
 from pipeline.values import InvalidRecord, unix_microseconds
 
 MICROSECONDS = 1_000_000  # in a second
+LONG_TEXT = 20
+CONTEXT = 5  # characters shown of what long texts have in common
+INDENT = "    "
+REPAIR = "The next run does not send what was accepted and is unchanged; with --full it sends everything again."
+DROPPED = "A field that is missing may have been dropped: a project can be set to ignore unknown fields."
 
 
 class Match(str, Enum):
@@ -57,6 +63,11 @@ def compare(sent: Mapping[str, Any], held: Mapping[str, Any]) -> list[Field]:
 
 def differing(fields: Sequence[Field]) -> list[Field]:
     return [field for field in fields if field.match is not Match.SAME]
+
+
+def missing(fields: Sequence[Field]) -> list[str]:
+    """The fields that Iterable does not hold although they were sent."""
+    return [field.name for field in fields if field.match is Match.MISSING]
 
 
 def _compare_identity(sent: Mapping[str, Any], held: Mapping[str, Any]) -> Iterator[Field]:
@@ -119,3 +130,52 @@ def _is_same_instant(sent: str, held: str) -> bool:
 def _is_same_address(sent: Any, held: Any) -> bool:
     """Iterable keeps e-mail addresses in lower case."""
     return isinstance(sent, str) and isinstance(held, str) and sent.lower() == held.lower()
+
+
+# As text, and as JSON -------------------------------------------------------------------------------------------------
+
+
+def verdict_on(fields: Sequence[Field]) -> str:
+    """`the same in all 5 fields`, `1 of 5 fields differs`"""
+    different = len(differing(fields))
+    if not different:
+        return f"the same in all {counted(len(fields), 'field')}"
+    return f"{different:,} of {counted(len(fields), 'field')} differ{'s' if different == 1 else ''}"
+
+
+def beside(fields: Sequence[Field]) -> Iterator[str]:
+    """Ours beside Iterable's; what differs has a mark before it."""
+    rows = [["", "field", "ours", "Iterable's"]]
+    for field in fields:
+        ours = "(not sent)" if field.match is Match.EXTRA else shown(field.sent)
+        theirs = "(missing)" if field.held is None else shown(field.held)
+        if field.match is Match.SAME:
+            rows.append(["", shown(field.name), ours, theirs])
+        else:
+            skipped = _alike_at_first(ours, theirs)
+            rows.append(["!", shown(field.name), _from(ours, skipped), _from(theirs, skipped)])
+    yield from table(rows, INDENT) or []
+
+
+def advice(*, is_any_missing: bool) -> str:
+    """What to do where Iterable's copy differs from what it accepted."""
+    return f"{REPAIR} {DROPPED}" if is_any_missing else REPAIR
+
+
+def _alike_at_first(ours: str, theirs: str) -> int:
+    """How much of two long texts may be left out, so that where they differ is not cut off."""
+    if max(len(ours), len(theirs)) <= LONG_TEXT:
+        return 0
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    first = next((place for place, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
+    return max(0, first - CONTEXT)
+
+
+def _from(text: str, start: int) -> str:
+    return f"…{text[start:]}" if start else text
+
+
+def fields_as_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
+    return [
+        {"name": field.name, "ours": field.sent, "iterable": field.held, "match": field.match.value} for field in fields
+    ]
