@@ -484,6 +484,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             "PUSH_MODE=bulk can't be used with USE_JWT_AUTH=true, since Iterable's bulk endpoints take no JWT-enabled "
             "key; set PUSH_MODE=auto."
         )
+    if values.get("USE_JWT_AUTH") and values.get("SKIP_FORGOTTEN"):
+        problems.append(
+            "SKIP_FORGOTTEN=true can't be used with USE_JWT_AUTH=true, since a JWT-enabled key can't read Iterable's "
+            "list of forgotten people."
+        )
     if all(EVERY_OTHER in values.get(name, ()) for name in ("USER_FIELDS", "EVENT_FIELDS")):
         problems.append("USER_FIELDS and EVENT_FIELDS both have *; only one of them can take every other column.")
     return problems

@@ -77,6 +77,7 @@ def circumstances_of(settings: Settings, query: Query) -> bytes:
         settings.event_name,
         str(settings.event_timezone),
         settings.null_values,
+        settings.merge_nested,
         settings.iterable_identifier,
         settings.since_start.isoformat(),
     ]

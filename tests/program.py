@@ -60,6 +60,7 @@ class Program:
         *arguments: str,
         script: Path = ROOT / "main.py",
         preexec_fn: Callable[[], None] | None = None,
+        stdin: int | None = None,
         **settings: str | None,
     ) -> subprocess.Popen[str]:
         chosen = {**self.settings, **settings}
@@ -68,6 +69,7 @@ class Program:
             [sys.executable, str(script), "--env-file", str(self.env_file), *arguments],
             env={"PATH": os.environ["PATH"], **environment},
             cwd=self.folder.parent,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -75,7 +77,7 @@ class Program:
         )
 
     def run(self, *arguments: str, script: Path = ROOT / "main.py", **settings: str | None) -> Finished:
-        return self.wait_for(self.start(*arguments, script=script, preexec_fn=None, **settings))
+        return self.wait_for(self.start(*arguments, script=script, preexec_fn=None, stdin=None, **settings))
 
     def wait_for(self, process: subprocess.Popen[str]) -> Finished:
         out, err = process.communicate(timeout=60)

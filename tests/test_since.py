@@ -86,6 +86,7 @@ def test_since_all_is_a_full_read(settings: Settings, asked: datetime | str) -> 
     [
         {"event_name": "visit"},
         {"null_values": "clear"},
+        {"merge_nested": True},
         {"iterable_identifier": "userId"},
         {"user_fields": ()},
         {"event_fields": ()},
