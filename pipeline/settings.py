@@ -79,6 +79,12 @@ class Settings:
     request_timeout: float
     rate_limit_percent: float
     user_settle_seconds: float
+    since_overlap_hours: float
+    full_read_days: float
+    since_start: datetime
+    max_changes: MaxChanges | None
+    exit_on_rejected: str
+    skip_forgotten: bool
     iterable_allow_custom_host: bool
     iterable_proxy: str | None = field(repr=False)
     iterable_ca_bundle: Path | None
@@ -86,12 +92,6 @@ class Settings:
     output_dir: Path
     keep_days: int
     max_run_minutes: float | None
-    since_overlap_hours: float
-    full_read_days: float
-    since_start: datetime
-    max_changes: MaxChanges | None
-    exit_on_rejected: str
-    skip_forgotten: bool
     given: frozenset[str] = frozenset()  # the names that were set, not defaulted
     warnings: tuple[str, ...] = ()
 
@@ -330,6 +330,12 @@ SETTINGS: dict[str, tuple[str | None, Parser]] = {
     "REQUEST_TIMEOUT": ("30", _number(float, 0.1, 600, "seconds")),
     "RATE_LIMIT_PERCENT": ("90", _number(float, 1, 100_000, "percent")),
     "USER_SETTLE_SECONDS": ("60", _number(float, 0, 3600, "seconds")),
+    "SINCE_OVERLAP_HOURS": ("24", _number(float, 0, 8760, "hours")),
+    "FULL_READ_DAYS": ("7", _number(float, 0, 3650, "days")),
+    "SINCE_START": ("1970-01-01 00:00:00", _moment),
+    "MAX_CHANGES": (None, _max_changes),
+    "EXIT_ON_REJECTED": ("always", _one_of("always", "new")),
+    "SKIP_FORGOTTEN": ("false", _boolean),
     "ITERABLE_ALLOW_CUSTOM_HOST": ("false", _boolean),
     "ITERABLE_PROXY": (None, _web_address),
     "ITERABLE_CA_BUNDLE": (None, _existing_path),
@@ -337,12 +343,6 @@ SETTINGS: dict[str, tuple[str | None, Parser]] = {
     "OUTPUT_DIR": (".", _path),
     "KEEP_DAYS": ("0", _number(int, 0, 36_500, "days")),
     "MAX_RUN_MINUTES": (None, _number(float, 0.001, 525_600, "minutes")),
-    "SINCE_OVERLAP_HOURS": ("24", _number(float, 0, 8760, "hours")),
-    "FULL_READ_DAYS": ("7", _number(float, 0, 3650, "days")),
-    "SINCE_START": ("1970-01-01 00:00:00", _moment),
-    "MAX_CHANGES": (None, _max_changes),
-    "EXIT_ON_REJECTED": ("always", _one_of("always", "new")),
-    "SKIP_FORGOTTEN": ("false", _boolean),
 }
 
 

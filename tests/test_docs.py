@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import duckdb
 import pytest
 from sqlalchemy import dialects
 from sqlalchemy.exc import NoSuchModuleError
@@ -73,6 +74,10 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def words(text: str) -> list[str]:
     """Line breaks are where the terminal's width and Python's version put them."""
     return text.split()
+
+
+def test_the_readme_has_no_line_over_120_characters_but_in_tables_and_for_cron() -> None:
+    assert [line for line in README.splitlines() if len(line) > 120 and line[:1] not in ("|", "*")] == []
 
 
 def test_nothing_is_left_to_be_filled_in() -> None:
@@ -151,12 +156,18 @@ def test_the_program_tells_to_install_the_driver_that_the_readme_names(
     name, url, package = (cell.replace("`", "") for cell in row)
     if package == "none" or (name in ("Snowflake", "BigQuery") and _is_known(url)):
         pytest.skip("needs none, or is installed here")
-    for module in ("psycopg", "pymysql"):  # as if they were not installed
+    url = url.split(", ")[0].replace("/warehouse.duckdb", f"/{tmp_path}/warehouse.duckdb")
+    duckdb.connect(str(tmp_path / "warehouse.duckdb")).close()
+    for module in ("psycopg", "pymysql", "duckdb"):  # as if they were not installed
         (tmp_path / f"{module}.py").write_text("raise ModuleNotFoundError(name=__name__)")
     use_query(program, "SELECT email FROM users")
     run = program.run(DATABASE_URL=url, PYTHONPATH=str(tmp_path))
     assert run.code == 66
-    assert run.err == f"The database can't be opened: its driver is not installed; run: pip install {package}\n"
+    assert re.fullmatch(
+        rf"The database can't be (opened|reached): its driver is not installed; run: pip install "
+        rf"{re.escape(package)}\n",
+        run.err,
+    )
 
 
 def _is_known(url: str) -> bool:
