@@ -70,6 +70,8 @@ class Breaker:
         self._stopping = threading.Event()
         self._turns = threading.local()
         self._blocked: Counter[Kind] = Counter()
+        self._slots = threading.Lock()
+        self._pacing: Counter[Kind] = Counter()
         self._strain = 0.0  # 1 opens it, or as much as `_patience` says
         self._patience = 1
         self._in_a_row = 0
@@ -87,6 +89,10 @@ class Breaker:
     def count_blocked(self, kind: Kind | None = None) -> int:
         """Workers that wait here, with a batch of this kind."""
         return self._blocked[kind] if kind is not None else self._blocked.total()
+
+    def count_pacing(self, kind: Kind) -> int:
+        """Workers that wait until Iterable's rate limit lets them send; more of them would send nothing more."""
+        return self._pacing[kind]
 
     @property
     def failing_kind(self) -> Kind:
@@ -172,12 +178,22 @@ class Breaker:
 
     def sleep(self, seconds: float) -> None:
         """The client's `sleep`. Where nothing has been sent yet, it ends the call when none may begin."""
-        if self._stopping.wait(seconds):
+        turn = self._turn()
+        if turn is None or turn.is_failing:
+            has_stopped = self._stopping.wait(seconds)
+        else:
+            has_stopped = self._wait_for_slot(turn.kind, seconds)
+        if has_stopped or (self.is_open and turn is not None and not turn.is_failing and not turn.is_probe):
             raise Abandoned
-        if self.is_open:
-            turn = self._turn()
-            if turn is not None and not turn.is_failing and not turn.is_probe:
-                raise Abandoned
+
+    def _wait_for_slot(self, kind: Kind, seconds: float) -> bool:
+        with self._slots:
+            self._pacing[kind] += 1
+        try:
+            return self._stopping.wait(seconds)
+        finally:
+            with self._slots:
+                self._pacing[kind] -= 1
 
     def before_retry(self, text: str) -> None:
         """The client's `on_wait`: an attempt has failed, and another one is to follow."""

@@ -12,7 +12,7 @@ import logging
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -39,6 +39,7 @@ RECORDS_PER_COMMIT = 2000
 SECONDS_PER_COMMIT = 0.5
 GRACE_S = 5.0  # for what is under way when the run stops
 TICK_S = 0.1
+MOMENT_S = 0.002
 
 
 class Progress(Protocol):
@@ -152,7 +153,9 @@ class Delivery:
             return
         self._feed = Feed(self._stage, self._ledger, self._mode, late=late)
         while self._stop is None and (self._count_under_way() or self._breaker.is_open or not self._feed.is_done()):
-            if not self._submit_what_may_leave() and self._nothing_moves():
+            if self._submit_what_may_leave():
+                self._take_in_reports(MOMENT_S)
+            elif self._nothing_moves():
                 self._probe_or_stop()
             else:
                 self._take_in_reports()
@@ -165,7 +168,10 @@ class Delivery:
         """Whether anything did."""
         before = self._count_under_way()
         for kind in Kind:
-            while self._has_room(kind) and (batch := self._feed.take(kind, self._busy)) is not None:
+            for _ in range(self._mode.ahead):  # the workers need a moment to show whether more are of use
+                batch = self._feed.take(kind, self._busy) if self._has_room(kind) else None
+                if batch is None:
+                    break
                 self._submit(batch)
         return self._count_under_way() > before
 
@@ -174,7 +180,7 @@ class Delivery:
         fields are created once. Then as many as the mode allows: half of them, as long as the other kind has some."""
         if self._breaker.is_open or self._breaker.count_blocked() >= MAX_BLOCKED or self._stop is not None:
             return False
-        if self._bytes_under_way >= MAX_BYTES_UNDER_WAY:
+        if self._bytes_under_way >= MAX_BYTES_UNDER_WAY or self._breaker.count_pacing(kind) >= self._mode.ahead:
             return False
         moving = len(self._under_way[kind]) - self._breaker.count_blocked(kind)
         return moving < min(self._room[kind], self._share(kind))
@@ -240,7 +246,7 @@ class Delivery:
 
     def _one_of_failed_batch(self) -> Record | None:
         blocked = [batch for batches in self._under_way.values() for batch in batches if len(batch.records) > 1]
-        if not blocked or not self._mode.mixes_users:
+        if not blocked or not self._mode.is_bulk:
             return None
         records = blocked[0].records
         return records[self._probes * len(records) // PROBES]
@@ -262,9 +268,9 @@ class Delivery:
 
     # What comes back ------------------------------------------------------------------------------------------
 
-    def _take_in_reports(self) -> None:
-        """Take in what is reported within TICK_S, and see whether the run has to stop."""
-        for report in self._workers.reports(TICK_S):
+    def _take_in_reports(self, timeout_s: float = TICK_S) -> None:
+        """Take in what is reported, if something is within this time, and see whether the run has to stop."""
+        for report in self._workers.reports(timeout_s):
             self._take_in(report)
         if len(self._accepted) >= RECORDS_PER_COMMIT or self._clock() - self._committed_at > SECONDS_PER_COMMIT:
             self._commit()
@@ -290,13 +296,10 @@ class Delivery:
             batch.unreported.pop(row, None)
         if settled.delivered:
             self._note_delivered(batch.kind, settled)
-        is_blamed = settled.failure is not Failure.ABANDONED
-        self._stage.note(settled.failed, is_blamed=is_blamed)
-        if self._is_second_try:
-            self._stage.note(settled.unknown, is_blamed=is_blamed)
-        else:
-            self._stage.hold(settled.unknown)
-            self._held += len(settled.unknown)
+        if settled.failed:
+            self._stage.note(settled.failed, is_blamed=settled.failure is not Failure.ABANDONED)
+        if settled.unknown:
+            self._note_unknown(settled.unknown)
         if settled.failure in (None, Failure.REJECTED):
             self._room[batch.kind] = self._mode.workers + WAITING_BATCHES
         self._advance(batch.kind, len(settled.delivered) + len(settled.failed) + len(settled.unknown))
@@ -315,8 +318,15 @@ class Delivery:
             self._known_good = settled.delivered[0]
         if kind is Kind.USER:
             self._updated_users_at = self._clock()
-        if self._mode.mixes_users:
+        if self._mode.is_bulk:
             self._fields.take_in(kind, settled)
+
+    def _note_unknown(self, unknown: Sequence[Undelivered]) -> None:
+        if self._is_second_try:
+            self._stage.note(unknown)
+        else:
+            self._stage.hold(unknown)
+            self._held += len(unknown)
 
     def _finish(self, batch: Batch) -> None:
         self._under_way[batch.kind].remove(batch)
@@ -343,7 +353,7 @@ class Delivery:
         """A batch without an answer when the time is up. In single mode only its next record can be on its way."""
         self._finish(batch)
         left = [] if batch.is_repeat else list(batch.unreported.values())
-        attempted = left if self._mode.mixes_users else left[:1]
+        attempted = left if self._mode.is_bulk else left[:1]
         rest = (Outcome.UNACKNOWLEDGED, None, None, message, 1)
         self._stage.note(
             [Undelivered(each.kind, each.row, each.identity, *rest) for each in attempted], is_blamed=False

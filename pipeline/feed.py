@@ -66,7 +66,7 @@ class Packer:
         for record in records:
             if batch and record.identity != batch[-1].identity:
                 user_start = len(batch)
-                if not mode.mixes_users:
+                if not mode.is_bulk:
                     yield batch
                     batch, size, user_start = [], 0, 0
             while batch and (len(batch) >= mode.records_a_batch or size + len(record.payload) + 1 > mode.bytes_a_batch):

@@ -23,6 +23,7 @@ from pipeline.heartbeat import Heartbeat
 from pipeline.interrupt import Interrupt
 from pipeline.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
 from pipeline.log import Console, close_log, open_log
+from pipeline.modes import single_mode
 from pipeline.results import free_run_id, reason_of
 from pipeline.retention import delete_old, sweep
 from pipeline.settings import ROOT, Settings, SettingsError, load_settings
@@ -31,8 +32,6 @@ from pipeline.version import VERSION
 
 if TYPE_CHECKING:
     from pipeline.sandbox import StandIn  # loaded for --sandbox only
-
-MOST_WORKERS = 128
 
 logger = logging.getLogger("main")
 
@@ -171,7 +170,7 @@ def make_client(settings: Settings, breaker: Breaker | None = None) -> IterableC
             max_retries=settings.max_retries,
             backoff_factor=settings.backoff_factor,
             initial_backoff=settings.initial_backoff,
-            max_connections=settings.max_workers or MOST_WORKERS,
+            max_connections=settings.max_workers or single_mode(None).workers,
             rates=rates(settings.rate_limit_percent),
             proxy=settings.iterable_proxy,
             ca_bundle=str(settings.iterable_ca_bundle) if settings.iterable_ca_bundle else None,

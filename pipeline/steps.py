@@ -258,7 +258,7 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     delivery = Delivery(
         run.ledger,
         run.stage,
-        BulkSender(run.client) if plan.mode.mixes_users else SingleSender(run.client, by_user_id=by_user_id),
+        BulkSender(run.client) if plan.mode.is_bulk else SingleSender(run.client, by_user_id=by_user_id),
         plan.mode,
         settle_s=run.settings.user_settle_seconds,
         breaker=run.breaker,

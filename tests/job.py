@@ -140,7 +140,7 @@ class Job:
             sleep=self.breaker.sleep,
             on_wait=self.breaker.before_retry,
         )
-        make_sender = sender or (BulkSender if mode.mixes_users else SingleSender)
+        make_sender = sender or (BulkSender if mode.is_bulk else SingleSender)
         try:
             with open_both(self.folder, now=0) as opened:
                 if rows is not None:

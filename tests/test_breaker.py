@@ -251,7 +251,7 @@ def test_server_that_is_gone_when_only_late_records_are_left_costs_few_requests(
     make_gone(iterable, "503", skip=1)
     ran = job.run([*rows, ("ada@example.com", None)], mode)
     assert ran.stop_code is ExitCode.TEMPORARY
-    assert len(iterable.project.requests) <= (40 if not mode.mixes_users else 25)
+    assert len(iterable.project.requests) <= (40 if not mode.is_bulk else 25)
     assert iterable.project.user_updates["ada@example.com"] == 1
 
 

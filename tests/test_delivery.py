@@ -283,7 +283,7 @@ def test_iterable_that_never_takes_anything_stops_the_run_after_few_requests(
     fault = iterable.inject(Fault(status=fault.status, headers=fault.headers, body=fault.body,
                                   disconnect=fault.disconnect))  # fmt: skip
     ran = job.run(some_users(500), mode)
-    tried = batches * (10 if mode.mixes_users else 1) + (2 if batches > 1 else 0)
+    tried = batches * (10 if mode.is_bulk else 1) + (2 if batches > 1 else 0)
     assert ran.stop_code is code
     assert ran.users == {outcome: tried, "not_attempted": 500 - tried}
     assert fault.matched == requests
@@ -299,7 +299,7 @@ def test_wrong_key_costs_one_request_also_where_one_user_has_all_the_events(
     iterable.project.requests.clear()
     ran = job.run(rows, mode)
     assert ran.stop_code is ExitCode.CREDENTIALS
-    a_batch = 10 if mode.mixes_users else 1
+    a_batch = 10 if mode.is_bulk else 1
     assert ran.events == {"rejected": a_batch, "not_attempted": 100 - a_batch}
     assert [request.status for request in iterable.project.requests] == [401]
 
@@ -529,7 +529,7 @@ class Scripted:
 @each_mode
 def test_bug_in_a_sender_reaches_the_caller_and_what_was_delivered_is_known(job: Job, mode: Mode) -> None:
     buggy = Scripted(has_bug=True)
-    a_batch = 10 if mode.mixes_users else 1
+    a_batch = 10 if mode.is_bulk else 1
     before = time.monotonic()
     with pytest.raises(Bug):
         job.run(some_users(100), mode, sender=lambda client: buggy)

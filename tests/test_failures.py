@@ -63,7 +63,7 @@ def rows_of_run(number: int, bad: list[str]) -> Rows:
 def test_records_that_fail_in_each_run_keep_no_others_from_being_sent(
     job: Job, iterable: StandIn, mode: Mode, fault: Fault, how_many: int, endings: list[str]
 ) -> None:
-    if mode.mixes_users and fault is MISMATCHED:
+    if mode.is_bulk and fault is MISMATCHED:
         pytest.skip("tokens are for single requests")
     bad = BAD[:how_many]
     fail(iterable, fault, bad)
@@ -148,7 +148,7 @@ def test_failures_of_late_records_alone_end_the_run_as_temporary(job: Job, itera
     fail(iterable, FORBIDDEN_JSON, bad)
     assert job.run(rows, mode).users == {"delivered": 60, "rejected": 20}
     ran = job.run(rows, mode)
-    if mode.mixes_users:  # both batches and two records of theirs were tried
+    if mode.is_bulk:  # both batches and two records of theirs were tried
         assert (ran.stop, ran.users) == (None, {"unchanged": 60, "rejected": 20})
     else:
         assert ran.stop is not None

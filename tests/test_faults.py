@@ -224,7 +224,7 @@ def test_a_signal_in_a_back_off_ends_the_run_at_once(
     process.send_signal(number)
     run = program.wait_for(process)
     assert_interrupted(run, SIGNALS[number], 37)
-    assert set(run.counts("users")) <= {"delivered", "not_attempted"}
+    assert run.counts("users")["delivered"] >= 1
     assert_sums(run, 12, 36)
     assert run.counts("events")["delivered"] >= 3
     assert 1 <= run.counts("events")["unacknowledged"] <= 2

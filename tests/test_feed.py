@@ -51,18 +51,18 @@ def sized_records(sizes: list[tuple[int, int]]) -> list[Record]:
     return [Record(Kind.EVENT, row, str(who), b"", b"", b"x" * size) for row, (who, size) in enumerate(ordered, 1)]
 
 
-@example(sizes=[(0, 5), (1, 8), (1, 10)], most=8, max_bytes=19, mixes=True)
-@given(sizes=SIZES, most=st.integers(1, 8), max_bytes=st.integers(13, 40), mixes=st.booleans())
+@example(sizes=[(0, 5), (1, 8), (1, 10)], most=8, max_bytes=19, is_bulk=True)
+@given(sizes=SIZES, most=st.integers(1, 8), max_bytes=st.integers(13, 40), is_bulk=st.booleans())
 def test_batches_keep_all_records_in_order_within_the_limits_and_cut_a_user_only_where_one_fills_a_batch(
-    sizes: list[tuple[int, int]], most: int, max_bytes: int, mixes: bool
+    sizes: list[tuple[int, int]], most: int, max_bytes: int, is_bulk: bool
 ) -> None:
     records = sized_records(sizes)
-    batches = list(make_batches(records, Mode("", 1, most, max_bytes, mixes, ("", ""))))
+    batches = list(make_batches(records, Mode("", 1, most, max_bytes, is_bulk, ("", ""))))
     assert [record for batch in batches for record in batch] == records
     for batch in batches:
         assert 1 <= len(batch) <= most
         assert sum(len(record.payload) + 1 for record in batch) <= max_bytes
-        assert mixes or len({record.identity for record in batch}) == 1
+        assert is_bulk or len({record.identity for record in batch}) == 1
     for batch, after in pairwise(batches):
         if batch[-1].identity == after[0].identity:
             assert {record.identity for record in batch} == {after[0].identity}
