@@ -216,9 +216,9 @@ class Delivery:
         if self._workers.has_reports():
             return False
         waiting = self._breaker.count_blocked()
-        if self._breaker.is_open:
-            return waiting + self._workers.count_queued() >= self._count_under_way()
-        return 0 < self._count_under_way() <= waiting
+        if self._breaker.is_open or waiting >= self._workers.count():
+            waiting += self._workers.count_queued()
+        return waiting >= self._count_under_way() and (self._breaker.is_open or waiting > 0)
 
     def _probe_or_stop(self) -> None:
         """Find out whether the records are to blame for the last failures: try one that has not failed before."""

@@ -57,6 +57,10 @@ class Workers:
         threading.Thread(target=self._work, args=(only,), name=f"worker-{self._started + 1}", daemon=True).start()
         self._started += only is None
 
+    def count(self) -> int:
+        """Workers that were started."""
+        return self._started
+
     def count_queued(self) -> int:
         """Batches that no worker has begun."""
         return self._tasks.qsize()

@@ -26,7 +26,7 @@ from pipeline.delivery import (
     GRACE_S,
     MAX_BYTES_UNDER_WAY,
 )
-from pipeline.ending import ExitCode
+from pipeline.ending import Ending, ExitCode
 from pipeline.feed import BYTES_A_PAGE
 from pipeline.fields import FieldMap
 from pipeline.ledger import LEDGER_NAME
@@ -540,6 +540,57 @@ def test_bug_in_a_sender_reaches_the_caller_and_what_was_delivered_is_known(job:
     gc.collect()  # the traceback holds a cursor, and so the ledger
     ran = job.run(some_users(100), mode, sender=lambda client: Scripted(has_bug=False))
     assert ran.users == {"unchanged": buggy.delivered, "delivered": 100 - buggy.delivered}
+
+
+@pytest.mark.parametrize("allowed", [1, 2])
+@each_mode
+def test_where_the_system_gives_no_more_threads_fewer_do_the_work(
+    job: Job, iterable: StandIn, mode: Mode, allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterable.latency_s = 0.002
+    workers = limit_workers(monkeypatch, allowed)
+    ran = job.run(some_events(60), mode)
+    assert (ran.stop, ran.users, ran.events) == (None, {"delivered": 10}, {"delivered": 60})
+    assert len(workers) == allowed
+
+
+@each_mode
+def test_where_the_system_gives_no_thread_at_all_the_run_ends_as_temporary(
+    job: Job, iterable: StandIn, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_workers(monkeypatch, 0)
+    ran = job.run(some_events(60), mode)
+    reason = "The system refuses to start a thread (can't start new thread)."
+    assert ran.stop == Ending(ExitCode.TEMPORARY, f"{reason} The next run continues where this one stopped.")
+    assert (ran.users, ran.events) == ({"not_attempted": 10}, {"not_attempted": 60})
+
+
+@pytest.mark.parametrize("allowed", [1, 2, 5])
+@each_mode
+def test_where_no_thread_is_left_for_a_probe_the_run_stops(
+    job: Job, iterable: StandIn, mode: Mode, allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterable.inject(Fault(status=503))
+    limit_workers(monkeypatch, allowed)
+    ran = job.run(some_users(100), mode)
+    assert ran.stop_code is ExitCode.TEMPORARY
+    assert ran.users["not_attempted"] >= 50
+
+
+def limit_workers(monkeypatch: pytest.MonkeyPatch, allowed: int) -> list[str]:
+    """As many as the system lets start: their names."""
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def start_some(thread: threading.Thread) -> None:
+        if thread.name.startswith("worker-"):
+            if len(started) == allowed:
+                raise RuntimeError("can't start new thread")
+            started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    return started
 
 
 @contextmanager
