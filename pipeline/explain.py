@@ -35,7 +35,7 @@ from pipeline.explanation import (
 from pipeline.forgotten import MESSAGE, ForgottenListError, hash_of, read_forgotten
 from pipeline.interrupt import Interrupted
 from pipeline.layout import text_of
-from pipeline.ledger import Trouble, is_run_active
+from pipeline.ledger import Trouble
 from pipeline.log import Console
 from pipeline.look import (
     CLIENT_SIDE,
@@ -43,6 +43,7 @@ from pipeline.look import (
     Planned,
     get_user,
     is_client_side,
+    notes_on,
     open_look,
     plan_rows,
     print_json,
@@ -203,14 +204,12 @@ def _is_forgotten(look: Look, identity: str | None) -> bool | ForgottenListError
 
 
 def _notes(look: Look, person: _Person) -> list[str]:
-    notes = []
+    notes = notes_on(look)
     if isinstance(person.forgotten, ForgottenListError):
         notes.append(str(person.forgotten))
     if person.identity is None:
         kind = "a user id" if look.by_user_id else "an e-mail address"
         notes.append(f"This is not {kind}, by which ITERABLE_IDENTIFIER tells people apart.")
-    if is_run_active(look.settings.output_dir):
-        notes.append("A run is active; this is what it has committed so far.")
     return notes
 
 

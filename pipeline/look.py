@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipeline.breaker import Breaker
 from pipeline.ending import FAILURES, Ending, ExitCode, OutputError
 from pipeline.explanation import MAX_SHOWN, QueriedRow
 from pipeline.interrupt import Interrupt, catch_signals
-from pipeline.ledger import Ledger, open_ledger, read_ledger
+from pipeline.ledger import Ledger, is_run_active, open_ledger, read_ledger
 from pipeline.log import Console
 from pipeline.opening import make_client, settings_for
 from pipeline.payloads import Rules
@@ -33,6 +33,10 @@ from pipeline.settings import ROOT, Settings
 from pipeline.source import UndecodableText, open_query, read_query
 from pipeline.stage import Stage, open_stage
 
+KEY_IS_NEW = (
+    "The API key is new to the ledger, which knows other projects only "
+    "(ITERABLE_PROJECT keeps what it knows when a key is rotated)."
+)
 CLIENT_SIDE = "A client-side key (JWT-enabled, mobile or web) can't read users; a server-side key of the project can."
 
 
@@ -62,17 +66,29 @@ def open_look(options: argparse.Namespace, console: Console) -> Iterator[Look]:
         settings, _ = settings_for(options, stack)
         console.redactor = Redactor(settings.secrets())
         now = time.time()
-        folder, project = settings.output_dir, settings.project()
-        opening = open_ledger(folder, project, now=now, lasting=False) if options.sandbox else read_ledger(
-            folder, project, now=now
-        )  # fmt: skip
-        ledger = stack.enter_context(opening)
+        ledger = stack.enter_context(_open_ledger(settings, now, is_sandbox=options.sandbox))
         for warning in (*settings.warnings, ledger.note):
             if warning:
                 console.warn(warning)
-        stage = stack.enter_context(open_stage(folder))
+        stage = stack.enter_context(open_stage(settings.output_dir))
         breaker = Breaker()
         yield Look(settings, console, interrupt, breaker, ledger, stage, make_client(settings, breaker), now)
+
+
+def _open_ledger(settings: Settings, now: float, *, is_sandbox: bool) -> AbstractContextManager[Ledger]:
+    if is_sandbox:  # which has nothing to do with the real one
+        return open_ledger(settings.output_dir, settings.project(), now=now, lasting=False)
+    return read_ledger(settings.output_dir, settings.project(), now=now)
+
+
+def notes_on(look: Look) -> list[str]:
+    """What one should know about everything that is said of the ledger."""
+    notes = []
+    if look.ledger.knows_nothing_but_others:
+        notes.append(KEY_IS_NEW)
+    if is_run_active(look.settings.output_dir):
+        notes.append("A run is active; this is what it has committed so far.")
+    return notes
 
 
 def print_json(console: Console, found: object, code: ExitCode) -> ExitCode:

@@ -23,7 +23,7 @@ from pipeline.forgotten import hash_of, read_forgotten
 from pipeline.interrupt import Interrupted
 from pipeline.layout import counted, iso, moment, shown, wrapped
 from pipeline.log import Console
-from pipeline.look import CLIENT_SIDE, Look, get_user, open_look, plan_rows, print_json, why_not_read
+from pipeline.look import CLIENT_SIDE, Look, get_user, notes_on, open_look, plan_rows, print_json, why_not_read
 from pipeline.readback import Field, advice, beside, compare, differing, fields_as_json, missing, verdict_on
 from pipeline.records import Kind, Record
 
@@ -78,6 +78,7 @@ class Verification:
     """offered: users that could have been chosen. too_recent, forgotten: those left out. stopped: why not all were
     compared."""
 
+    notes: Sequence[str]
     offered: int
     too_recent: int
     forgotten: int
@@ -118,14 +119,14 @@ def run_verify(options: argparse.Namespace) -> ExitCode:
     if verification.stopped is not None:
         console.error(verification.stopped.reason)
     elif not verification.compared:
-        console.error(NOTHING if not verification.too_recent else TOO_SOON)
+        console.error(" ".join([TOO_SOON if verification.too_recent else NOTHING, *verification.notes]))
     return code
 
 
 def verify(look: Look, size: int) -> Verification:
     """Raises RunError where the query or the ledger can't be read."""
     if look.settings.use_jwt_auth:
-        return Verification(0, 0, 0, (), Ending(ExitCode.SETTINGS, f"{CLIENT_SIDE} --verify needs one."))
+        return Verification((), 0, 0, 0, (), Ending(ExitCode.SETTINGS, f"{CLIENT_SIDE} --verify needs one."))
     skips_forgotten = look.settings.skip_forgotten
     forgotten = read_forgotten(look.client, by_user_id=look.by_user_id) if skips_forgotten else frozenset()
     plan_rows(look, without_events=True)
@@ -166,7 +167,7 @@ def _read_back(look: Look, users: Sequence[Chosen], sample: Sample) -> Verificat
     finally:
         look.breaker.stop()
         pool.shutdown(cancel_futures=True)
-    return Verification(sample.offered, sample.too_recent, sample.forgotten, compared, stopped)
+    return Verification(notes_on(look), sample.offered, sample.too_recent, sample.forgotten, compared, stopped)
 
 
 def _get(look: Look, user: Chosen) -> tuple[bool, dict[str, Any]]:
@@ -202,6 +203,8 @@ def _verdict(each: Compared) -> str:
 
 def summary(found: Verification) -> Iterator[str]:
     """Without anybody's values, so that it may be logged."""
+    for note in found.notes if found.compared else ():
+        yield from wrapped(note)
     for name, users in found.missing_fields.items():
         yield from wrapped(f"{shown(name)} was sent, and is missing in Iterable for {counted(users, 'user')}.")
     if found.compared:
@@ -226,6 +229,7 @@ def summary(found: Verification) -> Iterator[str]:
 
 def as_json(found: Verification) -> dict[str, Any]:
     return {
+        "notes": list(found.notes),
         "offered": found.offered,
         "too_recent": found.too_recent,
         "forgotten": found.forgotten,

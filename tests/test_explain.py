@@ -473,6 +473,18 @@ def test_the_sandbox_has_its_sample_people(program: Program) -> None:
     assert "User: to be sent" in run.out
 
 
+def test_the_sandbox_has_nothing_to_do_with_the_real_ledger(people: Program) -> None:
+    (people.folder / "iterable_ledger.sqlite3").write_bytes(b"x" * 5000)
+    run = people.run("--sandbox", "--explain", "ada@example.com")
+    assert (run.code, run.err) == (0, "")
+
+
+def test_a_new_key_is_named_as_the_reason_why_the_ledger_knows_nothing(people: Program) -> None:
+    people.run()
+    run = people.run("--explain", "ada@example.com", ITERABLE_API_KEY="another-key")
+    assert "The API key is new to the ledger, which knows other projects only" in run.out
+
+
 def test_ctrl_c_ends_it_with_130(people: Program, iterable: StandIn) -> None:
     iterable.project.faults.append(Fault(path="/api/users/getByEmail", latency_s=30))
     process = people.start("--explain", "ada@example.com")

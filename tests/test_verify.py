@@ -65,8 +65,8 @@ def test_nothing_differs(accepted: Program) -> None:
         "3 users compared with Iterable: 3 the same, 0 different. Chosen from 3 accepted\nand unchanged.\n"
     )
     assert as_json(accepted, code=0) == {
-        "offered": 3, "too_recent": 0, "forgotten": 0, "compared": 3, "same": 3, "missing_fields": {}, "different": [],
-        "stopped": None, "exit_code": 0,
+        "notes": [], "offered": 3, "too_recent": 0, "forgotten": 0, "compared": 3, "same": 3, "missing_fields": {},
+        "different": [], "stopped": None, "exit_code": 0,
     }  # fmt: skip
 
 
@@ -188,7 +188,11 @@ def test_forgotten_people_are_left_out_where_they_are_not_sent(accepted: Program
 def test_where_nothing_was_accepted_it_says_that_nothing_was_compared(accepted: Program) -> None:
     run = accepted.run("--verify", "--quiet", ITERABLE_API_KEY="another-key")
     assert (run.code, run.out) == (0, "")
-    assert run.err.startswith("Nothing was compared: of the users that the query finds, the ledger knows none")
+    assert run.err == (
+        "Nothing was compared: of the users that the query finds, the ledger knows none as accepted and unchanged "
+        "since. The API key is new to the ledger, which knows other projects only (ITERABLE_PROJECT keeps what it "
+        "knows when a key is rotated).\n"
+    )
 
 
 def test_each_user_has_the_same_chance() -> None:
