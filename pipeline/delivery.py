@@ -22,7 +22,7 @@ from pipeline.batch import Sender, Settled
 from pipeline.breaker import Breaker
 from pipeline.ending import GO_ON, Ending, ExitCode
 from pipeline.failures import note_troubles
-from pipeline.feed import Batch, Feed
+from pipeline.feed import Batch, Feed, size_of
 from pipeline.ledger import Ledger
 from pipeline.modes import Mode
 from pipeline.records import Kind, Outcome, Record, Undelivered, counted
@@ -36,6 +36,7 @@ MAX_BYTES_UNDER_WAY = 20_000_000  # with those that wait; each is in memory thre
 MAX_BLOCKED = 5  # batches that failed while Iterable has accepted nothing yet
 PROBES = 2  # before the run stops
 RECORDS_PER_COMMIT = 2000
+BYTES_PER_COMMIT = 4_000_000
 SECONDS_PER_COMMIT = 0.5
 GRACE_S = 5.0  # for what is under way when the run stops
 TICK_S = 0.1
@@ -119,6 +120,7 @@ class Delivery:
         self._probes = 0
         self._known_good: Record | None = None  # one that Iterable has accepted in this run
         self._accepted: list[Record] = []
+        self._accepted_bytes = 0
         self._committed_at = clock()
         self._updated_users_at: float | None = None
         self._held = 0
@@ -272,7 +274,7 @@ class Delivery:
         """Take in what is reported, if something is within this time, and see whether the run has to stop."""
         for report in self._workers.reports(timeout_s):
             self._take_in(report)
-        if len(self._accepted) >= RECORDS_PER_COMMIT or self._clock() - self._committed_at > SECONDS_PER_COMMIT:
+        if self._is_time_to_commit():
             self._commit()
         if self._breaker.must_end_run():
             self._begin_stop(self._breaker.verdict())
@@ -313,6 +315,7 @@ class Delivery:
 
     def _note_delivered(self, kind: Kind, settled: Settled) -> None:
         self._accepted += settled.delivered
+        self._accepted_bytes += size_of(settled.delivered)
         self._probes = 0
         if self._known_good is None or (kind is Kind.USER and self._known_good.kind is Kind.EVENT):
             self._known_good = settled.delivered[0]
@@ -359,13 +362,20 @@ class Delivery:
             [Undelivered(each.kind, each.row, each.identity, *rest) for each in attempted], is_blamed=False
         )
 
+    def _is_time_to_commit(self) -> bool:
+        return (
+            len(self._accepted) >= RECORDS_PER_COMMIT
+            or self._accepted_bytes >= BYTES_PER_COMMIT
+            or self._clock() - self._committed_at > SECONDS_PER_COMMIT
+        )
+
     def _commit(self) -> None:
         """Enter what was accepted, so that no later run sends it again."""
         if self._accepted:
             self._stage.note_delivered(self._accepted)
             self._ledger.accept(self._accepted)
             self._ledger.commit()
-            self._accepted = []
+            self._accepted, self._accepted_bytes = [], 0
         self._committed_at = self._clock()
 
     # The end --------------------------------------------------------------------------------------------------

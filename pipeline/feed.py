@@ -9,7 +9,7 @@ content is void.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.ledger import USER_BYTES, Ledger
@@ -41,7 +41,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.unreported = {record.row: record for record in self.records}
-        self.size = _size_of(self.records)
+        self.size = size_of(self.records)
 
     @property
     def kind(self) -> Kind:
@@ -187,7 +187,7 @@ class Feed:
         for index, records in enumerate(self._parked):
             if records[0].identity not in busy:
                 del self._parked[index]
-                self._parked_bytes -= _size_of(records)
+                self._parked_bytes -= size_of(records)
                 return records
         return []
 
@@ -202,7 +202,7 @@ class Feed:
             if records[0].identity not in busy:
                 return records
             self._parked.append(records)
-            self._parked_bytes += _size_of(records)
+            self._parked_bytes += size_of(records)
             busy.add(records[0].identity)
         return []
 
@@ -262,7 +262,7 @@ def _take_page(records: Iterator[Record]) -> list[Record]:
     return page
 
 
-def _size_of(records: list[Record]) -> int:
+def size_of(records: Sequence[Record]) -> int:
     return sum(len(record.payload) for record in records)
 
 

@@ -89,10 +89,17 @@ class Workers:
             self._tasks.put(None)
 
     def _work(self, only: Batch | None) -> None:
-        batch = only or self._tasks.get()
-        while batch is not None:
+        if only is not None:
+            self._send(only)
+        while only is None and self._send_next():
+            pass
+
+    def _send_next(self) -> bool:
+        """In a function of its own, so that a worker without work holds no batch in memory."""
+        batch = self._tasks.get()
+        if batch is not None:
             self._send(batch)
-            batch = None if only is not None else self._tasks.get()
+        return batch is not None
 
     def _send(self, batch: Batch) -> None:
         try:
