@@ -23,7 +23,8 @@ articles and recorded exchanges. Where those are silent, a comment says INF: inf
 A stand-in in another process is read and changed over HTTP. It listens on the loopback address only; no key is needed:
 
     GET    /sandbox/state     counts ("users", "events", "event_sends", "most_sends_of_one_event", "requests",
-                              "rate_limited") and field types ("fields" of users, "event_fields" by event name)
+                              "rate_limited"), monotonic seconds ("first_request_at", "last_answer_at") and field types
+                              ("fields" of users, "event_fields" by event name)
     GET    /sandbox/events    every event, by id
     GET    /sandbox/users     every user with all fields as they were sent, by e-mail address (or userId);
                               ?email=... or ?userId=...: this one

@@ -93,6 +93,8 @@ class Project:
     requests: list[Received] = field(default_factory=list, init=False)
     request_counts: Counter[str] = field(default_factory=Counter, init=False)  # by path
     rate_limited: Counter[str] = field(default_factory=Counter, init=False)  # by path
+    first_request_at: float | None = field(default=None, init=False)  # by `clock`
+    last_answer_at: float | None = field(default=None, init=False)  # when it left, latency included
     faults: list[Fault] = field(default_factory=list, init=False)
     created_at: dict[str, float] = field(default_factory=dict, init=False)  # Unix seconds, by the keys of `users`
     updated_at: dict[str, float] = field(default_factory=dict, init=False)
@@ -122,6 +124,8 @@ class Project:
     def handle(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         """The answer to one request. `target`: the path with its query; `headers` with names in lower case."""
         arrived = self.clock()
+        if self.first_request_at is None:
+            self.first_request_at = arrived
         path, _, query = target.partition("?")
         endpoint = reading.endpoint_of(path)
         fault = self._next_fault(endpoint, body) if self.faults else None
@@ -148,6 +152,8 @@ class Project:
             "most_sends_of_one_event": max(self.event_sends.values(), default=0),
             "requests": dict(self.request_counts),
             "rate_limited": dict(self.rate_limited),
+            "first_request_at": self.first_request_at,
+            "last_answer_at": self.last_answer_at,
             "fields": self.user_field_types,
             "event_fields": self.event_field_types,
         }

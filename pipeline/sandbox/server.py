@@ -171,7 +171,10 @@ class Connection(asyncio.Protocol):
         else:
             answer = project.handle(request.method, request.target, request.headers, request.body)
         fault = answer.fault or _NO_FAULT
-        wait_s = fault.latency_s + (self._stand_in.latency_s if request.target.startswith("/api/") else 0.0)
+        wait_s = fault.latency_s
+        if request.target.startswith("/api/"):
+            wait_s += self._stand_in.latency_s
+            project.last_answer_at = max(project.last_answer_at or 0.0, project.clock() + wait_s)
         if wait_s > 0:
             self._later(wait_s, lambda: self._send(answer, fault, request.keep_alive))
         else:

@@ -30,6 +30,8 @@ def test_control_tells_state_and_content_without_a_key(rehearse: Any) -> None:
         "most_sends_of_one_event": 2,
         "requests": {UPDATE: 2, TRACK: 3},
         "rate_limited": {UPDATE: 1},
+        "first_request_at": 1000.0,
+        "last_answer_at": 1000.0,
         "fields": {"plan": "string"},
         "event_fields": {"pageView": {}},
     }
