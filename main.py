@@ -5,14 +5,16 @@
 `run` shows the steps in order; each is a function in pipeline/.
 """
 
-from __future__ import annotations
-
+# No annotations from __future__ here: with them, Python 3.6 would end in a SyntaxError instead of the sentence.
 import os
 import signal
 
 if __name__ == "__main__":
     # The imports below take a quarter of a second: until they are done, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from pipeline.launch import require_python_and_packages
+
+    require_python_and_packages()
 
 import argparse
 import gc

@@ -1,0 +1,36 @@
+"""What main.py looks at before it imports the rest. Parses on Python 3.6 too, to be able to say that it is too old."""
+
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+OLDEST = (3, 10)
+PACKAGES = ("requests", "urllib3", "jwt", "dotenv", "sqlalchemy", "tqdm")  # requirements.txt, by what is imported
+SETTINGS = 78  # ExitCode.SETTINGS, whose module an old Python can't import
+
+
+def require_python_and_packages() -> None:
+    """Ends the process with the commands to run if this Python is too old or lacks a package."""
+    problem = _problem()
+    if problem:
+        sys.stderr.write(problem + "\n")
+        sys.exit(SETTINGS)
+
+
+def _problem() -> str:
+    if sys.version_info < OLDEST:
+        version = ".".join(map(str, sys.version_info[:3]))
+        return f"Python 3.10 or newer is needed, and this is {version}; {_commands('python3.10 -m venv --clear')}"
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        return f"{sys.executable} lacks {', '.join(missing)}; {_commands('python3 -m venv')}"
+    return ""
+
+
+def _commands(make_environment: str) -> str:
+    folder = shlex.quote(str(Path(__file__).resolve().parent.parent))
+    return (
+        f"run: cd {folder} && {make_environment} .venv && .venv/bin/pip install -r requirements.txt; "
+        f"then start .venv/bin/python main.py"
+    )
