@@ -12,6 +12,7 @@ from typing import Any
 
 from iterable.export import harmless_rows, write_csv
 from iterable.pacing import rates
+from pipeline import preview
 from pipeline.batch import BulkSender, SingleSender
 from pipeline.brake import Pending, ids_have_changed, too_many, way_of
 from pipeline.delivery import GRACE_S, Delivered, Delivery
@@ -22,14 +23,13 @@ from pipeline.opening import Run
 from pipeline.payloads import Rules
 from pipeline.plan import Planner
 from pipeline.progress import DeliveryProgress
-from pipeline.records import Kind, Outcome
+from pipeline.records import Kind, Outcome, Record
 from pipeline.results import CSV_NAME, reason_of
 from pipeline.rules import make_rules
 from pipeline.settings import ROOT
 from pipeline.since import ALL, Since, circumstances_of, decide
 from pipeline.source import Query, UndecodableText, open_query, read_query
 
-SHOWN_IN_DRY_RUN = 3
 KEYS_PER_LOOKUP = 500
 RECORDS_PER_COMMIT = 2000
 
@@ -182,10 +182,22 @@ def _reject_forgotten(run: Run) -> None:
 
 
 def _show_plan(run: Run) -> None:
-    run.console.say("        Dry run: nothing is sent, and the ledger stays as it is. The first requests would be:")
+    say = run.console.say
+    say("        Dry run: nothing is sent, and the ledger stays as it is.")
+    outcomes = run.stage.count_outcomes()
     for kind in Kind:
-        for record in islice(chain(*(run.stage.pending(kind, late=late) for late in (False, True))), SHOWN_IN_DRY_RUN):
-            run.console.say(f"        {record.kind.value} {record.payload.decode()}", log=False)
+        say(f"        {preview.counts(kind, outcomes[kind], run.stage.count_pending(kind))}")
+    first = [record for kind in Kind for record in islice(_pending(run, kind), preview.SHOWN_OF_EACH_KIND)]
+    if first:
+        say("        The first requests would be:")
+        say(f"        ({preview.RULE})")
+    for record in first:
+        for line in preview.first_lines(record):
+            say(f"        {line}", log=False)
+
+
+def _pending(run: Run, kind: Kind) -> Iterator[Record]:
+    return chain(*(run.stage.pending(kind, late=late) for late in (False, True)))
 
 
 def brake(run: Run, read: Read, plan: Plan) -> Delivered | None:
@@ -202,7 +214,7 @@ def _look_at_pending(run: Run) -> Pending:
     """How many pending records are new to the ledger, and how many changed."""
     changed = dict.fromkeys(Kind, 0)
     for kind in Kind:
-        keys = (record.key for late in (False, True) for record in run.stage.pending(kind, late=late))
+        keys = (record.key for record in _pending(run, kind))
         while chunk := list(islice(keys, KEYS_PER_LOOKUP)):
             changed[kind] += len(run.ledger.known(chunk))
     new = {kind: run.stage.count_pending(kind) - changed[kind] for kind in Kind}
