@@ -52,9 +52,8 @@ def run(options: argparse.Namespace) -> ExitCode:
             steps.introduce(opened)
             account.read = steps.read_rows(opened)
             account.plan = steps.make_plan(opened, account.read)
-            account.delivered = steps.brake(opened, account.read, account.plan) or steps.deliver(
-                opened, account.read, account.plan
-            )
+            stopped = steps.brake(opened, account.read)
+            account.delivered = stopped or steps.deliver(opened, account.read, account.plan)
             remember(opened, account)
             ending = conclude(opened, account)
         except (Exception, Interrupted) as problem:

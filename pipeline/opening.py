@@ -89,7 +89,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     client = make_client(settings, breaker)
     heartbeat = Heartbeat(None if options.dry_run else settings.heartbeat_url)
     heartbeat.start()
-    for warning in (*settings.warnings, ledger.warning, ledger.note, _new_key(settings, ledger, options)):
+    for warning in (*settings.warnings, ledger.warning, ledger.note, about_new_key(settings, ledger, options)):
         if warning:
             console.warn(warning)
     return Run(
@@ -108,7 +108,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     )
 
 
-def _new_key(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
+def about_new_key(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
     """A rotated key looks like another project, unless ITERABLE_PROJECT names it."""
     if not ledger.knows_nothing_but_others or options.sandbox or options.full:
         return ""

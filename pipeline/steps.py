@@ -18,17 +18,19 @@ from pipeline.brake import Pending, ids_have_changed, too_many, way_of
 from pipeline.delivery import GRACE_S, Delivered, Delivery
 from pipeline.ending import Ending, ExitCode, OutputError, UsageError
 from pipeline.forgotten import reject_forgotten
+from pipeline.ledger import Ledger
 from pipeline.modes import Mode, choose_mode
 from pipeline.opening import Run
 from pipeline.payloads import Rules
 from pipeline.plan import Planner
 from pipeline.progress import DeliveryProgress
-from pipeline.records import Kind, Outcome, Record
+from pipeline.records import Kind, Outcome, Record, counted
 from pipeline.results import CSV_NAME, reason_of
 from pipeline.rules import make_rules
-from pipeline.settings import ROOT
+from pipeline.settings import ROOT, Settings
 from pipeline.since import ALL, Since, circumstances_of, decide
 from pipeline.source import Query, UndecodableText, open_query, read_query
+from pipeline.stage import Stage
 
 KEYS_PER_LOOKUP = 500
 RECORDS_PER_COMMIT = 2000
@@ -164,7 +166,8 @@ def make_plan(run: Run, read: Read) -> Plan:
     mode = choose_mode(run.settings, sum(pending.values()))
     unchanged = sum(counts[Outcome.UNCHANGED] for counts in run.stage.count_outcomes().values())
     run.console.say(
-        f"Step 5: {pending[Kind.USER]:,} users and {pending[Kind.EVENT]:,} events to send ({mode.name} requests); "
+        f"Step 5: {counted(pending[Kind.USER], 'user')} and {counted(pending[Kind.EVENT], 'event')} to send "
+        f"({mode.name} requests); "
         f"{unchanged:,} unchanged"
     )
     if run.options.dry_run:
@@ -187,7 +190,7 @@ def _show_plan(run: Run) -> None:
     outcomes = run.stage.count_outcomes()
     for kind in Kind:
         say(f"        {preview.counts(kind, outcomes[kind], run.stage.count_pending(kind))}")
-    first = [record for kind in Kind for record in islice(_pending(run, kind), preview.SHOWN_OF_EACH_KIND)]
+    first = [record for kind in Kind for record in islice(_pending(run.stage, kind), preview.SHOWN_OF_EACH_KIND)]
     if first:
         say("        The first requests would be:")
         say(f"        ({preview.RULE})")
@@ -196,29 +199,36 @@ def _show_plan(run: Run) -> None:
             say(f"        {line}", log=False)
 
 
-def _pending(run: Run, kind: Kind) -> Iterator[Record]:
-    return chain(*(run.stage.pending(kind, late=late) for late in (False, True)))
+def _pending(stage: Stage, kind: Kind) -> Iterator[Record]:
+    return chain(*(stage.pending(kind, late=late) for late in (False, True)))
 
 
-def brake(run: Run, read: Read, plan: Plan) -> Delivered | None:
+def brake(run: Run, read: Read) -> Delivered | None:
     """Stop a run that would send something large and probably unwanted; None lets it go on."""
     if run.options.yes or run.options.baseline or run.options.sandbox:
         return None
-    stopped = ids_have_changed(way_of(read.rules), run.ledger.ways(run.query_path), plan.pending[Kind.EVENT])
-    if stopped is None and run.settings.max_changes is not None:
-        stopped = too_many(run.settings.max_changes, _look_at_pending(run), _likely_causes(run))
+    stopped = look_at_brake(run.settings, read.rules, run.ledger, run.stage)
     return None if stopped is None else Delivered(stopped=stopped)
 
 
-def _look_at_pending(run: Run) -> Pending:
+def look_at_brake(settings: Settings, rules: Rules, ledger: Ledger, stage: Stage) -> Ending | None:
+    """What stops a run that has this much pending; None: nothing."""
+    query_path = str(settings.query_file)
+    stopped = ids_have_changed(way_of(rules), ledger.ways(query_path), stage.count_pending(Kind.EVENT))
+    if stopped is None and settings.max_changes is not None:
+        stopped = too_many(settings.max_changes, _look_at_pending(ledger, stage), _likely_causes(ledger, query_path))
+    return stopped
+
+
+def _look_at_pending(ledger: Ledger, stage: Stage) -> Pending:
     """How many pending records are new to the ledger, and how many changed."""
     changed = dict.fromkeys(Kind, 0)
     for kind in Kind:
-        keys = (record.key for record in _pending(run, kind))
+        keys = (record.key for record in _pending(stage, kind))
         while chunk := list(islice(keys, KEYS_PER_LOOKUP)):
-            changed[kind] += len(run.ledger.known(chunk))
-    new = {kind: run.stage.count_pending(kind) - changed[kind] for kind in Kind}
-    return Pending(new, changed, run.ledger.count_known())
+            changed[kind] += len(ledger.known(chunk))
+    new = {kind: stage.count_pending(kind) - changed[kind] for kind in Kind}
+    return Pending(new, changed, ledger.count_known())
 
 
 def fields_of(rules: Rules, kind: Kind) -> set[str]:
@@ -226,12 +236,12 @@ def fields_of(rules: Rules, kind: Kind) -> set[str]:
     return {field.name for field in (rules.user_fields if kind is Kind.USER else rules.event_fields)}
 
 
-def _likely_causes(run: Run) -> list[str]:
+def _likely_causes(ledger: Ledger, query_path: str) -> list[str]:
     causes = []
-    if run.ledger.knows_nothing_but_others:
+    if ledger.knows_nothing_but_others:
         causes.append("the API key is new to the ledger (ITERABLE_PROJECT keeps what it knows when a key is rotated)")
-    elif not run.ledger.ways(run.query_path):
-        causes.append(f"{run.query_path} is new to the ledger")
+    elif not ledger.ways(query_path):
+        causes.append(f"{query_path} is new to the ledger")
     return causes
 
 
