@@ -24,7 +24,7 @@ from iterable_client import Failure, IterableClient
 from pipeline import mapping
 from pipeline.account import refuse
 from pipeline.breaker import Breaker
-from pipeline.ending import CHECK_ADDRESS, CHECK_KEY, FAILURES, ExitCode
+from pipeline.ending import CHECK_ADDRESS, CHECK_KEY, FAILURES, ExitCode, UsageError
 from pipeline.failures import note_refusals
 from pipeline.findings import Area, Finding, about_dropped, about_fields, bad, good, note
 from pipeline.forgotten import ForgottenListError, read_forgotten
@@ -49,10 +49,10 @@ from pipeline.records import Kind, Outcome, counted
 from pipeline.retention import crowding
 from pipeline.rules import ColumnsError, make_rules
 from pipeline.settings import ROOT, Settings, SettingsError
-from pipeline.since import ALL, Since, circumstances_of, decide
+from pipeline.since import Since
 from pipeline.source import Query, SourceBusyError, SourceError, open_query, read_query, sqlite_blocks_writers
 from pipeline.stage import Stage, open_stage
-from pipeline.steps import look_at_brake
+from pipeline.steps import choose_since, look_at_brake
 
 SAMPLED_ROWS = 10_000
 SHOWN_BAD_ROWS = 3
@@ -255,6 +255,8 @@ class _Source:
         except ColumnsError as problem:
             remedy = "" if problem.remedy in str(problem) else problem.remedy
             yield bad(Area.SOURCE, str(problem), remedy, problem.code)
+        except UsageError as problem:
+            yield bad(Area.SETTINGS, str(problem), "leave --since out, or add :since to the query", problem.code)
         except SourceError as problem:
             if (asked := self._interrupt.ending()) is not None:  # which is why the query ended
                 raise Interrupted(asked) from problem
@@ -272,7 +274,7 @@ class _Source:
     def _look(self, stage: Stage) -> Iterator[Finding]:
         settings, path = self._settings, str(self._settings.query_file)
         query = read_query(settings.query_file, str(settings.database_url))
-        since = self._since(query)
+        since = choose_since(self._options, settings, self._ledger, query, datetime.now(timezone.utc))
         self._report.since = since
         rules = self._read(query, since.start if since else None, stage)
         yield good(Area.SOURCE, f"the query runs; its columns are {', '.join(self._columns)}")
@@ -289,14 +291,6 @@ class _Source:
         note_refusals(self._ledger, stage, path, keep=False)
         yield from self._about_rows(stage)
         yield from self._about_brake(rules, stage)
-
-    def _since(self, query: Query) -> Since | None:
-        if not query.uses_since:
-            return None
-        asked = self._options.since or (ALL if self._options.full else None)
-        mark = self._ledger.mark(str(self._settings.query_file))
-        now = datetime.now(timezone.utc)
-        return decide(self._settings, mark, circumstances_of(self._settings, query), now, asked)
 
     def _read(self, query: Query, start: datetime | None, stage: Stage | None) -> Rules:
         """Sample the first rows, and plan them where there is a stage for that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,7 +79,7 @@ def introduce(run: Run) -> None:
 def read_rows(run: Run) -> Read:
     """One pass over the rows of the query: each goes into the CSV and, planned, into the stage."""
     query = read_query(run.settings.query_file, str(run.settings.database_url))
-    since = _since(run, query)
+    since = choose_since(run.options, run.settings, run.ledger, query, run.started_at)
     run.console.say(f"Step 3: Connecting to {run.settings.shown_database()}")
     if since is not None:
         run.console.say(f"        Reading from {since.shown()} UTC: {since.why}")
@@ -92,15 +93,16 @@ def read_rows(run: Run) -> Read:
     return read
 
 
-def _since(run: Run, query: Query) -> Since | None:
-    """From when a query with :since reads."""
-    asked = run.options.since or (ALL if run.options.full else None)
+def choose_since(
+    options: argparse.Namespace, settings: Settings, ledger: Ledger, query: Query, now: datetime
+) -> Since | None:
+    """From when a query with :since reads; None for one without. Raises UsageError."""
     if not query.uses_since:
-        if run.options.since is not None:
+        if options.since is not None:
             raise UsageError(f"--since needs a query that contains :since; {query.name} has none.")
         return None
-    circumstances = circumstances_of(run.settings, query)
-    return decide(run.settings, run.ledger.mark(run.query_path), circumstances, run.started_at, asked)
+    asked = options.since or (ALL if options.full else None)
+    return decide(settings, ledger.mark(str(settings.query_file)), circumstances_of(settings, query), now, asked)
 
 
 def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool = False) -> Read:

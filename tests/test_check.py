@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import sqlite3
+from contextlib import closing
 from datetime import timezone
 from typing import Any
 
@@ -354,6 +356,26 @@ def test_says_from_when_the_next_run_reads_and_why(program: Program, tmp_path: A
     assert "UTC: the last complete run began at" in run.out
     since = json.loads(program.run("--check", "--json").out)["since"]
     assert (since["full_read"], since["why"].startswith("the last complete run began at")) == (False, True)
+
+
+def test_since_without_a_place_for_it_is_bad(program: Program, sample: Any) -> None:
+    run = program.run("--check", "--since", "2026-01-12")
+    assert run.code == 2
+    assert "[BAD ] settings: --since needs a query that contains :since" in run.out
+
+
+def test_a_locked_database_is_bad_for_now(program: Program, sample: Any) -> None:
+    with closing(sqlite3.connect(sample, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        run = program.run("--check")
+    assert run.code == 75
+    assert "-> try again later" in run.out
+
+
+def test_the_list_of_forgotten_people_is_read_where_a_run_needs_it(program: Program, sample: Any) -> None:
+    run = program.run("--check", SKIP_FORGOTTEN="true")
+    assert run.code == 0
+    assert "[ ok ] key: Iterable lists 0 forgotten people (SKIP_FORGOTTEN)" in run.out
 
 
 def test_says_that_the_brake_would_stop_a_run(program: Program, sample: Any) -> None:
