@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import chain
@@ -95,7 +95,7 @@ def conclude(run: Run, account: Account) -> Ending:
 
 
 def _conclude_rejected(run: Run, rejected: int) -> Ending:
-    new = sum(reason.new for reason in _reasons(run) if reason.outcome == Outcome.REJECTED.value)
+    new = run.stage.count_new_rejections()
     path = run.settings.output_dir / results.REJECTED_NAME.format(run.run_id)
     known = "" if new == rejected else f", {new:,} of them new" if new else ", all known from earlier runs"
     code = ExitCode.SUCCESS if run.settings.exit_on_rejected == "new" and not new else ExitCode.REJECTED
@@ -128,24 +128,25 @@ def conclude_after(run: Run, problem: BaseException) -> Ending:
 
 def remember(run: Run, account: Account) -> None:
     """Tell the ledger what later runs need to know: what can't be sent, what was shown, how ids were made, which fields
-    Iterable dropped."""
-    if account.read is None:
+    Iterable dropped. A full disk does not change how the run ended: records that were accepted are entered already."""
+    if account.read is None or account.delivered is None:
         return
-    note_refusals(run.ledger, run.stage, run.query_path, keep=not run.options.dry_run)
-    if run.options.dry_run:
-        return
-    is_whole = account.read.is_full and run.options.limit is None
-    run.ledger.refresh(run.stage.keys(), run.query_path, full_read=is_whole)
-    if account.delivered is not None:
-        _remember_way(run, account.read, run.stage.count_outcomes()[Kind.EVENT])
-        _remember_dropped_fields(run, account.read, account.delivered)
-    run.ledger.commit()
+    try:
+        note_refusals(run.ledger, run.stage, run.query_path, keep=not run.options.dry_run)
+        if not run.options.dry_run:
+            _remember_read(run, account.read, account.delivered)
+            run.ledger.commit()
+    except sqlite3.Error as problem:
+        logger.error("At the end, the ledger can't be written: %s", problem)
 
 
-def _remember_way(run: Run, read: Read, events: Mapping[Outcome, int]) -> None:
-    """A way of making ids counts as used where it went through the brake, or gave ids that are known."""
-    if events[Outcome.DELIVERED] or events[Outcome.UNCHANGED]:
-        run.ledger.add_way(run.query_path, way_of(read.rules), accepted=True)
+def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
+    run.ledger.refresh(run.stage.keys(), run.query_path, full_read=read.is_full and run.options.limit is None)
+    if delivered.stopped is None or delivered.stopped.code is not ExitCode.BRAKE:
+        events = run.stage.count_outcomes()[Kind.EVENT]
+        if events[Outcome.DELIVERED] or events[Outcome.UNCHANGED]:  # the ids of these are made so
+            run.ledger.add_way(run.query_path, way_of(read.rules), accepted=True)
+        _remember_dropped_fields(run, read, delivered)
 
 
 def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None:

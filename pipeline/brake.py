@@ -55,9 +55,13 @@ def way_of(rules: Rules) -> str:
     )
 
 
-def ids_have_changed(way: str, used: Sequence[Way], pending_events: int) -> Ending | None:
-    """Stops where all events would be tracked again as new ones, as their ids are made in a way not used before."""
-    before = [each for each in used if each.accepted]
+def ids_have_changed(way: str, used: Sequence[Way], pending_events: int, *, knows_records: bool) -> Ending | None:
+    """Stops where all events would be tracked again as new ones, as their ids are made in a way not used before.
+
+    knows_records: the ledger knows some. Then events may have been accepted under each way that was used, also by a run
+    that was killed before it could say so.
+    """
+    before = [each for each in used if each.accepted or knows_records]
     if not pending_events or not before or way in [each.description for each in used]:
         return None
     change = _difference(before[-1].description, way)

@@ -483,6 +483,10 @@ class Stage:
         query = "SELECT DISTINCT code FROM undelivered WHERE outcome = ?"
         return [code for (code,) in self._database.execute(query, (Outcome.REJECTED.value,))]
 
+    def count_new_rejections(self) -> int:
+        """Rejected records that were not rejected before, unchanged and for the same reason."""
+        return self._count(f"undelivered WHERE outcome = '{Outcome.REJECTED.value}' AND is_new")
+
     def count_reasons(self, limit: int) -> list[tuple[str, str | None, str, int, int]]:
         """The most frequent reasons: (outcome, code, one of the messages, how many, how many of them are new)."""
         return self._database.execute(

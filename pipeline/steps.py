@@ -216,7 +216,9 @@ def brake(run: Run, read: Read) -> Delivered | None:
 def look_at_brake(settings: Settings, rules: Rules, ledger: Ledger, stage: Stage) -> Ending | None:
     """What stops a run that has this much pending; None: nothing."""
     query_path = str(settings.query_file)
-    stopped = ids_have_changed(way_of(rules), ledger.ways(query_path), stage.count_pending(Kind.EVENT))
+    way, used = way_of(rules), ledger.ways(query_path)
+    knows_records = ledger.count_known() > 0
+    stopped = ids_have_changed(way, used, stage.count_pending(Kind.EVENT), knows_records=knows_records)
     if stopped is None and settings.max_changes is not None:
         stopped = too_many(settings.max_changes, _look_at_pending(ledger, stage), _likely_causes(ledger, query_path))
     return stopped
@@ -271,6 +273,9 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
         return Delivered()
     if run.options.baseline:
         return enter_baseline(run, plan)
+    if plan.pending[Kind.EVENT]:
+        run.ledger.add_way(run.query_path, way_of(read.rules), accepted=False)
+        run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
     by_user_id = run.settings.iterable_identifier == "userId"
     paces = rates(run.settings.rate_limit_percent)

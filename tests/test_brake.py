@@ -17,7 +17,7 @@ from pipeline.ledger import Way
 from pipeline.records import Kind
 from pipeline.sandbox import Fault, StandIn
 from pipeline.settings import MaxChanges
-from tests.program import Program, use_query
+from tests.program import Program, use_query, wait_until
 
 EVENTS_QUERY = "SELECT email, plan_type, page, event_time FROM users JOIN user_events ON user_id = users.id"
 FIELDS = {"USER_FIELDS": "plan_type", "EVENT_FIELDS": "page"}
@@ -67,18 +67,19 @@ NEW = "event_id: none; identifier: email; event name: view; fields: device, page
 
 
 @pytest.mark.parametrize(
-    ("used", "events", "stops"),
+    ("used", "events", "knows_records", "stops"),
     [
-        ([Way(OLD, True)], 1, True),
-        ([Way(OLD, True)], 0, False),
-        ([Way(OLD, False)], 1, False),
-        ([], 1, False),
-        ([Way(OLD, True), Way(NEW, True)], 1, False),
-        ([Way(NEW, False), Way(OLD, True)], 1, False),
+        ([Way(OLD, True)], 1, True, True),
+        ([Way(OLD, True)], 0, True, False),
+        ([Way(OLD, False)], 1, False, False),
+        ([Way(OLD, False)], 1, True, True),  # a killed run may have had events accepted
+        ([], 1, True, False),
+        ([Way(OLD, True), Way(NEW, True)], 1, True, False),
+        ([Way(NEW, False), Way(OLD, True)], 1, True, False),
     ],
 )
-def test_ids_made_in_a_way_not_used_before_stop(used: list[Way], events: int, stops: bool) -> None:
-    ending = ids_have_changed(NEW, used, events)
+def test_ids_made_in_a_way_not_used_before_stop(used: list[Way], events: int, knows_records: bool, stops: bool) -> None:
+    ending = ids_have_changed(NEW, used, events, knows_records=knows_records)
     assert (ending is not None) is stops
     assert ending is None or "fields: page -> device, page" in ending.reason
 
@@ -115,6 +116,41 @@ def test_changed_ids_stop_the_run_before_anything_is_sent_until_yes(
         database.execute("INSERT INTO user_events VALUES (NULL, 1, 'new', '', '', '', '2026-02-01 00:00:00')")
     database.close()
     assert program.run().counts("events") == {"delivered": 1, "unchanged": 36}
+
+
+def test_a_run_that_the_brake_stopped_makes_its_way_no_known_one(
+    program: Program, iterable: StandIn, sample: Path
+) -> None:
+    use_query(program, EVENTS_QUERY)
+    program.settings |= FIELDS
+    with sqlite3.connect(sample) as database:  # an event whose id is the same in both zones
+        database.execute("UPDATE user_events SET event_time = '2026-01-05T17:02:10Z' WHERE id = 1")
+    database.close()
+    assert program.run().code == 0
+    for _ in range(2):
+        run = program.run(EVENT_TIMEZONE="Europe/Berlin")
+        assert (run.code, run.counts("events")) == (65, {"unchanged": 1, "not_attempted": 35})
+
+
+def test_a_killed_run_leaves_its_way_of_making_ids_behind(program: Program, iterable: StandIn, sample: Path) -> None:
+    use_query(program, EVENTS_QUERY)
+    program.settings |= FIELDS
+    iterable.inject(Fault(path="/api/events/track", skip=5, latency_s=600))
+    process = program.start()
+    wait_until(lambda: iterable.project.request_counts["/api/events/track"] > 5)
+    wait_until(lambda: known_records(program) > 0)
+    process.kill()
+    program.wait_for(process)
+    iterable.clear_faults()
+    assert program.run(EVENT_NAME="visit").code == 65
+    assert program.run().code == 0
+
+
+def known_records(program: Program) -> int:
+    with sqlite3.connect(f"file:{program.folder}/iterable_ledger.sqlite3?mode=ro", uri=True) as database:
+        (count,) = database.execute("SELECT count(*) FROM accepted").fetchone()
+    database.close()
+    return int(count)
 
 
 def test_the_order_of_fields_and_new_events_are_no_change(program: Program, iterable: StandIn, sample: Path) -> None:
