@@ -64,6 +64,7 @@ class Breaker:
         self.is_open = False
         self.is_stopping = False
         self.has_accepted = False  # Iterable has accepted something in this run
+        self.in_a_row = 0  # calls that failed since the last success
         self.closings = 0  # how often something has shown that Iterable answers
         self.on_wait: Callable[[str], None] = lambda text: None  # is told what the client waits for, from any thread
         self._change = threading.Condition()
@@ -74,7 +75,6 @@ class Breaker:
         self._pacing: Counter[Kind] = Counter()
         self._strain = 0.0  # 1 opens it, or as much as `_patience` says
         self._patience = 1
-        self._in_a_row = 0
         self._last = _Failed(Failure.ABANDONED, "", Kind.USER)
 
     # For the delivery -----------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class Breaker:
 
     def verdict(self) -> Ending:
         """How the run ends that the last failure has stopped."""
-        return stopped_by(self._last.failure, self._last.message, self._in_a_row)
+        return stopped_by(self._last.failure, self._last.message, self.in_a_row)
 
     def verdict_on_late(self) -> Ending:
         """The same, where all that failed had failed in earlier runs, too, and nothing else was there to be tried."""
@@ -150,7 +150,7 @@ class Breaker:
 
     def _close(self) -> None:
         if not self.must_end_run():
-            self._strain, self._in_a_row, self.is_open = 0.0, 0, False
+            self._strain, self.in_a_row, self.is_open = 0.0, 0, False
             self.closings += 1
         self._change.notify_all()
 
@@ -162,7 +162,7 @@ class Breaker:
         if turn.counted_at == self.closings:
             return
         turn.counted_at = self.closings
-        self._in_a_row += 1
+        self.in_a_row += 1
         self._strain += 1 / FAILURES[failed.failure].ends_run_after
         self.is_open = self.is_open or self._strain >= self._patience * ALMOST_ONE
         if FAILURES[failed.failure].ends_run_at_once:

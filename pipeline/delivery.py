@@ -34,7 +34,8 @@ logger = logging.getLogger("pipeline.delivery")
 WAITING_BATCHES = 4  # ready for the next worker that is free; more would only take memory
 MAX_BYTES_UNDER_WAY = 20_000_000  # with those that wait; each is in memory three times while it is sent
 MAX_BLOCKED = 5  # batches that failed while Iterable has accepted nothing yet
-PROBES = 2  # before the run stops
+PROBES = 2  # before the run stops, as the first record may be a bad one, too;
+MANY_FAILURES = 10  # after so many in a row, one is enough
 RECORDS_PER_COMMIT = 2000
 BYTES_PER_COMMIT = 4_000_000
 SECONDS_PER_COMMIT = 0.5
@@ -224,7 +225,8 @@ class Delivery:
 
     def _probe_or_stop(self) -> None:
         """Find out whether the records are to blame for the last failures: try one that has not failed before."""
-        probe = self._find_probe() if self._probes < PROBES else None
+        probes = 1 if self._breaker.in_a_row > MANY_FAILURES else PROBES
+        probe = self._find_probe() if self._probes < probes else None
         if probe is not None:
             self._probes += 1
             self._submit(probe)

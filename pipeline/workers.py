@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pipeline.breaker import Breaker
 from pipeline.feed import Batch
 
 MAX_REPORTS_AT_ONCE = 1000
+GATHER_S = 0.003  # singly, taking in each report as it comes would cost a tenth of the whole work
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ class Workers:
         return self._tasks.qsize()
 
     def reports(self, timeout_s: float) -> Iterator[Report]:
-        """What has been reported; waits for the first one, but not longer than this."""
+        """What has been reported; waits for the first one, but not longer than this, and a moment for more."""
         with suppress(queue.Empty):
             yield self._reports.get(timeout=timeout_s)
+            time.sleep(GATHER_S)
             for _ in range(MAX_REPORTS_AT_ONCE):
                 yield self._reports.get_nowait()
 

@@ -227,14 +227,14 @@ def test_server_that_is_gone_from_the_start_costs_few_requests(
     assert ran.events["not_attempted"] > 1000
 
 
-@pytest.mark.parametrize(("mode", "skip", "most"), [(SINGLE, 200, 60), (BULK, 5, 50)], ids=["single", "bulk"])
+@pytest.mark.parametrize(("mode", "skip", "most"), [(single_mode(40), 200, 60), (BULK, 5, 50)], ids=["single", "bulk"])
 @pytest.mark.parametrize("name", GONE)
-def test_server_that_is_gone_in_mid_run_costs_few_requests(
+def test_server_that_is_gone_in_mid_run_costs_few_requests_beside_those_under_way(
     job: Job, iterable: StandIn, mode: Mode, skip: int, most: int, name: str
 ) -> None:
     iterable.latency_s = 0.005
     make_gone(iterable, name, skip)
-    ran = job.run(some_rows(), mode, rates=rates(90) if mode is SINGLE else rates(1000), initial_backoff=0.05)
+    ran = job.run(some_rows(), mode, rates=rates(1000) if mode is BULK else rates(90), initial_backoff=0.05)
     assert ran.stop is not None
     assert len(iterable.project.requests) - skip <= most
 
