@@ -97,7 +97,7 @@ def _last_line(report: Report) -> str:
     if report.code is ExitCode.SUCCESS:
         return "Ready to run."
     if report.code is ExitCode.REJECTED:
-        return "Ready to run. It would end with exit code 1, as some records can't be sent or would be refused."
+        return "Ready to run. Exit code 1, as some records can't be sent or would be refused."
     return f"Fix what is marked BAD, and check again. A run would end with exit code {report.code:d}."
 
 

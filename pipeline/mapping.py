@@ -18,7 +18,7 @@ from uuid import UUID
 from pipeline import payloads
 from pipeline.fields import FieldMap
 from pipeline.layout import shown, table
-from pipeline.payloads import PROBLEM, Columns, Rules
+from pipeline.payloads import Columns, Rules
 from pipeline.records import Kind
 from pipeline.values import InvalidRecord, field_value, unix_microseconds
 
@@ -95,21 +95,22 @@ class Sampler:
         """first_row: the number of the first of these `count` rows."""
         rules = self._rules
         people = [_identity(value, rules) for value in columns[rules.identity_column]]
-        users = payloads.user_values(columns, count, rules)
         named = [place for place in range(count) if people[place] is not None]
         events = payloads.events(payloads.selected(columns, named), [who for who in people if who is not None], rules)
         for place, event in zip(named, events, strict=True):
-            if not any(value.startswith(PROBLEM) for value in users[place]):
-                self._take(Kind.USER, rules.user_fields, columns, place, first_row)
+            self._take(Kind.USER, rules.user_fields, columns, place, first_row)
             if event is not None and not isinstance(event, InvalidRecord):
                 self._take(Kind.EVENT, rules.event_fields, columns, place, first_row)
 
-    def _take(self, kind: Kind, fields: Iterable[FieldMap], columns: Columns, place: int, first_row: int) -> None:
-        for field in fields:
-            found = columns[field.column][place]
-            value = field_value(found, field, self._rules.zone)
+    def _take(self, kind: Kind, fields: Sequence[FieldMap], columns: Columns, place: int, first_row: int) -> None:
+        try:
+            values = [field_value(columns[field.column][place], field, self._rules.zone) for field in fields]
+        except InvalidRecord:
+            return
+        for field, value in zip(fields, values, strict=True):
             if value is None:
                 continue
+            found = columns[field.column][place]
             is_time = isinstance(found, str) and isinstance(value, str) and is_a_time(value)
             parents = [(".".join(field.path[:depth]), "object") for depth in range(1, len(field.path))]
             for name, type_ in (*parents, *typed_parts(field.name, value)):

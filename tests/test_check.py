@@ -117,13 +117,23 @@ def test_bad_rows_are_a_note_with_their_share_and_end_as_a_run_would(program: Pr
     assert run.code == 1
     assert f"{told} -> fix them in the source, or leave them out" in run.out
     assert "no one" not in run.out
-    assert "Ready to run. It would end with exit code 1" in run.out
+    assert "Ready to run. Exit code 1, as some records can't be sent" in run.out
     assert program.run("--check", EXIT_ON_REJECTED="new").code == 1
     assert program.run(EXIT_ON_REJECTED="new").code == 1
     run = program.run("--check", EXIT_ON_REJECTED="new")
     assert run.code == 0
     assert f"{told}; all are known from earlier runs (EXIT_ON_REJECTED=new)" in run.out
     assert program.run("--check").code == 1
+
+
+def test_types_are_those_of_rows_that_can_be_sent(program: Program, tmp_path: Any) -> None:
+    rows = [("nobody", "text", 1), ("ada@example.com", "text", "5,5"), ("bob@example.com", 5, 5)]
+    make_table(tmp_path / "users.db", "email,a,b", rows)
+    use_query(program, "SELECT * FROM rows")
+    run = program.run("--check", USER_FIELDS="a,b:b:integer")
+    assert [line for line in run.out.splitlines() if line.startswith("  a ")] == [
+        "  a       a      long     integer, row 3  new"
+    ]
 
 
 def test_what_is_worse_than_bad_rows_decides_the_code(program: Program, tmp_path: Any) -> None:
