@@ -72,6 +72,7 @@ def _connect(file: DatabaseFile, spill_folder: str, root: Path) -> DuckDBPyConne
     connection = duckdb.connect(str(file.path), read_only=file.path != MEMORY, config=config)
     connection.execute("SET file_search_path = ?", [str(root)])
     connection.execute("SET TimeZone = 'UTC'")  # which is what :since is in; by itself, it is the machine's
+    connection.execute("SET enable_progress_bar = false")  # it would be written to stdout
     connection.execute("SET lock_configuration = true")
     return connection
 
