@@ -37,9 +37,11 @@ _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
 
 
 def write_csv(
-    path: Path, columns: Sequence[str], blocks: Iterable[Iterable[Sequence[Any]]], *, verbatim: bool = False
+    path: Path, columns: Sequence[str], blocks: Iterable[str | Iterable[Sequence[Any]]], *, verbatim: bool = False
 ) -> None:
     """Write a header and blocks of rows, each row with a value for each column. Blocks are taken one by one.
+
+    A block of text is CSV already, as `csv_block` makes it.
 
     verbatim: the rows are harmless already, or cells of such a CSV; they are written as they are.
     FileExistsError where the file exists; an exception from `blocks` passes through and leaves no file.
@@ -48,7 +50,41 @@ def write_csv(
         writer = csv.writer(file)
         writer.writerow([_cell(column) for column in columns])  # which leaves a guarded one as it is
         for block in blocks:
-            writer.writerows(block if verbatim else _harmless_block(block))
+            if isinstance(block, str):
+                file.write(block)
+            else:
+                writer.writerows(block if verbatim else _harmless_block(block))
+
+
+def csv_block(rows: Sequence[tuple[Any, ...]], by_column: Sequence[tuple[Any, ...]]) -> str | Iterable[Sequence[Any]]:
+    """A block of rows, given by the row and by the column -> their text, or rows for `csv.writer`.
+
+    Where no cell needs quotes or a guard, as in most blocks, the text takes a third of the time of `csv.writer`.
+    """
+    text = _plain_text(by_column)
+    needed = (len(by_column) - 1) * len(rows), len(rows), len(rows)
+    if text is None or (text.count(","), text.count("\r"), text.count("\n")) != needed or not _is_plain(text):
+        return harmless_rows(rows, by_column)
+    return text
+
+
+def _plain_text(by_column: Sequence[tuple[Any, ...]]) -> str | None:
+    """Cells with nothing but commas between them; None where some need more than that."""
+    if len(by_column) < 2:
+        return None  # an empty cell that is alone needs quotes
+    columns: list[Sequence[str]] = []
+    for column in by_column:
+        types = set(map(type, column))
+        if not types <= _PLAIN_TYPES:
+            return None
+        columns.append(column if types == {str} else ["" if value is None else str(value) for value in column])
+    return "\r\n".join(map(",".join, zip(*columns, strict=True))) + "\r\n"
+
+
+def _is_plain(text: str) -> bool:
+    """Whether no cell has quotes or a NUL, or begins as a formula does."""
+    cells = f",{text}".replace("\n", ",")
+    return not ('"' in text or "\0" in text or any(sign in text and f",{sign}" in cells for sign in "=+-@\t"))
 
 
 def harmless_rows(rows: Sequence[tuple[Any, ...]], by_column: Sequence[tuple[Any, ...]]) -> Iterable[Sequence[Any]]:

@@ -106,7 +106,9 @@ class FirstRows:
         ) as result:
             rules = make_rules(result.columns, self._settings, time.time())
             self.rules, self._columns, sampler = rules, result.columns, Sampler(rules)
-            planner = Planner(self._ledger, stage, rules, result.columns) if stage is not None else None
+            planner = None
+            if stage is not None:
+                planner = Planner(self._ledger, stage, rules, result.columns, full=self._options.full)
             read = 0
             for block in result.blocks:
                 rows = block[: SAMPLED_ROWS - read]
@@ -122,9 +124,9 @@ class FirstRows:
         self.samples = sampler.samples
         if planner is not None and stage is not None:
             self.looked_at = read
+            planner.end_reading()
             planner.finish()
-            known = None if self._options.full else self._ledger.known
-            stage.finish_staging(known, self._ledger.troubled, ids_are_given=rules.id_column is not None)
+            stage.finish_staging(ids_are_given=rules.id_column is not None)
         return rules
 
     @property

@@ -174,6 +174,11 @@ class Ledger:
             self._database.execute("PRAGMA synchronous = NORMAL")
         self._begin()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it knows nothing of this project, so that no look-up can find anything."""
+        return not self._has("accepted", "true")
+
     def count_known(self) -> int:
         """Records of this project that the ledger knows."""
         return self._count("accepted WHERE project = ?", self._project)
@@ -187,9 +192,7 @@ class Ledger:
     def shown(self, keys: Sequence[bytes]) -> None:
         """The query of this run shows these: they are still in use."""
         self._troubles.note_shown(keys)
-        if self._has_stale is None:
-            self._has_stale = self._has("accepted", f"seen_day < {self._today - REFRESH_DAYS:d}")
-        if self._has_stale:
+        if self._has_stale_entries():
             stale = f"seen_day < {self._today - REFRESH_DAYS:d}"
             self._with_keys(f"UPDATE accepted SET seen_day = {self._today:d} WHERE {stale} AND", keys)
 
@@ -207,11 +210,17 @@ class Ledger:
         self._forget_unseen()
 
     def refresh(self, keys: Iterable[bytes], query: str, *, full_read: bool) -> None:
-        """`shown` and `end_reading` in one."""
-        keys = iter(keys)
-        while chunk := list(islice(keys, KEYS_PER_STATEMENT)):
-            self.shown(chunk)
+        """`shown` and `end_reading` in one. The keys are read only where something is to be noted about them."""
+        if self._troubles.exist or self._has_stale_entries():
+            keys = iter(keys)
+            while chunk := list(islice(keys, KEYS_PER_STATEMENT)):
+                self.shown(chunk)
         self.end_reading(query, full_read=full_read)
+
+    def _has_stale_entries(self) -> bool:
+        if self._has_stale is None:
+            self._has_stale = self._has("accepted", f"seen_day < {self._today - REFRESH_DAYS:d}")
+        return self._has_stale
 
     def _forget_unseen(self) -> None:
         oldest = self._today - KEEP_DAYS

@@ -143,7 +143,7 @@ def plan_rows(look: Look, choose: Choice | None = None, *, without_events: bool 
         except UndecodableText:
             look.stage.clear()
             planned = _plan_rows(look, choose, without_events, any_bytes=True)
-        look.stage.finish_staging(None, ids_are_given=planned.rules.id_column is not None)
+        look.stage.finish_staging(ids_are_given=planned.rules.id_column is not None)
     except sqlite3.Error as error:
         folder = look.settings.output_dir
         raise OutputError(f"{folder} has no room for the rows, which are kept there meanwhile ({error}).") from error
@@ -163,7 +163,8 @@ def _plan_rows(look: Look, choose: Choice | None, without_events: bool, *, any_b
     ) as query:
         rules = make_rules(query.columns, settings, look.now)
         rules = replace(rules, time_column=None) if without_events else rules
-        planner = Planner(look.ledger, look.stage, rules, query.columns)
+        planner = Planner(look.ledger, look.stage, rules, query.columns, full=True)
+        look.stage.begin(None)  # so that nothing is put last, either
         all_staged = choose is None or rules.id_column is not None
         is_meant = choose(rules) if choose is not None else None
         place = query.columns.index(rules.identity_column)
@@ -176,6 +177,7 @@ def _plan_rows(look: Look, choose: Choice | None, without_events: bool, *, any_b
             staged = block if all_staged else [each.cells for each in found]
             if staged:
                 planner.plan(list(zip(*staged, strict=True)))
+        planner.end_reading()
         planner.finish()
     return Planned(rules, query.columns, read, numbers, last, all_staged)
 

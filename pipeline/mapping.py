@@ -97,10 +97,10 @@ class Sampler:
         people = [_identity(value, rules) for value in columns[rules.identity_column]]
         named = [place for place in range(count) if people[place] is not None]
         events = payloads.events(payloads.selected(columns, named), [who for who in people if who is not None], rules)
-        for place, event in zip(named, events, strict=True):
+        for place in named:
             self._take(Kind.USER, rules.user_fields, columns, place, first_row)
-            if event is not None and not isinstance(event, InvalidRecord):
-                self._take(Kind.EVENT, rules.event_fields, columns, place, first_row)
+        for place in events.places:
+            self._take(Kind.EVENT, rules.event_fields, columns, named[place], first_row)
 
     def _take(self, kind: Kind, fields: Sequence[FieldMap], columns: Columns, place: int, first_row: int) -> None:
         try:

@@ -40,10 +40,11 @@ from pipeline.values import (
 ID_VERSION = "ue1"  # change it and every event without an id of its own is sent again, as another event
 MAX_EVENT_ID_BYTES = 512
 MAX_USER_ID_CHARS = 52
+MAX_RECORD_BYTES = 3_499_000  # so that a request of 3.5 MB holds at least one; Iterable allows 4 MB in bulk
 MAX_EMAIL_LOCAL_CHARS = 64
 MAX_EMAIL_DOMAIN_CHARS = 253
 DAY_S = 86_400
-REMEMBERED_EMAILS = 10_000
+REMEMBERED_DOMAINS = 10_000
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
@@ -103,6 +104,17 @@ class Layout:
         self.fields = tuple(sorted(fields, key=attrgetter("path")))
         self._members = _members([field.path for field in self.fields], range(len(self.fields)))
         self._template = _template(self._members)
+
+    def fill_all(
+        self, by_field: Sequence[Sequence[str]], count: int, *, nulls: bool = False, nulls_in_objects: bool = False
+    ) -> list[str]:
+        """`fill` for `count` objects, whose values are given by the field."""
+        if not by_field:
+            return [""] * count
+        values = zip(*by_field, strict=True)
+        if any("" in each for each in by_field):
+            return [self.fill(each, nulls=nulls, nulls_in_objects=nulls_in_objects) for each in values]
+        return list(map(self._template.__mod__, values))
 
     def fill(self, values: Sequence[str], *, nulls: bool = False, nulls_in_objects: bool = False) -> str:
         """Values in JSON, in the order of `fields`, "" for NULL -> what stands within the braces of `dataFields`.
@@ -165,7 +177,6 @@ def identity(value: Any, rules: Rules) -> str:
     return _user_id(name, rules.identity_column) if rules.by_user_id else _email(name, rules.identity_column)
 
 
-@lru_cache(maxsize=REMEMBERED_EMAILS)  # most rows repeat the address of the row before
 def _email(address: str, column: str) -> str:
     address = address.strip()
     if not address:
@@ -178,6 +189,7 @@ def _email(address: str, column: str) -> str:
     return address.lower()
 
 
+@lru_cache(maxsize=REMEMBERED_DOMAINS)
 def _is_domain(name: str) -> bool:
     if not name.isascii():
         try:
@@ -236,17 +248,21 @@ def user_values(columns: Columns, count: int, rules: Rules) -> list[UserValues]:
     by_field = []
     for field in rules.user_layout.fields:
         values = columns[field.column]
-        found = json_column(values, field, rules.zone)
-        by_field.append([_told(each, value) for each, value in zip(found, values, strict=True)])
+        try:
+            found = json_column(values, field, rules.zone)
+        except InvalidRecord:
+            found = [_json_or_problem(value, field, rules.zone) for value in values]
+        by_field.append(found)
     return list(zip(*by_field, strict=True))
 
 
-def _told(found: str | InvalidRecord, value: Any) -> str:
-    """A problem with a hash of the cell, so that a cell that is wrong in another way is another problem."""
-    if isinstance(found, str):
-        return found
-    cell = hashlib.blake2b(cell_text(value).encode(errors="backslashreplace"), digest_size=8).hexdigest()
-    return f"{PROBLEM}{cell} {' '.join(str(found).splitlines())}"
+def _json_or_problem(value: Any, field: FieldMap, zone: tzinfo) -> str:
+    """A problem has a hash of the cell, so that a cell that is wrong in another way is another problem."""
+    try:
+        return json_column([value], field, zone)[0]
+    except InvalidRecord as problem:
+        cell = hashlib.blake2b(cell_text(value).encode(errors="backslashreplace"), digest_size=8).hexdigest()
+        return f"{PROBLEM}{cell} {' '.join(str(problem).splitlines())}"
 
 
 class Said(NamedTuple):
@@ -272,24 +288,32 @@ def merge(said: Said, row: int, later: UserValues, rules: Rules) -> Said:
     return Said(row, values, said.disagreed or nulls_count or any(changed))
 
 
-def user_payload(who: str, values: UserValues, rules: Rules) -> bytes:
-    """The body of users/update, which is also an element of users/bulkUpdate."""
-    for each in values:
-        if each.startswith(PROBLEM):
-            raise InvalidRecord(each.partition(" ")[2])
+def user_payloads(people: Sequence[str], values: Sequence[UserValues], rules: Rules) -> list[bytes | InvalidRecord]:
+    """The bodies of users/update, which are also elements of users/bulkUpdate; or why one can't be sent."""
     # Iterable replaces a nested object as a whole, so a field that is left out of it is cleared. Where it merges, only
     # a null clears one, and null for the whole object would clear what others keep there.
     nulls, nulls_in_objects = rules.clear_nulls, rules.clear_nulls and rules.merge_nested
-    fields = rules.user_layout.fill(values, nulls=nulls, nulls_in_objects=nulls_in_objects)
-    person = f'"userId":{quote(who)},"preferUserId":true' if rules.by_user_id else f'"email":{quote(who)}'
+    by_field = list(zip(*values, strict=True)) if rules.user_layout.fields else []
+    fields = rules.user_layout.fill_all(by_field, len(people), nulls=nulls, nulls_in_objects=nulls_in_objects)
+    opening, more = ('{"userId":', ',"preferUserId":true') if rules.by_user_id else ('{"email":', "")
     merged = ',"mergeNestedObjects":true' if rules.merge_nested else ""
-    return f'{{{person},"dataFields":{{{fields}}}{merged}}}'.encode()
+    encoded = [
+        f'{opening}{person}{more},"dataFields":{{{each}}}{merged}}}'.encode()
+        for person, each in zip(map(quote, people), fields, strict=True)
+    ]
+    found = [payload if len(payload) <= MAX_RECORD_BYTES else _too_large(payload) for payload in encoded]
+    for column in by_field:
+        for place in [place for place, value in enumerate(column) if value[:1] == PROBLEM]:
+            found[place] = InvalidRecord(column[place].partition(" ")[2])
+    return found
 
 
 def user_update(row: Row, who: str, rules: Rules) -> JsonObject:
     """The payload of one row alone."""
-    (values,) = user_values(_of_one_row(row), 1, rules)
-    payload: JsonObject = json.loads(user_payload(who, values, rules))
+    (found,) = user_payloads([who], user_values(_of_one_row(row), 1, rules), rules)
+    if isinstance(found, InvalidRecord):
+        raise found
+    payload: JsonObject = json.loads(found)
     return payload
 
 
@@ -299,46 +323,71 @@ def _of_one_row(row: Row) -> Columns:
 
 # Events ---------------------------------------------------------------------------------------------------------------
 
-Event = tuple[str, bytes]  # its id, and the whole of its payload in JSON
+
+class Events(NamedTuple):
+    """The events of some rows. places: of the rows that have one; ids and payloads: theirs. problems: the places of the
+    rows whose event can't be sent, and why."""
+
+    places: Sequence[int] = ()
+    ids: Sequence[str] = ()
+    payloads: Sequence[bytes] = ()
+    problems: Sequence[tuple[int, InvalidRecord]] = ()
 
 
-def event(row: Row, who: str, rules: Rules) -> Event | None:
-    """The body of events/track, which is also an element of events/trackBulk; None for a row without an event."""
-    (found,) = events(_of_one_row(row), [who], rules)
-    if isinstance(found, InvalidRecord):
-        raise found
-    return found
+def event(row: Row, who: str, rules: Rules) -> tuple[str, bytes] | None:
+    """The id and the body of events/track, which is also an element of events/trackBulk; None: there is no event."""
+    found = events(_of_one_row(row), [who], rules)
+    for _, problem in found.problems:
+        raise problem
+    return (found.ids[0], found.payloads[0]) if found.places else None
 
 
-def events(columns: Columns, people: Sequence[str], rules: Rules) -> Sequence[Event | InvalidRecord | None]:
-    """For each row, which is about the person at the same place: its event, why there can't be one, or None.
+def events(columns: Columns, people: Sequence[str], rules: Rules) -> Events:
+    """The events of rows, each of which is about the person at the same place.
 
     Where one of the rows can't be sent, they are divided until it stands alone.
     """
     if rules.time_column is None or not people:
-        return [None] * len(people)
+        return Events()
     moments = columns[rules.time_column]
     if None in moments or "" in moments:
         return _events_of_some(columns, people, rules)
     try:
-        return _convert_events(columns, people, rules)
+        return Events(range(len(people)), *_convert_events(columns, people, rules))
     except InvalidRecord as problem:
         if len(people) == 1:
-            return [problem]
-        half = len(people) // 2
-        first, second = selected(columns, range(half)), selected(columns, range(half, len(people)))
-        return [*events(first, people[:half], rules), *events(second, people[half:], rules)]
+            return Events(problems=[(0, problem)])
+    half = len(people) // 2
+    places = range(half), range(half, len(people))
+    return _joined([(each, _events_at(each, columns, people, rules)) for each in places])
 
 
-def _events_of_some(columns: Columns, people: Sequence[str], rules: Rules) -> Sequence[Event | InvalidRecord | None]:
+def _events_of_some(columns: Columns, people: Sequence[str], rules: Rules) -> Events:
     """Rows of which some have no event."""
     places = [place for place in range(len(people)) if has_event(columns, place, rules)]
-    found = dict(
-        zip(places, events(selected(columns, places), [people[place] for place in places], rules), strict=True)
+    without = [place for place in range(len(people)) if not has_event(columns, place, rules)]
+    problems = [(place, problem) for place in without if (problem := _problem_without_time(columns, place, rules))]
+    return _joined(
+        [(places, _events_at(places, columns, people, rules)), (range(len(people)), Events(problems=problems))]
     )
-    return [
-        found[place] if place in found else _problem_without_time(columns, place, rules) for place in range(len(people))
-    ]
+
+
+def _events_at(places: Sequence[int], columns: Columns, people: Sequence[str], rules: Rules) -> Events:
+    return events(selected(columns, places), [people[place] for place in places], rules)
+
+
+def _joined(parts: Iterable[tuple[Sequence[int], Events]]) -> Events:
+    """Events of parts of a block, given with the places that these parts have in it."""
+    places: list[int] = []
+    ids: list[str] = []
+    payloads: list[bytes] = []
+    problems: list[tuple[int, InvalidRecord]] = []
+    for of_part, found in parts:
+        places += [of_part[place] for place in found.places]
+        ids += found.ids
+        payloads += found.payloads
+        problems += [(of_part[place], problem) for place, problem in found.problems]
+    return Events(places, ids, payloads, problems)
 
 
 def selected(columns: Columns, places: Sequence[int]) -> Columns:
@@ -358,37 +407,33 @@ def _problem_without_time(columns: Columns, place: int, rules: Rules) -> Invalid
     return None
 
 
-def _convert_events(columns: Columns, people: Sequence[str], rules: Rules) -> list[Event | InvalidRecord | None]:
-    """Rows that all carry an event -> their events, put together from parts that are JSON already."""
+def _convert_events(columns: Columns, people: Sequence[str], rules: Rules) -> tuple[list[str], list[bytes]]:
+    """Rows that all carry an event -> ids and payloads, put together from parts that are JSON already."""
     names = _event_names(columns, len(people), rules)
     microseconds = _event_times(columns, rules)
     who = list(map(quote, people))
-    values = _event_values(columns, len(people), rules)
-    filled = list(map(rules.event_layout.fill, values))
-    ids = list(map(derived_event_id, names, who, microseconds, filled))
+    values = [json_column(columns[field.column], field, rules.zone) for field in rules.event_layout.fields]
+    fields = rules.event_layout.fill_all(values, len(people))
+    ids = derived_event_ids(names, who, microseconds, fields)
     if rules.id_column is not None:
         given = [_given_event_id(value, rules.id_column) for value in columns[rules.id_column]]
         ids = [one or other for one, other in zip(given, ids, strict=True)]
-    fields = [rules.event_layout.fill(each, nulls=True) for each in values] if rules.clear_nulls else filled
+    if rules.clear_nulls:
+        fields = rules.event_layout.fill_all(values, len(people), nulls=True)
     opening = '{"userId":' if rules.by_user_id else '{"email":'
-    return [
-        (
-            event_id,
-            f'{opening}{person},"eventName":{name},"id":{quote(event_id)},"createdAt":{moment // 1_000_000},'
-            f'"dataFields":{{{each}}}}}'.encode(),
-        )
-        for person, name, event_id, moment, each in zip(who, names, ids, microseconds, fields, strict=True)
+    payloads = [
+        f'{opening}{person},"eventName":{name},"id":{event_id},"createdAt":{moment // 1_000_000},'
+        f'"dataFields":{{{each}}}}}'.encode()
+        for person, name, event_id, moment, each in zip(who, names, map(quote, ids), microseconds, fields, strict=True)
     ]
+    if max(map(len, payloads)) > MAX_RECORD_BYTES:
+        raise _too_large(max(payloads, key=len))
+    return ids, payloads
 
 
-def _event_values(columns: Columns, count: int, rules: Rules) -> Sequence[Sequence[str]]:
-    """Each row's values in JSON, in the order of Rules.event_layout."""
-    by_field = [json_column(columns[field.column], field, rules.zone) for field in rules.event_layout.fields]
-    for values in by_field:
-        for each in values:
-            if isinstance(each, InvalidRecord):
-                raise each
-    return list(zip(*by_field, strict=True)) if by_field else [()] * count
+def _too_large(payload: bytes) -> InvalidRecord:
+    size = f"{len(payload):,} bytes as JSON, more than the {MAX_RECORD_BYTES:,} of one request"
+    return InvalidRecord(f"it has {size}")
 
 
 def _event_times(columns: Columns, rules: Rules) -> list[int]:
@@ -431,11 +476,17 @@ def _given_event_id(value: Any, column: str) -> str:
     return event_id if event_id.strip() else ""
 
 
-def derived_event_id(name: str, who: str, microseconds: int, fields: str) -> str:
+def derived_event_ids(
+    names: Sequence[str], people: Sequence[str], microseconds: Sequence[int], fields: Sequence[str]
+) -> list[str]:
     """The same for the same event in every run, on every machine: its name, person, time and fields but for NULLs.
 
     All of them in JSON; the fields without braces and in the order of their names, so that the order of EVENT_FIELDS
     does not matter.
     """
-    content = f'["{ID_VERSION}",{name},{who},{microseconds},{{{fields}}}]'
-    return f"{ID_VERSION}-{hashlib.sha256(content.encode()).hexdigest()[:40]}"
+    sha256 = hashlib.sha256
+    contents = [
+        f'["{ID_VERSION}",{name},{who},{moment},{{{each}}}]'.encode()
+        for name, who, moment, each in zip(names, people, microseconds, fields, strict=True)
+    ]
+    return [f"{ID_VERSION}-{sha256(content).hexdigest()[:40]}" for content in contents]

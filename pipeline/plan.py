@@ -6,29 +6,53 @@ Sends nothing.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import payloads
-from pipeline.ledger import Ledger
+from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.payloads import Columns, Rules, Said
 from pipeline.records import Kind, Outcome, Record, Undelivered
 from pipeline.stage import Failure, Stage, StagedEvent, UserRow
 from pipeline.values import InvalidRecord, canonical, cell_text
 
-RECORDS_PER_STAGING = 500
+RECORDS_PER_STAGING = 2_000
 BYTES_PER_STAGING = 2**20
-REMEMBERED_USERS = 100_000
-MAX_RECORD_BYTES = 3_499_000  # so that a request of 3.5 MB holds at least one; Iterable allows 4 MB in bulk
+REMEMBERED_USERS = 40_000
+SLOTS = 2**19
 BETWEEN_VALUES = "\n"  # JSON has none
+
+
+class _Merged(NamedTuple):
+    """A user, and what all rows say of it."""
+
+    key: bytes
+    who: str
+    said: Said
 
 
 class Planner:
     """Takes the rows, and leaves what became of them in the stage."""
 
-    def __init__(self, ledger: Ledger, stage: Stage, rules: Rules, columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        stage: Stage,
+        rules: Rules,
+        columns: Sequence[str],
+        *,
+        full: bool = False,
+        leave_known_users: bool = False,
+    ) -> None:
+        """full: what the ledger knows is sent all the same. leave_known_users: users that it knows are not."""
+        stage.begin(
+            None if full or ledger.is_empty else ledger.known,
+            ledger.troubled if ledger.has_troubles else None,
+            leave_known_users=leave_known_users,
+        )
         self.rows = 0
         self._ledger = ledger
         self._stage = stage
@@ -38,8 +62,10 @@ class Planner:
         self._events: list[StagedEvent] = []
         self._refusals: list[Failure] = []
         self._waiting_bytes = 0
-        # By identity: the user's key, and a hash of what a row last said; most rows repeat what was said before.
-        self._said: dict[str, tuple[bytes, int]] = {}
+        self._keys: dict[str, bytes] = {}  # of users, by identity
+        # Most rows repeat what the row before said about their user. In the slot of a user, and of others that share
+        # it: a hash of who was last staged there, and with what. A user who shares one may be staged more than once.
+        self._said = array("q", bytes(8 * SLOTS))
 
     def plan(self, block: Sequence[Sequence[Any]]) -> None:
         """Plan some rows, given by the column."""
@@ -58,25 +84,34 @@ class Planner:
         if waiting >= RECORDS_PER_STAGING or self._waiting_bytes >= BYTES_PER_STAGING:
             self._flush()
 
+    def end_reading(self) -> None:
+        """From here on, every record has a place in the account."""
+        self._flush()
+        self._stage.end_reading()
+
     def finish(self) -> None:
-        """All rows are planned: put together what the rows of each user say."""
-        self._flush()
-        self._said.clear()
-        records: list[Record] = []
-        for record in self._merged_users():
-            records.append(record)
-            self._waiting_bytes += len(record.payload)
-            if len(records) >= RECORDS_PER_STAGING or self._waiting_bytes >= BYTES_PER_STAGING:
-                self._stage.stage_users(records)
-                records, self._waiting_bytes = [], 0
-        self._stage.stage_users(records)
-        self._flush()
+        """All rows are staged: put together what those of each user say."""
+        self._keys, self._said = {}, array("q")
+        users: list[_Merged] = []
+        for user in self._merged_users():
+            users.append(user)
+            self._waiting_bytes += sum(map(len, user.said.values))
+            if len(users) >= RECORDS_PER_STAGING or self._waiting_bytes >= BYTES_PER_STAGING:
+                self._stage_merged(users)
+                users = []
+        self._stage_merged(users)
 
     # Users ----------------------------------------------------------------------------------------------------
 
-    def _identify(self, columns: Columns, names: Sequence[Any], numbers: Sequence[int]) -> list[str | None]:
+    def _identify(self, columns: Columns, names: Sequence[Any], numbers: Sequence[int]) -> Sequence[str | None]:
+        known = self._keys
         people: list[str | None] = []
         for place, name in enumerate(names):
+            if (
+                type(name) is str and name in known
+            ):  # as most rows name somebody again, in the form that Iterable stores
+                people.append(name)
+                continue
             try:
                 people.append(payloads.identity(name, self._rules))
             except InvalidRecord as problem:
@@ -86,40 +121,48 @@ class Planner:
 
     def _plan_users(self, columns: Columns, numbers: Sequence[int], people: Sequence[str]) -> list[bytes]:
         """Stages what each row says about its user, unless the user's row before said the same; returns the keys."""
-        keys = []
+        keys = [self._keys.get(who) or self._key_of(who) for who in people]
         values = payloads.user_values(columns, len(people), self._rules)
-        for number, who, content in zip(numbers, people, map(BETWEEN_VALUES.join, values), strict=True):
-            said = self._said.get(who)
-            if said is None or said[1] != hash(content):
-                said = self._remember(who, said[0] if said else self._ledger.user_key(who), content)
-                self._user_rows.append((said[0], number, who, content))
+        for number, who, key, content in zip(numbers, people, keys, map(BETWEEN_VALUES.join, values), strict=True):
+            slot, said = hash(who) % SLOTS, hash((who, content))
+            if self._said[slot] != said:
+                self._said[slot] = said
+                self._user_rows.append((key, number, who, content))
                 self._waiting_bytes += len(content)
-            keys.append(said[0])
         return keys
 
-    def _remember(self, who: str, key: bytes, content: str) -> tuple[bytes, int]:
-        if len(self._said) >= REMEMBERED_USERS:
-            self._said.clear()
-        self._said[who] = said = (key, hash(content))
-        return said
+    def _key_of(self, who: str) -> bytes:
+        if len(self._keys) >= REMEMBERED_USERS:
+            self._keys.clear()
+        self._keys[who] = key = self._ledger.user_key(who)
+        return key
 
-    def _merged_users(self) -> Iterator[Record]:
-        """One update for each user, with the effect of all rows in the query's order; or a refusal."""
+    def _merged_users(self) -> Iterator[_Merged]:
+        """What the rows of each user say together."""
         for key, rows in groupby(self._stage.user_rows(), key=itemgetter(0)):
             _, row, who, content = next(rows)
             said = Said(row, content.split(BETWEEN_VALUES))
             for _, row, _, later in rows:  # noqa: B031 (it goes on behind the first)
                 said = payloads.merge(said, row, later.split(BETWEEN_VALUES), self._rules)
             self._stage.merged_users += said.disagreed
-            try:
-                payload = payloads.user_payload(who, said.values, self._rules)
-                _check_size(payload)
-                (fingerprint,) = self._ledger.fingerprints([payload])
-            except InvalidRecord as problem:
+            yield _Merged(key, who, said)
+
+    def _stage_merged(self, users: Sequence[_Merged]) -> None:
+        people = [user.who for user in users]
+        found = payloads.user_payloads(people, [user.said.values for user in users], self._rules)
+        contents = [
+            payload if isinstance(payload, bytes) else BETWEEN_VALUES.join(user.said.values).encode()
+            for user, payload in zip(users, found, strict=True)
+        ]
+        records = []
+        for user, payload, fingerprint in zip(users, found, self._ledger.fingerprints(contents), strict=True):
+            key, who, said = user
+            if isinstance(payload, InvalidRecord):
+                self._refuse(Kind.USER, said.row, who, payload, key, fingerprint)
                 payload = b""  # the user is staged all the same, as its events may be sent
-                (fingerprint,) = self._ledger.fingerprints([BETWEEN_VALUES.join(said.values).encode()])
-                self._refuse(Kind.USER, said.row, who, problem, key, fingerprint)
-            yield Record(Kind.USER, said.row, who, key, fingerprint, payload)
+            records.append(Record(Kind.USER, said.row, who, key, fingerprint, payload))
+        self._flush()
+        self._stage.stage_users(records)
 
     # Events ---------------------------------------------------------------------------------------------------
 
@@ -127,20 +170,18 @@ class Planner:
         self, columns: Columns, numbers: Sequence[int], people: Sequence[str], user_keys: Sequence[bytes]
     ) -> None:
         found = payloads.events(columns, people, self._rules)
-        sendable = []  # (number, user_key, event_id, payload)
-        for place, (number, user_key, event) in enumerate(zip(numbers, user_keys, found, strict=True)):
-            if event is not None and not isinstance(event, InvalidRecord) and len(event[1]) > MAX_RECORD_BYTES:
-                event = InvalidRecord(f"it has {_too_large(event[1])}")
-            if isinstance(event, InvalidRecord):
-                self._refuse_event(columns, place, number, people[place], user_key, event)
-            elif event is not None:
-                sendable.append((number, user_key, *event))
-        if sendable:
-            numbers, user_keys, event_ids, contents = zip(*sendable, strict=True)
-            keys = self._ledger.event_keys(user_keys, event_ids)
-            fingerprints = self._ledger.fingerprints(contents)
-            self._events += zip(numbers, keys, fingerprints, contents, strict=True)
-            self._waiting_bytes += sum(map(len, contents))
+        for place, problem in found.problems:
+            self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
+        rows = [numbers[place] for place in found.places]
+        keys = self._ledger.event_keys([user_keys[place] for place in found.places], found.ids)
+        self._events += zip(rows, keys, self._fingerprints(keys, found.payloads), found.payloads, strict=True)
+        self._waiting_bytes += sum(map(len, found.payloads))
+
+    def _fingerprints(self, keys: Sequence[bytes], contents: Sequence[bytes]) -> list[bytes]:
+        """An id that is derived from all that the event says tells its content from any other."""
+        if self._rules.id_column is None:
+            return [key[USER_BYTES:] for key in keys]
+        return self._ledger.fingerprints(contents)
 
     # What can't be sent ---------------------------------------------------------------------------------------
 
@@ -183,12 +224,3 @@ def _cells(columns: Columns, place: int, names: Sequence[str]) -> str:
     """What a row says in these columns; unlike any e-mail, user id or event id, it begins with a bracket."""
     texts = [[name, cell_text(columns[name][place])] for name in names]
     return canonical(texts).encode(errors="backslashreplace").decode()
-
-
-def _check_size(payload: bytes) -> None:
-    if len(payload) > MAX_RECORD_BYTES:
-        raise InvalidRecord(f"it has {_too_large(payload)}")
-
-
-def _too_large(payload: bytes) -> str:
-    return f"{len(payload):,} bytes as JSON, more than the {MAX_RECORD_BYTES:,} of one request"

@@ -55,6 +55,9 @@ class Stage:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
+        self._known: Known | None = None
+        self._late: Troubled | None = None
+        self._leaves_known_users = False
         self._has_all_users = False  # until the rows of each are put together, a user is in `user_rows` only
         self.duplicate_events = 0
         self.merged_users = 0  # whose rows disagreed
@@ -63,6 +66,14 @@ class Stage:
         self._states: dict[Kind, bytearray] = {kind: bytearray() for kind in Kind}
 
     # Staging --------------------------------------------------------------------------------------------------
+
+    def begin(self, known: Known | None, late: Troubled | None = None, *, leave_known_users: bool = False) -> None:
+        """Say what earlier runs know of the records that are going to be staged.
+
+        known: what Iterable has accepted; None sends it all the same. late: what had trouble.
+        leave_known_users: users that are known count as unchanged, whatever was accepted of them.
+        """
+        self._known, self._late, self._leaves_known_users = known, late, leave_known_users
 
     def stage_user_rows(self, rows: Sequence[UserRow]) -> None:
         """What rows say about their users, to be put together when all of them are there."""
@@ -79,71 +90,89 @@ class Stage:
             "INSERT INTO users (row, identity, key, fingerprint, payload) VALUES",
             list(map(_ALL_BUT_KIND, records)),
         )
-        for each in records:
-            self._set_state(Kind.USER, each.row, _PENDING if each.payload else _NO_RECORD)
+        sendable = [each for each in records if each.payload]
+        states = self._first_states(Kind.USER, [each.key for each in sendable], [each.fingerprint for each in sendable])
+        self._set_states(Kind.USER, [each.row for each in sendable], states)
 
     def stage_events(self, events: Sequence[StagedEvent]) -> None:
-        """Events to track. Doubled ones are settled when the stage is finished."""
-        insert_many(
-            self._database,
-            "INSERT INTO events (row, key, fingerprint, payload) VALUES",
-            events,
-        )
-        for row, *_ in events:
-            self._set_state(Kind.EVENT, row, _PENDING)
+        """Events to track, in the order of their rows. Doubled ones are settled when the stage is finished.
 
-    def finish_staging(
-        self,
-        known: Known | None,
-        late: Troubled | None = None,
-        *,
-        ids_are_given: bool = False,
-        leave_known_users: bool = False,
-    ) -> None:
-        """Settle what needs no sending: doubled ids and what is unchanged. Then order the rest.
+        What is unchanged is staged without its payload, so that two events of one id are still found.
+        """
+        if not events:
+            return
+        rows, keys, fingerprints, _ = zip(*events, strict=True)
+        states = self._first_states(Kind.EVENT, keys, fingerprints)
+        if _UNCHANGED in states:
+            unchanged = [event[:3] for event, state in zip(events, states, strict=True) if state == _UNCHANGED]
+            insert_many(self._database, "INSERT INTO events (row, key, fingerprint) VALUES", unchanged)
+            events = [event for event, state in zip(events, states, strict=True) if state != _UNCHANGED]
+        insert_many(self._database, "INSERT INTO events (row, key, fingerprint, payload) VALUES", events)
+        self._set_states(Kind.EVENT, rows, states)
 
-        known: what Iterable has accepted; None sends it all the same. late: what had trouble in earlier runs.
+    def _first_states(self, kind: Kind, keys: Sequence[bytes], fingerprints: Sequence[bytes]) -> bytes:
+        """The states that records begin with."""
+        accepted, troubled = self._look_up(keys)
+        if not accepted and not troubled:
+            return bytes([_PENDING]) * len(keys)
+        states = bytearray()
+        leaves_known = self._leaves_known_users and kind is Kind.USER
+        for key, fingerprint in zip(keys, fingerprints, strict=True):
+            is_unchanged = accepted.get(key) == fingerprint
+            if is_unchanged or (leaves_known and key in accepted):
+                states.append(_UNCHANGED)
+                self.left_users += not is_unchanged
+            else:
+                states.append(_LATE if key in troubled else _PENDING)
+        return bytes(states)
+
+    def _look_up(self, keys: Sequence[bytes]) -> tuple[Mapping[bytes, bytes], Container[bytes]]:
+        """The fingerprints accepted, and the keys of what had trouble; some keys at a time, in the ledger's order."""
+        accepted: dict[bytes, bytes] = {}
+        troubled: set[bytes] = set()
+        in_order = sorted(keys)
+        for start in range(0, len(in_order), KEYS_PER_LOOKUP):
+            chunk = in_order[start : start + KEYS_PER_LOOKUP]
+            if self._known is not None:
+                accepted.update(self._known(chunk))
+            if self._late is not None:
+                late = self._late(chunk)
+                troubled.update(key for key in chunk if key in late)
+        return accepted, troubled
+
+    def end_reading(self) -> None:
+        """All rows are staged: keep them, although a disk that is full later on undoes what was done since."""
+        self._database.execute("COMMIT")
+        self._database.execute("BEGIN")
+
+    def finish_staging(self, *, ids_are_given: bool = False) -> None:
+        """Settle doubled ids, and put what is pending in order.
+
         ids_are_given: the events' ids come from the query, so that two users may share one by mistake.
-        leave_known_users: users that are known count as unchanged, whatever was accepted of them.
         """
         self._has_all_users = True
-        # An index made at the end is sorted once; one kept up to date costs as much as all the rest of the
-        self._database.execute("CREATE INDEX events_by_key ON events (key)")
         self._drop_duplicate_events()
         if ids_are_given:
             self._refuse_shared_event_ids()
-        if known is not None:
-            self._skip_unchanged(Kind.USER, known, leave_known=leave_known_users)
-            self._skip_unchanged(Kind.EVENT, known)
         if self.count_pending(Kind.EVENT):
             self._order_events()
-        if late is not None:
-            self._put_last(late)
+            self._put_events_of_late_users_last()
 
     def _order_events(self) -> None:
         """User by user, in the order of the keys: they enter the ledger in less than half the time of any other."""
         self._database.execute(f"CREATE INDEX IF NOT EXISTS events_by_user ON events ({_USER_OF_KEY})")
 
-    def _put_last(self, late: Troubled) -> None:
-        """Mark what had trouble before, and the events of such users, which must not overtake their user's update."""
-        for kind in Kind:
-            states = self._states[kind]
-            rows = self._database.execute(f"SELECT row, key FROM {kind.value}s ORDER BY key")
-            while chunk := rows.fetchmany(KEYS_PER_LOOKUP):
-                pending = [(row, key) for row, key in chunk if states[row] == _PENDING]
-                troubled = late([key for _, key in pending]) if pending else ()
-                for row, key in pending:
-                    if key in troubled:
-                        states[row] = _LATE
-                        if kind is Kind.USER:
-                            self._put_events_last(key)
-
-    def _put_events_last(self, user_key: bytes) -> None:
-        states = self._states[Kind.EVENT]
-        rows = self._database.execute(f"SELECT row FROM events WHERE {_USER_OF_KEY} = ?", (user_key[:USER_BYTES],))
-        for (row,) in rows:
-            if states[row] == _PENDING:
-                states[row] = _LATE
+    def _put_events_of_late_users_last(self) -> None:
+        """They must not overtake their user's update."""
+        users, events = self._states[Kind.USER], self._states[Kind.EVENT]
+        if _LATE not in users:
+            return
+        for row, user_key in self._database.execute("SELECT row, key FROM users ORDER BY key"):
+            if users[row] == _LATE:
+                of_user = f"FROM events WHERE {_USER_OF_KEY} = ?"
+                for (event,) in self._database.execute(f"SELECT row {of_user}", (user_key[:USER_BYTES],)):
+                    if events[event] == _PENDING:
+                        events[event] = _LATE
 
     def clear(self) -> None:
         """Forget all that was staged and noted, to begin anew."""
@@ -154,12 +183,11 @@ class Stage:
 
     def _drop_duplicate_events(self) -> None:
         """Of several events with one id the last one counts, and of equal ones the first."""
-        staged = self._count("events")
-        if staged == self._count("(SELECT DISTINCT key FROM events)"):
+        doubled = "SELECT key FROM events GROUP BY key HAVING count(*) > 1"
+        if not self._count(f"({doubled} LIMIT 1)"):
             return
         rows = self._database.execute(
-            "SELECT key, row, fingerprint FROM events"
-            " WHERE key IN (SELECT key FROM events GROUP BY key HAVING count(*) > 1) ORDER BY key, row"
+            f"SELECT key, row, fingerprint FROM events WHERE key IN ({doubled}) ORDER BY key, row"
         )
         dropped = array("q")
         kept_key = kept_fingerprint = b""
@@ -191,17 +219,6 @@ class Stage:
             ]
         )
 
-    def _skip_unchanged(self, kind: Kind, known: Known, *, leave_known: bool = False) -> None:
-        states = self._states[kind]
-        rows = self._database.execute(f"SELECT row, key, fingerprint FROM {kind.value}s ORDER BY key")
-        while chunk := rows.fetchmany(KEYS_PER_LOOKUP):
-            accepted = known([key for _, key, _ in chunk])
-            for row, key, fingerprint in chunk:
-                is_unchanged = accepted.get(key) == fingerprint
-                if states[row] == _PENDING and (is_unchanged or (leave_known and key in accepted)):
-                    states[row] = _UNCHANGED
-                    self.left_users += not is_unchanged
-
     def reject_people(self, is_meant: Callable[[str], bool], code: str, message: str) -> int:
         """Reject what is pending of these people, told by their identity: the update and the events. How many."""
         rejected = 0
@@ -229,8 +246,18 @@ class Stage:
     def keys(self) -> Iterator[bytes]:
         """The keys of all records that are staged."""
         for kind in Kind:
-            for (key,) in self._database.execute(f"SELECT key FROM {kind.value}s ORDER BY key"):
+            for (key,) in self._database.execute(f"SELECT key FROM {kind.value}s"):
                 yield key
+
+    def _set_states(self, kind: Kind, rows: Sequence[int], states: bytes) -> None:
+        if (
+            rows and rows[-1] - rows[0] == len(rows) - 1 and kind is Kind.EVENT
+        ):  # in the order of their rows, without gaps
+            self._set_state(kind, rows[-1], states[-1])
+            self._states[kind][rows[0] : rows[-1] + 1] = states
+        else:
+            for row, state in zip(rows, states, strict=True):
+                self._set_state(kind, row, state)
 
     def _set_state(self, kind: Kind, row: int, state: int) -> None:
         states = self._states[kind]
@@ -392,15 +419,18 @@ class Stage:
                 self._replace_states(state, _CODES[Outcome.NOT_ATTEMPTED])
 
     def _take_users_as_they_are(self) -> None:
-        """So that each of them has an outcome, although nobody has put together what their rows say."""
-        others = (
-            "FROM user_rows WHERE key NOT IN (SELECT key FROM users)"
-            " AND key NOT IN (SELECT own_key FROM undelivered WHERE own_key IS NOT NULL) GROUP BY key"
-        )
-        for (row,) in self._database.execute(f"SELECT max(row) {others}"):
-            self._set_state(Kind.USER, row, _PENDING)
+        """So that each of them has one outcome, whether or not somebody has put together what their rows say."""
+        missing = "FROM user_rows WHERE key NOT IN (SELECT key FROM users) GROUP BY key"
+        is_refused = "key IN (SELECT own_key FROM undelivered WHERE own_key IS NOT NULL)"
+        self._states[Kind.USER] = bytearray()
+        for source in (f"row, {is_refused} FROM users", f"max(row), {is_refused} {missing}"):
+            for row, has_outcome in self._database.execute(f"SELECT {source}"):
+                if not has_outcome:
+                    self._set_state(Kind.USER, row, _PENDING)
+        for row, outcome in self._database.execute("SELECT row, outcome FROM undelivered WHERE kind = 'user'"):
+            self._set_state(Kind.USER, row, _CODES[Outcome(outcome)])
         columns = "key, row, identity, fingerprint, payload"
-        self._database.execute(f"INSERT INTO users ({columns}) SELECT key, max(row), identity, x'', x'' {others}")
+        self._database.execute(f"INSERT INTO users ({columns}) SELECT key, max(row), identity, x'', x'' {missing}")
 
     # What failed ----------------------------------------------------------------------------------------------
 
@@ -503,7 +533,7 @@ class Stage:
 _SCHEMA = """
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
-PRAGMA cache_size = -16000;
+PRAGMA cache_size = -4000;
 PRAGMA temp_store = FILE;
 CREATE TABLE user_rows (key BLOB NOT NULL, row INTEGER NOT NULL, identity TEXT NOT NULL, content TEXT NOT NULL);
 CREATE TABLE users (
@@ -511,7 +541,7 @@ CREATE TABLE users (
     payload BLOB NOT NULL
 );
 CREATE TABLE events (
-    row INTEGER PRIMARY KEY, key BLOB NOT NULL, fingerprint BLOB NOT NULL, payload BLOB NOT NULL
+    row INTEGER PRIMARY KEY, key BLOB NOT NULL, fingerprint BLOB NOT NULL, payload BLOB
 );
 CREATE TABLE undelivered (
     kind TEXT NOT NULL, row INTEGER NOT NULL, outcome TEXT NOT NULL, status_code INTEGER, code TEXT, message TEXT,

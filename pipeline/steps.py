@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from itertools import chain, islice
 from typing import Any
 
-from iterable.export import harmless_rows, write_csv
+from iterable.export import csv_block, write_csv
 from iterable.pacing import rates
 from pipeline import preview
 from pipeline.batch import BulkSender, SingleSender
@@ -119,7 +119,14 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool =
         if not any_bytes:
             run.console.say(f"Step 4: Running the user-event query, {query.name}")
         rules = make_rules(result.columns, settings, run.started_at.timestamp())
-        planner = Planner(run.ledger, run.stage, rules, result.columns)
+        planner = Planner(
+            run.ledger,
+            run.stage,
+            rules,
+            result.columns,
+            full=run.options.full,
+            leave_known_users=run.options.limit is not None,
+        )
         name = CSV_NAME.format(run.run_id)
         try:
             blocks = _planned(planner, _first(result.blocks, run.options.limit))
@@ -141,25 +148,20 @@ def _first(blocks: Iterable[Rows], limit: int | None) -> Iterator[Rows]:
             return
 
 
-def _planned(planner: Planner, blocks: Iterable[Rows]) -> Iterator[Iterable[Sequence[Any]]]:
+def _planned(planner: Planner, blocks: Iterable[Rows]) -> Iterator[str | Iterable[Sequence[Any]]]:
     """Plan the rows, and pass them on to the CSV."""
     for rows in blocks:
         by_column = list(zip(*rows, strict=True))
         planner.plan(by_column)
-        yield harmless_rows(rows, by_column)
+        yield csv_block(rows, by_column)
+    planner.end_reading()
 
 
 def make_plan(run: Run, read: Read) -> Plan:
     """What is to be sent, and how."""
-    known = None if run.options.full else run.ledger.known
     try:
         read.planner.finish()
-        run.stage.finish_staging(
-            known,
-            run.ledger.troubled,
-            ids_are_given=read.rules.id_column is not None,
-            leave_known_users=run.options.limit is not None,
-        )
+        run.stage.finish_staging(ids_are_given=read.rules.id_column is not None)
         _reject_forgotten(run)
     except sqlite3.Error as error:
         folder = run.settings.output_dir

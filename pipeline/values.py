@@ -40,25 +40,20 @@ class InvalidRecord(Exception):
 # Columns ------------------------------------------------------------------------------------------------------------
 
 
-def json_column(values: Sequence[Any], field: FieldMap, zone: tzinfo) -> list[str | InvalidRecord]:
-    """A part of a column -> each value in JSON, "" for NULL, or why it can't be sent.
+def json_column(values: Sequence[Any], field: FieldMap, zone: tzinfo) -> list[str]:
+    """A part of a column -> each value in JSON, "" for NULL. InvalidRecord where one of them can't be sent.
 
     zone: of times without an offset.
     """
     kinds = set(map(type, values))
+    if kinds == {str} and field.type in (None, FieldType.TEXT) and is_unicode("".join(values)):
+        return list(map(quote, values))
     if kinds <= _TEXT_OR_NULL and field.type in (None, FieldType.TEXT) and is_unicode("".join(filter(None, values))):
         return ["" if value is None else quote(value) for value in values]
     if kinds == {int} and field.type is None and min(values) >= -MAX_INT - 1 and max(values) <= MAX_INT:
         return list(map(str, values))
-    return [_json_or_problem(value, field, zone) for value in values]
-
-
-def _json_or_problem(value: Any, field: FieldMap, zone: tzinfo) -> str | InvalidRecord:
-    try:
-        found = field_value(value, field, zone)
-    except InvalidRecord as problem:
-        return problem
-    return "" if found is None else canonical(found)
+    found = [field_value(value, field, zone) for value in values]
+    return ["" if value is None else canonical(value) for value in found]
 
 
 def field_value(value: Any, field: FieldMap, zone: tzinfo) -> Any:

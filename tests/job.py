@@ -178,9 +178,10 @@ def stage(opened: Opened, rows: Rows, fields: dict[str, Any] | None = None, *, s
         for row, (email, event_id) in enumerate(rows, 1)
         if event_id is not None
     ]
+    opened.begin(skip_unchanged=skip_unchanged)
     opened.stage.stage_users(list({each.key: each for each in users}.values()))
     opened.stage.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
-    opened.finish_staging(skip_unchanged=skip_unchanged)
+    opened.stage.finish_staging()
 
 
 def make_record(

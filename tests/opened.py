@@ -18,11 +18,12 @@ class Opened(NamedTuple):
     ledger: Ledger
     stage: Stage
 
-    def plan(self, rules: Rules, rows: Sequence[dict[str, Any]], *, rows_per_block: int = 100) -> None:
+    def plan(self, rules: Rules, rows: Sequence[dict[str, Any]], *, rows_per_block: int = 100, **options: bool) -> None:
         """Plan rows that have the same columns."""
-        planner = Planner(self.ledger, self.stage, rules, list(rows[0]) if rows else [])
+        planner = Planner(self.ledger, self.stage, rules, list(rows[0]) if rows else [], **options)
         for start in range(0, len(rows), rows_per_block):
             planner.plan(list(zip(*(row.values() for row in rows[start : start + rows_per_block]), strict=True)))
+        planner.end_reading()
         planner.finish()
         assert planner.rows == len(rows)
 
@@ -31,9 +32,8 @@ class Opened(NamedTuple):
         self.stage.note_delivered(records)
         self.ledger.accept(records)
 
-    def finish_staging(self, *, skip_unchanged: bool = True, **options: bool) -> None:
-        known = self.ledger.known if skip_unchanged else None
-        self.stage.finish_staging(known, self.ledger.troubled, **options)
+    def begin(self, *, skip_unchanged: bool = True) -> None:
+        self.stage.begin(self.ledger.known if skip_unchanged else None, self.ledger.troubled)
 
     def refresh(self, query: str = "query.sql", *, full_read: bool = True) -> None:
         self.ledger.refresh(self.stage.keys(), query, full_read=full_read)
@@ -46,11 +46,15 @@ PROJECT = Project("https://api.iterable.com", "key-of-this-project")
 def open_both(folder: Path, project: Project = PROJECT, *, now: float, lasting: bool = True) -> Iterator[Opened]:
     """As for a run."""
     with open_ledger(folder, project, now=now, lasting=lasting) as ledger, open_stage(folder) as stage:
-        yield Opened(ledger, stage)
+        opened = Opened(ledger, stage)
+        opened.begin()
+        yield opened
 
 
 @contextmanager
 def read_both(folder: Path, project: Project = PROJECT, *, now: float) -> Iterator[Opened]:
     """As for a dry run."""
     with read_ledger(folder, project, now=now) as ledger, open_stage(folder) as stage:
-        yield Opened(ledger, stage)
+        opened = Opened(ledger, stage)
+        opened.begin()
+        yield opened

@@ -61,7 +61,7 @@ def run(folder: Path, url: str, mode: str, seed: int) -> dict[str, int]:
         opened.stage.stage_users([each for each in records if each.kind is Kind.USER])
         events = [each for each in records if each.kind is Kind.EVENT]
         opened.stage.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
-        opened.finish_staging()
+        opened.stage.finish_staging()
 
     ran = Job(folder, url).run(None, MODES[mode], before=stage, max_retries=2)
     return {name: ran.users.get(name, 0) + ran.events.get(name, 0) for name in {*ran.users, *ran.events}}

@@ -28,8 +28,7 @@ from pipeline.ending import Ending, ExitCode
 from pipeline.fields import FieldMap
 from pipeline.ledger import LEDGER_NAME
 from pipeline.modes import MAX_BYTES_A_BATCH, Mode, bulk_mode, single_mode
-from pipeline.payloads import Rules
-from pipeline.plan import MAX_RECORD_BYTES
+from pipeline.payloads import MAX_RECORD_BYTES, Rules
 from pipeline.records import Kind, Outcome, Record
 from pipeline.sandbox import Fault, StandIn
 from tests.job import (
@@ -113,7 +112,7 @@ def test_dropped_and_created_fields_are_known_by_kind_after_the_run_and_which_wa
         opened.stage.stage_users([make_record(opened, Kind.USER, 1, ADA, {}, fields)])
         event = make_record(opened, Kind.EVENT, 1, ADA, {"eventName": "visit", "id": "e1", "createdAt": 1})
         opened.stage.stage_events([(1, event.key, event.fingerprint, event.payload)])
-        opened.finish_staging()
+        opened.stage.finish_staging()
 
     watched = {Kind.USER: {"age", "plan", "seat.number", "seat.row", "city"}, Kind.EVENT: {"plan"}}
     delivered = job.run(None, MODES["bulk"], before=stage_ada, watched_fields=watched).delivered
@@ -181,7 +180,7 @@ def measure_memory(folder: str, url: str, mode: str) -> None:
             event_record = make_record(opened, Kind.EVENT, row, f"{row}@example.com", event, large)
             opened.stage.stage_users([user])
             opened.stage.stage_events([(row, event_record.key, event_record.fingerprint, event_record.payload)])
-        opened.finish_staging()
+        opened.stage.finish_staging()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         memory.append(peak_mib())
 
@@ -236,7 +235,7 @@ def test_record_too_large_for_any_request_is_rejected_and_its_neighbours_deliver
             )
         ]
         opened.plan(RULES, rows)
-        opened.finish_staging(skip_unchanged=True)
+        opened.stage.finish_staging()
 
     iterable.project.unknown_users = "accept"
     ran = job.run(None, mode, before=plan)

@@ -393,35 +393,38 @@ def test_a_disk_that_is_full_for_the_ledger_is_75_and_the_next_run_completes(
 
 
 @pytest.mark.parametrize(
-    ("rows", "page", "most_bytes", "problem"),
+    ("rows", "page", "event_fields", "most_bytes", "problem"),
     [
         (
             30_000,
             "p" * 400,
-            13_000_000,
+            "-",
+            12_000_000,
             r"query_results_\w+\.csv can't be written \(File too large\); nothing was sent\.",
         ),
         (
-            100_000,
-            "p" * 20,
-            9_000_000,
+            30_000,
+            "p" * 400,
+            "page",
+            14_000_000,
             r"query_results_\w+\.csv can't be written \(disk I/O error\); nothing was sent\.",
         ),
         (
             30_000,
             "p" * 400,
-            20_000_000,
+            "page",
+            22_500_000,
             "/out has no room for the records of this run .disk I/O error.; nothing was sent",
         ),
     ],
     ids=["the CSV", "the stage", "its index"],
 )
 def test_a_disk_that_is_full_before_anything_was_sent_is_73(
-    rows: int, page: str, most_bytes: int, problem: str, unlimited: tuple[Program, StandIn]
+    rows: int, page: str, event_fields: str, most_bytes: int, problem: str, unlimited: tuple[Program, StandIn]
 ) -> None:
     program, iterable = unlimited
     use_rows(program, [(f"u{n}@example.com", page, "2026-01-13 08:00:00") for n in range(rows)])
-    run = run_with_file_limit(program, most_bytes)
+    run = run_with_file_limit(program, most_bytes, EVENT_FIELDS=event_fields)
     assert run.code == 73
     assert re.search(problem, run.err), run.err
     assert len(run.err.splitlines()) == 1

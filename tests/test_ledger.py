@@ -1,4 +1,4 @@
-"""The ledger on real files: what enters it, what it forgets, who may hold it, and the stage of a run."""
+"""The ledger on real files: what enters it, what it forgets, and who may hold it."""
 
 from __future__ import annotations
 
@@ -78,9 +78,10 @@ def rejected(kind: Kind, row: int, email: str | None = ADA, outcome: Outcome = O
 
 
 def stage(opened: Opened, *records: Record, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
+    opened.begin(skip_unchanged=skip_unchanged)
     opened.stage.stage_users(list({each.key: each for each in records if each.kind is Kind.USER}.values()))
     stage_events(opened, *(record for record in records if record.kind is Kind.EVENT))
-    opened.finish_staging(skip_unchanged=skip_unchanged, ids_are_given=ids_are_given)
+    opened.stage.finish_staging(ids_are_given=ids_are_given)
 
 
 def pending(opened: Opened) -> list[Record]:
@@ -350,6 +351,17 @@ def test_dropped_fields_are_remembered_until_they_are_forgotten(tmp_path: Path) 
         assert opened.ledger.dropped_fields() == set()
 
 
+# Keys -----------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_and_fingerprints_stay_what_they_are_as_every_ledger_holds_them(opened: Opened) -> None:
+    """A change of them would send everything again."""
+    key = opened.ledger.user_key(ADA)
+    assert key.hex() == "9e5b2f6943190cafe424e5dd17e996c4"
+    assert opened.ledger.event_keys([key], ["e1"])[0].hex() == "9e5b2f6943190cafe6bca3349f4233cff9b54f2f"
+    assert opened.ledger.fingerprints([b"{}"])[0].hex() == "5eaa1d979121833b946a59bb83110cb7"
+
+
 # Forgetting -----------------------------------------------------------------------------------------------------------
 
 
@@ -523,13 +535,6 @@ def test_killed_holder_leaves_the_ledger_free_and_nothing_of_the_stage(tmp_path:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
-def test_stage_is_an_unlinked_file_in_the_outputs_folder(tmp_path: Path) -> None:
-    with holder(tmp_path) as process:
-        targets = [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
-    stages = [target for target in targets if "etilqs_" in target]
-    assert [(target.startswith(f"{tmp_path}/"), target.endswith(" (deleted)")) for target in stages] == [(True, True)]
-
-
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
@@ -659,268 +664,3 @@ def test_read_only_knows_what_was_accepted_and_leaves_the_file_as_it_is(tmp_path
         opened.stage.note_not_attempted("a dry run")
         assert opened.stage.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {LEDGER_NAME: before, LOCK_NAME: b""}
-
-
-# The stage ------------------------------------------------------------------------------------------------------------
-
-MEMORY = """
-import resource, sys
-from pathlib import Path
-from pipeline.records import *
-from tests.opened import open_both
-
-def peak_mb():
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform.startswith("linux") else peak / 1024 ** 2
-
-with open_both(Path(sys.argv[1]), now=0) as opened:
-    before = peak_mb()
-    for start in range(0, int(sys.argv[2]), 1000):
-        who = f"{start}@example.com"
-        key = opened.ledger.user_key(who)
-        opened.stage.stage_users([Record(Kind.USER, start + 1, who, key, b"f" * 16, b"{}")])
-        rows = range(start + 1, start + 1001)
-        keys = opened.ledger.event_keys([key] * len(rows), map(str, rows))
-        opened.stage.stage_events([(row, each, b"f" * 16, b"x" * 500) for row, each in zip(rows, keys)])
-    opened.finish_staging(skip_unchanged=True)
-    print(sum(1 for _ in opened.stage.pending(Kind.EVENT)), peak_mb() - before)
-"""
-
-
-@posix_only
-def test_memory_stays_flat_however_many_events_are_staged(tmp_path: Path) -> None:
-    with child(MEMORY, tmp_path, 300_000) as process:
-        told, _ = process.communicate(timeout=60)
-    count, growth_mb = told.split()
-    assert count == "300000"
-    assert float(growth_mb) < 60  # their payloads alone are 150 MB
-
-
-def test_records_come_in_the_order_of_the_users_keys_and_within_a_user_by_row(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1, CY), user(opened, 2, ADA), user(opened, 3, BOB)])
-    stage_events(opened, event(opened, 9, "z", ADA), event(opened, 5, "y", CY), event(opened, 7, "x", ADA))
-    stage_events(opened, event(opened, 2, "w", ADA), event(opened, 6, "v", CY), event(opened, 8, "u", BOB))
-    opened.finish_staging(skip_unchanged=True)
-    in_order = sorted([ADA, BOB, CY], key=opened.ledger.user_key)
-    assert [record.identity for record in opened.stage.pending(Kind.USER)] == in_order
-    of_each = {ADA: [2, 7, 9], BOB: [8], CY: [5, 6]}
-    assert [(record.identity, record.row) for record in opened.stage.pending(Kind.EVENT)] == [
-        (who, row) for who in in_order for row in of_each[who]
-    ]
-
-
-def test_records_of_a_range_are_those_between_two_users(opened: Opened) -> None:
-    everyone = [ADA, BOB, CY]
-    users = [user(opened, row, who) for row, who in enumerate(everyone, 1)]
-    stage(opened, *users, *(event(opened, row, f"e{row}", who) for row, who in enumerate(everyone * 2, 1)))
-    in_order = sorted(everyone, key=opened.ledger.user_key)
-    keys = [opened.ledger.user_key(who) for who in in_order]
-    for kind in Kind:
-        ranges = [(keys[1], None), (b"", keys[1]), (keys[1], keys[2])]
-        people = [
-            {record.identity for record in opened.stage.pending(kind, first=first, before=before)}
-            for first, before in ranges
-        ]
-        assert people == [set(in_order[1:]), {in_order[0]}, {in_order[1]}]
-
-
-def test_what_had_trouble_before_and_the_events_of_such_users_come_apart_from_the_others(opened: Opened) -> None:
-    users = [user(opened, row, who) for row, who in enumerate([ADA, BOB, CY], 1)]
-    events = [event(opened, row, f"e{row}", who) for row, who in enumerate([ADA, BOB, CY, CY], 1)]
-    opened.stage.stage_users(users)
-    stage_events(opened, *events)
-    troubled = {users[0].key, events[3].key}
-    opened.stage.finish_staging(opened.ledger.known, lambda keys: troubled)
-    offered = {
-        (kind, late): sorted(record.row for record in opened.stage.pending(kind, late=late))
-        for kind in Kind
-        for late in (False, True)
-    }
-    assert offered == {
-        (Kind.USER, False): [2, 3],
-        (Kind.USER, True): [1],
-        (Kind.EVENT, False): [2, 3],
-        (Kind.EVENT, True): [1, 4],
-    }
-    assert [opened.stage.count_pending(kind) for kind in Kind] == [3, 4]
-    opened.stage.note_not_attempted("an outage")
-    assert len(list(opened.stage.undelivered())) == 7
-
-
-def test_unchanged_users_of_held_events_are_released_and_no_others(opened: Opened) -> None:
-    users = [user(opened, row, who) for row, who in enumerate([ADA, BOB, CY], 1)]
-    events = [event(opened, row, f"e{row}", who) for row, who in enumerate([ADA, ADA, BOB, CY], 1)]
-    opened.ledger.accept([users[0], users[2]])
-    stage(opened, *users, *events)
-    opened.accept([users[1]])
-    opened.stage.hold([rejected(Kind.EVENT, row) for row in (1, 2, 3)])
-    assert opened.stage.release_users_of_held() == 1
-    assert list(opened.stage.pending(Kind.USER)) == [users[0]]
-
-
-def test_doubled_events_are_counted_and_sent_once_with_the_last_content(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1)])
-    stage_events(opened, event(opened, 1, "same"), event(opened, 2, "same"), event(opened, 3, "changed", page="old"))
-    stage_events(opened, event(opened, 4, "changed", page="new"), event(opened, 5, "same"))
-    opened.finish_staging(skip_unchanged=True)
-    assert opened.stage.duplicate_events == 3
-    assert [(each.row, json.loads(each.payload)["dataFields"]) for each in opened.stage.pending(Kind.EVENT)] == [
-        (1, {"page": "pricing"}),
-        (4, {"page": "new"}),
-    ]
-
-
-def test_event_id_of_another_user_is_refused_in_the_later_row(opened: Opened) -> None:
-    stage(
-        opened,
-        user(opened, 1, ADA),
-        user(opened, 2, BOB),
-        event(opened, 1, "same", ADA),
-        event(opened, 2, "same", BOB),
-        event(opened, 3, "own", BOB),
-        ids_are_given=True,
-    )
-    assert shown(list(opened.stage.pending(Kind.EVENT))) == [
-        "event ada@example.com row 1: same",
-        "event bob@example.com row 3: own",
-    ]
-    message = "event_id is the same as in row 1, which is about another user."
-    assert list(opened.stage.undelivered()) == [
-        Undelivered(Kind.EVENT, 2, None, Outcome.REJECTED, None, "InvalidRecord", message, 0)
-    ]
-
-
-def test_shared_event_id_is_refused_also_where_iterable_has_it_from_that_user_already(tmp_path: Path) -> None:
-    run(tmp_path, (ADA, "pro", "same"))
-    with opening(tmp_path) as opened:
-        stage(
-            opened,
-            user(opened, 1, BOB),
-            user(opened, 2, ADA),
-            event(opened, 1, "same", BOB),
-            event(opened, 2, "same", ADA),
-            ids_are_given=True,
-        )
-        opened.accept(pending(opened))
-        assert {outcome: count for outcome, count in opened.stage.count_outcomes()[Kind.EVENT].items() if count} == {
-            Outcome.DELIVERED: 1,
-            Outcome.REJECTED: 1,
-        }
-
-
-def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_reasons(opened: Opened) -> None:
-    stage(
-        opened,
-        *(user(opened, row, f"{row}@example.com") for row in range(1, 1001)),
-        event(opened, 1, "e1", "1@example.com"),
-    )
-    opened.stage._database.execute("PRAGMA max_page_count = 1")  # which means: as many as there are
-    with pytest.raises(sqlite3.OperationalError, match="full"):
-        opened.stage.note_not_attempted("Not attempted: " + "x" * 500)
-    outcomes = {
-        kind: {each: count for each, count in of.items() if count} for kind, of in opened.stage.count_outcomes().items()
-    }
-    assert outcomes == {Kind.USER: {Outcome.NOT_ATTEMPTED: 1000}, Kind.EVENT: {Outcome.NOT_ATTEMPTED: 1}}
-    assert pending(opened) == []
-
-
-def test_cleared_stage_is_as_new(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
-    stage_events(opened, event(opened, 1, "e1"))
-    opened.stage.note([rejected(Kind.EVENT, 2)])
-    opened.stage.clear()
-    assert (list(opened.stage.undelivered()), opened.stage.count_pending(Kind.EVENT)) == ([], 0)
-    stage(opened, user(opened, 3, CY), event(opened, 3, "e1", CY))
-    assert shown(pending(opened)) == ["user cy@example.com row 3: pro", "event cy@example.com row 3: e1"]
-
-
-def test_events_have_their_own_user_also_behind_users_without_any(opened: Opened) -> None:
-    people = [f"{number}@example.com" for number in range(50)]
-    users = [user(opened, row, who) for row, who in enumerate(people, start=1)]
-    events = [event(opened, row, "e", who) for row, who in enumerate(people, start=1) if row % 7 == 0]
-    stage(opened, *users, *events)
-    assert {(each.row, each.identity) for each in opened.stage.pending(Kind.EVENT)} == {
-        (each.row, each.identity) for each in events
-    }
-
-
-@pytest.mark.parametrize("first_row", [1, 300, 70_000])
-@pytest.mark.parametrize(
-    ("pages", "kept"), [("aab", 2), ("abb", 1), ("aba", 2), ("abab", 3), ("aaa", 0), ("baa", 1), ("abbcc", 3)]
-)
-def test_of_doubled_events_the_first_with_the_last_content_is_sent(
-    opened: Opened, pages: str, kept: int, first_row: int
-) -> None:
-    opened.stage.stage_users([user(opened, first_row)])
-    stage_events(opened, *(event(opened, row, "e", page=page) for row, page in enumerate(pages, start=first_row)))
-    opened.finish_staging(skip_unchanged=True)
-    assert [each.row for each in opened.stage.pending(Kind.EVENT)] == [first_row + kept]
-    assert opened.stage.count_pending(Kind.EVENT) == 1
-    assert opened.stage.duplicate_events == len(pages) - 1
-
-
-def test_keys_and_fingerprints_stay_what_they_are_as_every_ledger_holds_them(opened: Opened) -> None:
-    """A change of them would send everything again."""
-    key = opened.ledger.user_key(ADA)
-    assert key.hex() == "9e5b2f6943190cafe424e5dd17e996c4"
-    assert opened.ledger.event_keys([key], ["e1"])[0].hex() == "9e5b2f6943190cafe6bca3349f4233cff9b54f2f"
-    assert opened.ledger.fingerprints([b"{}"])[0].hex() == "5eaa1d979121833b946a59bb83110cb7"
-
-
-def test_held_events_are_settled_until_they_are_released(opened: Opened) -> None:
-    events = [event(opened, row, f"e{row}") for row in (1, 2, 3)]
-    stage(opened, user(opened, 1), *events)
-    opened.accept([user(opened, 1), events[0]])
-    opened.stage.hold([rejected(Kind.EVENT, 2), rejected(Kind.EVENT, 3)])
-    assert (pending(opened), opened.stage.count_pending(Kind.EVENT)) == ([], 0)
-    opened.stage.release_held()
-    assert (pending(opened), opened.stage.count_pending(Kind.EVENT)) == (events[1:], 2)
-    assert list(opened.stage.undelivered()) == []
-
-
-def test_held_events_given_up_are_unacknowledged_with_what_iterable_said(opened: Opened) -> None:
-    stage(opened, user(opened, 1), event(opened, 1, "e1"))
-    opened.stage.hold([rejected(Kind.EVENT, 1)])
-    opened.stage.give_up_held()
-    assert list(opened.stage.undelivered()) == [rejected(Kind.EVENT, 1, outcome=Outcome.UNACKNOWLEDGED)]
-
-
-def test_what_has_no_outcome_is_not_attempted(opened: Opened) -> None:
-    stage(opened, user(opened, 1, ADA), user(opened, 2, BOB), event(opened, 1, "e1"), event(opened, 2, "e2", BOB))
-    opened.accept([user(opened, 1, ADA)])
-    opened.stage.note([rejected(Kind.EVENT, 1)])
-    opened.stage.note_not_attempted("an outage")
-    not_attempted = (Outcome.NOT_ATTEMPTED, None, None, "an outage", 0)
-    assert list(opened.stage.undelivered()) == [
-        rejected(Kind.EVENT, 1),
-        Undelivered(Kind.USER, 2, BOB, *not_attempted),
-        Undelivered(Kind.EVENT, 2, BOB, *not_attempted),
-    ]
-    assert list(opened.stage.undelivered(with_not_attempted=False)) == [rejected(Kind.EVENT, 1)]
-    assert list(opened.stage.undelivered(limit=1)) == [rejected(Kind.EVENT, 1)]
-
-
-def test_counts_cover_every_outcome_and_leave_out_what_is_pending_or_held(opened: Opened) -> None:
-    stage(opened, user(opened, 1, ADA), user(opened, 2, BOB), event(opened, 1, "e1"), event(opened, 2, "e2", BOB))
-    opened.accept([user(opened, 1, ADA)])
-    opened.stage.hold([rejected(Kind.EVENT, 1)])
-    opened.stage.note([rejected(Kind.EVENT, 2, BOB)])
-    nothing = dict.fromkeys(Outcome, 0)
-    assert opened.stage.count_outcomes() == {
-        Kind.USER: {**nothing, Outcome.DELIVERED: 1},
-        Kind.EVENT: {**nothing, Outcome.REJECTED: 1},
-    }
-    assert (opened.stage.count_pending(Kind.USER), opened.stage.count_pending(Kind.EVENT)) == (1, 0)
-
-
-def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(opened: Opened) -> None:
-    invalid = [
-        Undelivered(Kind.USER, row, None, Outcome.REJECTED, None, "InvalidRecord", text, 0)
-        for row, text in enumerate(["no email", "no email", "no email", "no plan"], 1)
-    ]
-    refused = [rejected(Kind.EVENT, row) for row in (1, 2)]
-    opened.stage.note([*invalid, *refused])
-    assert opened.stage.count_reasons(2) == [
-        ("rejected", "InvalidRecord", "no email", 3, 3),
-        ("rejected", "BadParams", "refused", 2, 2),
-    ]

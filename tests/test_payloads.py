@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
@@ -56,6 +56,15 @@ def of_rows(*rows: Mapping[str, Any]) -> payloads.Columns:
     return {column: [row[column] for row in rows] for column in ROW | dict(*rows[:1])}
 
 
+def events_of(rows: Sequence[Mapping[str, Any]], people: Sequence[str], rules: Rules) -> list[Any]:
+    """For each row its id and payload, or the reason why there can't be one, or None."""
+    found = payloads.events(of_rows(*rows), people, rules)
+    events = dict(zip(found.places, zip(found.ids, found.payloads, strict=True), strict=True))
+    problems = {place: str(problem) for place, problem in found.problems}
+    assert not events.keys() & problems.keys()
+    return [events.get(place) or problems.get(place) for place in range(len(rows))]
+
+
 def has_event(row: Mapping[str, Any], rules: Rules) -> bool:
     return payloads.has_event(of_rows(row), 0, rules)
 
@@ -70,7 +79,7 @@ def event_of(rules: Rules = RULES, **values: Any) -> dict[str, Any] | None:
     return decoded(payloads.event(row, payloads.identity(row[rules.identity_column], rules), rules))
 
 
-def decoded(event: payloads.Event | None) -> dict[str, Any] | None:
+def decoded(event: tuple[str, bytes] | None) -> dict[str, Any] | None:
     """The payload as an object; its id is the one that the event is known by."""
     if event is None:
         return None
@@ -134,9 +143,9 @@ def test_user_without_fields_has_empty_data_fields() -> None:
 def test_payload_is_compact_utf8_json_with_its_fields_in_the_order_of_their_names() -> None:
     rules = replace(RULES, user_fields=RULES.user_fields[::-1])
     (values,) = payloads.user_values(of_rows(ROW | {"plan_type": [1.5, None, True]}), 1, rules)
-    assert payloads.user_payload("zoë@example.com", values, rules) == (
+    assert payloads.user_payloads(["zoë@example.com"], [values], rules) == [
         '{"email":"zoë@example.com","dataFields":{"first_name":"Ada","planType":[1.5,null,true]}}'.encode()
-    )
+    ]
 
 
 # Nested fields ----------------------------------------------------------------------------------------------------
@@ -850,8 +859,8 @@ def test_rows_become_the_same_events_together_as_each_alone(
     empty = {"event_time": None, "page": "", "device": None, "event_id": None}
     rows = [plain | (empty if choice == "empty" else row if choice else {}) for row, choice in wild]
     people = [f"{number}@example.com" for number in range(len(rows))]
-    alone = [payloads.events(of_rows(row), [who], rules)[0] for row, who in zip(rows, people, strict=True)]
-    assert list(map(repr, payloads.events(of_rows(*rows), people, rules))) == list(map(repr, alone))
+    alone = [events_of([row], [who], rules)[0] for row, who in zip(rows, people, strict=True)]
+    assert events_of(rows, people, rules) == alone
 
 
 @given(st.lists(any_rows, max_size=6), any_rules)
@@ -902,8 +911,7 @@ def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
         ROW,
     ]
     people = ["ada@example.com"] * len(rows)
-    found = payloads.events(of_rows(*rows), people, RULES)
-    told = [str(each) if isinstance(each, InvalidRecord) else decoded(each) for each in found]
+    told = [each if isinstance(each, str) else decoded(each) for each in events_of(rows, people, RULES)]
     assert [each if isinstance(each, str) else each and each["dataFields"] for each in told] == [
         {"page": "pricing", "deviceType": "desktop"},
         None,
@@ -917,7 +925,7 @@ def test_of_rows_planned_together_only_the_bad_ones_are_refused() -> None:
         "page is not valid UTF-8",
         {"page": "pricing", "deviceType": "desktop"},
     ]
-    assert payloads.events(of_rows(), [], RULES) == []
+    assert events_of([], [], RULES) == []
 
 
 @given(
@@ -949,7 +957,9 @@ def test_derived_ids_are_the_same_only_for_the_same_parts(
     one: tuple[str, str, int, dict[str, str]], other: tuple[str, str, int, dict[str, str]]
 ) -> None:
     ids = [
-        payloads.derived_event_id(json.dumps(name), json.dumps(who), time, json.dumps(fields, sort_keys=True)[1:-1])
+        payloads.derived_event_ids(
+            [json.dumps(name)], [json.dumps(who)], [time], [json.dumps(fields, sort_keys=True)[1:-1]]
+        )
         for name, who, time, fields in (one, other)
     ]
     assert (ids[0] == ids[1]) == (one == other)

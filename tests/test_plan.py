@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from pipeline.fields import FieldMap
-from pipeline.payloads import Rules
-from pipeline.plan import MAX_RECORD_BYTES, Planner
+from pipeline.ledger import USER_BYTES
+from pipeline.payloads import MAX_RECORD_BYTES, Rules
+from pipeline.plan import Planner
 from pipeline.records import Kind, Outcome, Record, Undelivered, Unreadable
 from tests.opened import Opened, open_both
 
@@ -64,7 +65,7 @@ class Plan:
 
 def plan(opened: Opened, rows: Sequence[dict[str, Any]], rules: Rules = RULES, *, rows_per_block: int = 100) -> Plan:
     opened.plan(rules, rows, rows_per_block=rows_per_block)
-    opened.finish_staging(skip_unchanged=True, ids_are_given=rules.id_column is not None)
+    opened.stage.finish_staging(ids_are_given=rules.id_column is not None)
     undelivered = list(opened.stage.undelivered())
     assert {undelivered[3:6] for undelivered in undelivered} <= {(Outcome.REJECTED, None, "InvalidRecord")}
     return Plan(
@@ -97,9 +98,7 @@ def test_row_becomes_a_user_and_an_event(opened: Opened) -> None:
         '"dataFields":{"page":"pricing"}}'
     ).encode()
     (key,) = opened.ledger.event_keys([key], [event_id])
-    assert found == Record(
-        Kind.EVENT, 1, "ada@example.com", key, opened.ledger.fingerprints([event_payload])[0], event_payload
-    )
+    assert found == Record(Kind.EVENT, 1, "ada@example.com", key, key[USER_BYTES:], event_payload)
 
 
 def test_no_rows_plan_nothing(opened: Opened) -> None:
@@ -145,6 +144,7 @@ def test_users_in_any_order_beyond_what_is_remembered_are_one_update_each(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.plan.REMEMBERED_USERS", 3)
+    monkeypatch.setattr("pipeline.plan.SLOTS", 3)
     values = ["pro", None, "free", None, "pro", "team", None]
     rows = [ROW | NO_EVENT | {"email": f"{n}@example.com", "plan_type": value} for value in values for n in range(10)]
     found = plan(opened, rows, rows_per_block=7)
@@ -202,6 +202,7 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
     whole = plan(opened, rows)
     monkeypatch.setattr("pipeline.plan.RECORDS_PER_STAGING", 4)
     monkeypatch.setattr("pipeline.plan.REMEMBERED_USERS", 2)
+    monkeypatch.setattr("pipeline.plan.SLOTS", 2)
     with open_both(tmp_path, now=NOW_S, lasting=False) as other:
         piecemeal = plan(other, rows, rows_per_block=3)
     assert [payload for _, payload in piecemeal.users] == [payload for _, payload in whole.users]
@@ -433,8 +434,8 @@ def test_with_a_limit_known_users_are_left_alone_and_their_new_events_are_sent(t
         opened.accept(list(opened.stage.pending(Kind.USER)))
         opened.ledger.commit()
     with open_both(tmp_path, now=NOW_S, lasting=True) as opened:
-        opened.plan(RULES, [ROW | {"plan_type": "free"}, bob, cy])
-        opened.finish_staging(leave_known_users=True)
+        opened.plan(RULES, [ROW | {"plan_type": "free"}, bob, cy], leave_known_users=True)
+        opened.stage.finish_staging()
         assert [each.identity for each in opened.stage.pending(Kind.USER)] == ["cy@example.com"]
         assert [each.identity for each in opened.stage.pending(Kind.EVENT)] == ["ada@example.com"]
         assert opened.stage.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 2
