@@ -112,7 +112,7 @@ class Delivery:
         self._stop: Ending | None = None
         self._gave_up_on_late = False
         self._deadline = math.inf
-        self._feed = Feed(stage, ledger, mode, late=False)
+        self._feed: Feed  # of the present pass
         self._under_way: dict[Kind, list[Batch]] = {kind: [] for kind in Kind}
         self._busy: set[str] = set()  # the last user of each batch of events under way
         self._bytes_under_way = 0
@@ -179,13 +179,16 @@ class Delivery:
         return self._count_under_way() > before
 
     def _has_room(self, kind: Kind) -> bool:
-        """One batch of each kind goes alone until Iterable has read it, as a wrong key then costs one request, and new
-        fields are created once. Then as many as the mode allows: half of them, as long as the other kind has some."""
+        """The first batch goes alone until Iterable has read it, as a wrong key then costs one request; the first one
+        of each kind, too, as new fields are then created once. Then as many as the mode allows: half of them, as long
+        as the other kind has some."""
         if self._breaker.is_open or self._breaker.count_blocked() >= MAX_BLOCKED or self._stop is not None:
             return False
         if self._bytes_under_way >= MAX_BYTES_UNDER_WAY or self._breaker.count_pacing(kind) >= self._mode.ahead:
             return False
         moving = len(self._under_way[kind]) - self._breaker.count_blocked(kind)
+        if max(self._room.values()) == 1:
+            moving = self._count_under_way() - self._breaker.count_blocked()
         return moving < min(self._room[kind], self._share(kind))
 
     def _share(self, kind: Kind) -> int:

@@ -110,7 +110,8 @@ FAILURES: dict[Failure, Meaning] = {
 def stopped_by(failure: Failure, message: str, in_a_row: int) -> Ending:
     """How a run ends that this failure, told by `message`, has stopped; it was not the first one in a row."""
     meaning = FAILURES[failure]
-    count = f" Stopped after {in_a_row} consecutive failures." if in_a_row > 1 else ""
+    has_counted = in_a_row > 1 and not meaning.ends_run_at_once
+    count = f" Stopped after {in_a_row} consecutive failures." if has_counted else ""
     return Ending(meaning.code, f"{message.rstrip('.')}.{count} {meaning.advice}")
 
 

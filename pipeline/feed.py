@@ -129,6 +129,7 @@ class Feed:
         self.is_late = late
         self._stage = stage
         self._ledger = ledger
+        self._mode = mode
         self._users = make_batches(self._cleared(stage.pending(Kind.USER, late=late)), mode)
         self._next_users = next(self._users, [])
         self._unsettled = 0  # batches of users
@@ -207,14 +208,14 @@ class Feed:
         return []
 
     def _read_events(self) -> None:
-        """Have a batch ready, if there is one. One that is not full waits for more, as long as users are unsettled."""
+        """Have a batch ready, if there is one. A request that is not full waits, as long as users are unsettled."""
         while not self._events:
             page = self._read_page()
             if not page:
                 break
             self._events.extend(self._packer.pack(page))
-        is_over = not self._events and not self._unsettled and not self._next_users
-        if is_over and (rest := self._packer.rest()):
+        waits = self._mode.is_bulk and (self._unsettled or self._next_users)
+        if not self._events and not waits and (rest := self._packer.rest()):
             self._events.append(rest)
 
     def _read_page(self) -> list[Record]:

@@ -85,7 +85,7 @@ def test_breaker_opens_at_the_last_failure_and_not_before(
 @pytest.mark.parametrize("failure", [failure for failure in Failure if FAILURES[failure].ends_run_at_once])
 def test_failure_that_leaves_no_doubt_ends_the_run_also_after_a_success(failure: Failure) -> None:
     breaker = Breaker()
-    tell(breaker, None, failure, None, OUT)
+    tell(breaker, None, OUT, failure, None, OUT)
     assert breaker.is_open
     assert breaker.must_end_run()
     assert breaker.verdict().code is FAILURES[failure].code
@@ -237,6 +237,20 @@ def test_server_that_is_gone_in_mid_run_costs_few_requests_beside_those_under_wa
     ran = job.run(some_rows(), mode, rates=rates(1000) if mode is BULK else rates(90), initial_backoff=0.05)
     assert ran.stop is not None
     assert len(iterable.project.requests) - skip <= most
+
+
+@each_mode
+def test_wrong_key_costs_one_request_also_where_users_and_events_are_ready_at_once(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
+    known = [(f"{number}@example.com", f"e{number}") for number in range(150)]
+    job.run([(who, None) for who, _ in known], mode)
+    iterable.project.api_key = "another key"
+    iterable.project.requests.clear()
+    iterable.latency_s = 0.05
+    ran = job.run([*known, ("new1@example.com", None), ("new2@example.com", None)], mode)
+    assert ran.stop_code is ExitCode.CREDENTIALS
+    assert [request.status for request in iterable.project.requests] == [401]
 
 
 @each_mode
