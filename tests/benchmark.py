@@ -17,6 +17,7 @@ import compileall
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import statistics
@@ -50,6 +51,7 @@ LAUNCHER = """
 import json, os, sys, time
 began = time.monotonic()
 child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+print(child, flush=True)
 _, status, usage = os.wait4(child, 0)
 ended = time.monotonic()
 cpu_s = usage.ru_utime + usage.ru_stime
@@ -70,15 +72,16 @@ class Job:
     """What is run, and against which stand-in.
 
     again: what is measured is a second run, over data that the ledger knows.
+    ends_with_first_request: it is killed then, so that what is measured is all that comes before.
     """
 
     name: str
     database: Path
     settings: Mapping[str, str] = field(default_factory=lambda: NO_LIMITS)
-    options: tuple[str, ...] = ()
     latency_ms: int = 0
     limits: bool = False
     again: bool = False
+    ends_with_first_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -281,15 +284,28 @@ def launch(tree: Tree, job: Job, folder: Path, iterable: StandInProcess) -> Meas
         "DATABASE_URL": f"sqlite:///{job.database}",
         **job.settings,
     }
-    program = [sys.executable, str(tree.root / "main.py"), "--quiet", "--env-file", str(env_file), *job.options]
+    program = [sys.executable, str(tree.root / "main.py"), "--quiet", "--env-file", str(env_file)]
     busy_before = iterable.cpu_s()
-    launched = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", LAUNCHER, *program], env=environment, capture_output=True, check=True
-    )
-    exit_code, began, ended, cpu_s, peak_kib = json.loads(launched.stdout.splitlines()[-1])
-    error = launched.stderr.decode().strip()
+    command = [sys.executable, "-I", "-S", "-c", LAUNCHER, *program]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
+        if job.ends_with_first_request:
+            _kill_at_first_request(launcher, iterable)
+        told, errors = launcher.communicate()
+    exit_code, began, ended, cpu_s, peak_kib = json.loads(told.splitlines()[-1])
+    if job.ends_with_first_request and exit_code == -signal.SIGKILL:
+        exit_code = 0
     state, standin_cpu_s = iterable.state(), iterable.cpu_s() - busy_before
-    return Measured(exit_code, error, began, ended, cpu_s, peak_kib / 1024, standin_cpu_s, state)
+    return Measured(exit_code, errors.decode().strip(), began, ended, cpu_s, peak_kib / 1024, standin_cpu_s, state)
+
+
+def _kill_at_first_request(launcher: subprocess.Popen[bytes], iterable: StandInProcess) -> None:
+    assert launcher.stdout is not None
+    program = int(launcher.stdout.readline())
+    while iterable.state()["first_request_at"] is None:
+        if launcher.poll() is not None:
+            return
+        time.sleep(0.02)
+    os.kill(program, signal.SIGKILL)
 
 
 def _cells(rounds: list[list[Measured]], figure: Figure) -> Iterator[str]:
@@ -363,9 +379,10 @@ def single(bench: Bench) -> None:
 
 
 def plan(bench: Bench) -> None:
-    """What a run does before its first request: start, read, CSV, plan, stage."""
+    """What a run does before its first request, which nobody answers: start, read, CSV, plan, stage."""
     for rows in bench.rows:
-        job = Job(f"PLAN, --dry-run, {rows:,} rows", _default_data(bench, rows), options=("--dry-run",))
+        name = f"PLAN, start to first request, {rows:,} rows"
+        job = Job(name, _default_data(bench, rows), latency_ms=60_000, ends_with_first_request=True)
         bench.compare(job, CPU, WALL, PEAK)
 
 
