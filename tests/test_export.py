@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import os
 import re
 import stat
@@ -470,6 +471,33 @@ def test_blocks_are_guarded_unless_they_are_verbatim(tmp_path: Path, verbatim: b
     export.write_csv(path, ["=x", "'=y"], blocks, verbatim=verbatim)
     assert rows_of(path) == [["'=x", "'=y"], ["a", cell], ["b", "'=1"], ["c", ""]]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+risky_cells = st.one_of(
+    st.text(st.sampled_from("a,\"=+-@\t\r\n\0' é"), max_size=3),
+    st.sampled_from([None, 5, -5, 1.5, float("nan"), Decimal("-1.50"), True, b"x", date(2026, 1, 13), [1]]),
+)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3).flatmap(lambda width: st.lists(st.tuples(*[risky_cells] * width), min_size=1, max_size=4)))
+def test_text_of_a_block_is_what_the_csv_module_writes(rows: list[tuple[Any, ...]]) -> None:
+    written, expected = io.StringIO(newline=""), io.StringIO(newline="")
+    csv.writer(expected).writerows(export.harmless_rows(rows, by_column(rows)))
+    block = export.csv_block(rows, by_column(rows))
+    if isinstance(block, str):
+        written.write(block)
+    else:
+        csv.writer(written).writerows(block)
+    assert written.getvalue() == expected.getvalue()
+
+
+def test_block_without_anything_special_is_text(tmp_path: Path) -> None:
+    rows = [(1, "ada@example.com", None, 1.5, "a-b"), (2, "bob@example.com", "x", Decimal("2.50"), "é =")]
+    block = export.csv_block(rows, by_column(rows))
+    assert block == "1,ada@example.com,,1.5,a-b\r\n2,bob@example.com,x,2.50,é =\r\n"
+    export.write_csv(tmp_path / "out.csv", list("abcde"), [block, rows], verbatim=True)
+    assert rows_of(tmp_path / "out.csv")[1:] == [[str(c) if c is not None else "" for c in row] for row in rows] * 2
 
 
 def test_blocks_that_break_off_leave_no_file(tmp_path: Path) -> None:
