@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from iterable.answers import BulkFailures, Failure, read_failures, read_indices
 from iterable_client import IterableClient
 from pipeline.breaker import Turn
-from pipeline.ending import FAILURES
+from pipeline.ending import FAILURES, UNKNOWN_USER_CODES
 from pipeline.records import Kind, Outcome, Record, Undelivered
 
 # A refused batch is taken apart to find the bad record: one in a thousand takes 10 refusals and 21 requests. Where so
@@ -24,8 +24,6 @@ from pipeline.records import Kind, Outcome, Record, Undelivered
 MAX_REFUSALS_IN_A_ROW = 63  # the batch and all its parts, down to a 32nd: 1 + 2 + 4 + 8 + 16 + 32
 MIN_REFUSALS_IN_A_ROW = 3  # the batch and its halves
 MAX_REQUESTS_A_BATCH = 400
-
-UNKNOWN_USER_CODES = frozenset({"UnknownEmailError", "UnknownUserIdError"})
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,9 @@ def stopped_by(failure: Failure, message: str, in_a_row: int) -> Ending:
     return Ending(meaning.code, f"{message.rstrip('.')}.{count} {meaning.advice}")
 
 
+# That Iterable does not know the user of an event, in single answers and in bulk ones.
+UNKNOWN_USER_CODES = frozenset({"UnknownEmailError", "UnknownUserIdError", "notFoundEmails", "notFoundUserIds"})
+
 # What to do about a record: by Iterable's code, the list of a bulk answer, or a code of ours; else by its outcome.
 _FIX_ADDRESS = "fix the addresses, or leave these people out of the query"
 _FIX_USER_ID = "fix the user ids: 1 to 52 printable ASCII characters"
@@ -127,7 +130,7 @@ CODE_ADVICE = {
     **dict.fromkeys(("InvalidUserIdError", "invalidUserIds"), _FIX_USER_ID),
     **dict.fromkeys(("RequestFieldsTypesMismatched", "invalidDataEmails", "invalidDataUserIds"), _FIX_TYPE),
     **dict.fromkeys(("ForgottenUserError", "forgottenEmails", "forgottenUserIds"), _FORGOTTEN),
-    **dict.fromkeys(("notFoundEmails", "notFoundUserIds", "UnknownEmailError", "UnknownUserIdError"), _UNKNOWN_USER),
+    **dict.fromkeys(UNKNOWN_USER_CODES, _UNKNOWN_USER),
     "disallowedEventNames": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
     "UniqueFieldsLimitExceeded": "the project has as many fields as it may; send fewer (USER_FIELDS, EVENT_FIELDS)",
     "BadApiKey": CHECK_KEY[0].lower() + CHECK_KEY[1:].rstrip("."),

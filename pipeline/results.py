@@ -8,7 +8,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -184,7 +184,7 @@ def _unused(name: str, columns: list[str]) -> str:
 # The summary ----------------------------------------------------------------------------------------------------------
 
 
-def summary(results: Results, reasons: Iterable[Reason]) -> list[str]:
+def summary(results: Results, reasons: Sequence[Reason]) -> list[str]:
     """What a person wants to know at the end, on less than one screen: a list of lines."""
     counts, retry = results.counts, results.retry
     lines = ["", f"Summary of run {results.run_id}: {results.status}", f"  rows     {counts['rows']:>10,}"]
@@ -199,6 +199,8 @@ def summary(results: Results, reasons: Iterable[Reason]) -> list[str]:
     for reason in reasons:
         lines += _wrapped(f"{reason.count:,} {reason.outcome.replace('_', ' ')}{_news(reason)}: {_first_of(reason)}")
         lines += _wrapped(f"-> {advice_for(Outcome(reason.outcome), reason.code)}", indent=4)
+    if left := results.failures_total - sum(reason.count for reason in reasons):
+        lines.append(f"  and {left:,} more, for other reasons; see the results")
     for name, what in (("filtered_out", "fields that Iterable dropped"), ("created", "fields new in Iterable")):
         if results.fields[name]:
             lines += _wrapped(f"{what}: {', '.join(results.fields[name])}")

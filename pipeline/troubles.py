@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.ending import UNKNOWN_USER_CODES
 from pipeline.records import Outcome
 from pipeline.sql import chunks, insert_many, rows_of_keys, run_for_keys
 
@@ -175,6 +176,8 @@ def reason_text(failed: Failed) -> str:
 
     ... 400 BadParams: row 7 is odd (3 attempts) -> ... # BadParams: row # is odd # attempt)
     """
+    if failed.code in UNKNOWN_USER_CODES:
+        return f"{failed.outcome.value}\nunknown user"
     words = failed.message.replace("attempts", "attempt").split()
     message = " ".join("#" if any(map(str.isdigit, word)) else word for word in words)
     return "\n".join([failed.outcome.value, str(failed.status_code), str(failed.code), message])
