@@ -107,9 +107,7 @@ class Planner:
         known = self._keys
         people: list[str | None] = []
         for place, name in enumerate(names):
-            if (
-                type(name) is str and name in known
-            ):  # as most rows name somebody again, in the form that Iterable stores
+            if type(name) is str and name in known:  # most rows name somebody again, as Iterable has it
                 people.append(name)
                 continue
             try:

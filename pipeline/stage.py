@@ -62,7 +62,7 @@ class Stage:
         self.duplicate_events = 0
         self.merged_users = 0  # whose rows disagreed
         self.left_users = 0  # that are known, and would have been updated otherwise
-        # One byte for each row and kind: its state. A table of this would cost more than everything else on the
+        # One byte for each row and kind: its state. A table of this would cost more than the rest of the stage.
         self._states: dict[Kind, bytearray] = {kind: bytearray() for kind in Kind}
 
     # Staging --------------------------------------------------------------------------------------------------

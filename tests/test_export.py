@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from iterable import export
@@ -480,6 +480,10 @@ risky_cells = st.one_of(
 
 
 @settings(deadline=None)
+@example([("a,", "b")])
+@example([("a", "b\n"), ("c", "d")])
+@example([("",), (None,)])
+@example([("a", "-5"), ("@", "\0")])
 @given(st.integers(1, 3).flatmap(lambda width: st.lists(st.tuples(*[risky_cells] * width), min_size=1, max_size=4)))
 def test_text_of_a_block_is_what_the_csv_module_writes(rows: list[tuple[Any, ...]]) -> None:
     written, expected = io.StringIO(newline=""), io.StringIO(newline="")
