@@ -63,6 +63,8 @@ def _reason_to_read_all(settings: Settings, mark: Mark | None, circumstances: by
         return "no complete run is known"
     if mark.holds_for != circumstances:
         return "the query, the database or the settings of what is sent have changed"
+    if max(mark.at, mark.last_full_at) > now.timestamp():
+        return "the last complete run is dated later than this one, so a clock was wrong"
     if settings.full_read_days and now - _moment(mark.last_full_at) >= timedelta(days=settings.full_read_days):
         return f"the last full read is {settings.full_read_days:g} days ago or more (FULL_READ_DAYS)"
     return ""

@@ -59,6 +59,13 @@ def test_what_has_changed_is_read_fully(settings: Settings) -> None:
     assert "have changed" in found.why
 
 
+@pytest.mark.parametrize("of_future", [mark(hours_ago=-48), mark(full_days_ago=-2)])
+def test_after_a_run_whose_clock_was_ahead_everything_is_read(settings: Settings, of_future: Mark) -> None:
+    found = decide(settings, of_future, SAME, NOW, None)
+    assert (found.start, found.is_full, found.may_move_mark) == (START, True, True)
+    assert "a clock was wrong" in found.why
+
+
 @pytest.mark.parametrize(
     ("hours_ago", "holds_for", "may_move"),
     [(2, SAME, True), (1, SAME, True), (0.5, SAME, False), (2, OTHER, False)],
