@@ -17,7 +17,7 @@ from datetime import datetime, timezone, tzinfo
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 from zoneinfo import ZoneInfo
 
 from dotenv.parser import Binding, parse_stream
@@ -101,7 +101,7 @@ class Settings:
         for address in (self.database_url, self.iterable_proxy):
             parts = _split_url(address or "")
             secrets += [parts.password, unquote(parts.password or "")]
-            secrets += [value for name, value in parse_qsl(parts.query) if "pass" in name.lower() or name == "pwd"]
+            secrets += [value for name, value in parse_qsl(parts.query) if _names_password(name)]
         return secrets
 
     def project(self) -> Project:
@@ -114,6 +114,13 @@ class Settings:
         parts = _split_url(self.database_url or "")
         host = parts.netloc.rpartition("@")[2]
         return f"{parts.scheme}://{'***@' if '@' in parts.netloc else ''}{host}{parts.path}"
+
+    def database_without_password(self) -> str:
+        """DATABASE_URL with all that says which data it is, and nothing that opens it."""
+        parts = _split_url(self.database_url or "")
+        login, _, host = parts.netloc.rpartition("@")
+        options = [each for each in parse_qsl(parts.query, keep_blank_values=True) if not _names_password(each[0])]
+        return parts._replace(netloc=f"{login.partition(':')[0]}@{host}", query=urlencode(options)).geturl()
 
 
 # A parser takes the text of a set value, and raises ValueError with the rest of the sentence "NAME ...".
@@ -158,6 +165,10 @@ def _is_unambiguous(database_url: str) -> bool:
     if not parts.netloc:  # the path of an SQLite file may hold anything
         return True
     return parts.netloc.count("@") <= 1 and "@" not in parts.path + parts.query and "#" not in database_url
+
+
+def _names_password(option: str) -> bool:
+    return "pass" in option.lower() or option == "pwd"
 
 
 def _split_url(database_url: str) -> SplitResult:

@@ -71,9 +71,12 @@ def _reason_to_read_all(settings: Settings, mark: Mark | None, circumstances: by
 
 
 def circumstances_of(settings: Settings, query: Query) -> bytes:
-    """A hash of all that a mark depends on. Where one of these changes, rows that did not change may be needed."""
+    """A hash of all that a mark depends on. Where one of these changes, rows that did not change may be needed.
+
+    Without the database's password: who has the ledger could try passwords against the hash.
+    """
     told = [
-        settings.database_url,
+        settings.database_without_password(),
         query.text,
         [repr(each) for each in (settings.user_fields, settings.event_fields)],
         settings.event_name,

@@ -110,6 +110,26 @@ def test_circumstances_change_with_all_that_a_mark_depends_on(settings: Settings
 
 
 @pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        ("postgresql://ada:rotated@host/name?options=a", True),
+        ("postgresql://ada:secret@host/name?options=a&sslpassword=rotated", True),
+        ("postgresql://bob:secret@host/name?options=a", False),
+        ("postgresql://ada:secret@host/other?options=a", False),
+        ("postgresql://ada:secret@host/name?options=b", False),
+        ("mysql://ada:secret@host/name?options=a", False),
+    ],
+)
+def test_circumstances_hold_no_password(settings: Settings, other: str, is_same: bool) -> None:
+    query = Query("q.sql", "SELECT :since", "postgresql")
+    found = [
+        circumstances_of(replace(settings, database_url=url), query)
+        for url in ("postgresql://ada:secret@host/name?options=a", other)
+    ]
+    assert (found[0] == found[1]) is is_same
+
+
+@pytest.mark.parametrize(
     ("code", "rejected", "moves"),
     [
         (ExitCode.SUCCESS, [], True),
