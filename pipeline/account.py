@@ -141,10 +141,12 @@ def remember(run: Run, account: Account) -> None:
 
 
 def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
-    run.ledger.refresh(run.stage.keys(), run.query_path, full_read=read.is_full and run.options.limit is None)
+    is_whole = read.is_full and run.options.limit is None
+    run.ledger.refresh(run.stage.keys(), run.query_path, full_read=is_whole)
     if delivered.stopped is None or delivered.stopped.code is not ExitCode.BRAKE:
         events = run.stage.count_outcomes()[Kind.EVENT]
-        if events[Outcome.DELIVERED] or events[Outcome.UNCHANGED]:  # the ids of these are made so
+        # The ids of these are made so. A part may be known by chance, such as the events without a field that is new.
+        if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
             run.ledger.add_way(run.query_path, way_of(read.rules), accepted=True)
         _remember_dropped_fields(run, read, delivered)
 

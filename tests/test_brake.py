@@ -17,7 +17,7 @@ from pipeline.ledger import Way
 from pipeline.records import Kind
 from pipeline.sandbox import Fault, StandIn
 from pipeline.settings import MaxChanges
-from tests.program import Program, use_query, wait_until
+from tests.program import Program, make_table, use_query, wait_until
 
 EVENTS_QUERY = "SELECT email, plan_type, page, event_time FROM users JOIN user_events ON user_id = users.id"
 FIELDS = {"USER_FIELDS": "plan_type", "EVENT_FIELDS": "page"}
@@ -130,6 +130,20 @@ def test_a_run_that_the_brake_stopped_makes_its_way_no_known_one(
     for _ in range(2):
         run = program.run(EVENT_TIMEZONE="Europe/Berlin")
         assert (run.code, run.counts("events")) == (65, {"unchanged": 1, "not_attempted": 35})
+
+
+def test_a_limited_run_over_known_events_makes_its_way_no_known_one(
+    program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    rows = [("ada@example.com", "home", device, f"2026-01-13 08:00:0{i}") for i, device in enumerate([None, "phone"])]
+    make_table(tmp_path / "rows.db", "email, page, device, event_time", rows)
+    use_query(program, "SELECT email, page, device, event_time FROM rows ORDER BY event_time")
+    program.settings |= {"DATABASE_URL": f"sqlite:///{tmp_path}/rows.db", "USER_FIELDS": "-", "EVENT_FIELDS": "page"}
+    assert program.run().code == 0
+    program.settings["EVENT_FIELDS"] = "page,device"
+    assert program.run("--limit", "1").counts("events") == {"unchanged": 1}  # without the new field, its id is the same
+    run = program.run()
+    assert (run.code, run.counts("events")) == (65, {"unchanged": 1, "not_attempted": 1})
 
 
 def test_a_killed_run_leaves_its_way_of_making_ids_behind(program: Program, iterable: StandIn, sample: Path) -> None:
