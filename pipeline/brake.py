@@ -68,8 +68,8 @@ def ids_have_changed(way: str, used: Sequence[Way], pending_events: int, *, know
     return Ending(
         ExitCode.BRAKE,
         f"What event ids are made of has changed ({change}), so {_count(pending_events)} would be tracked again as new "
-        "ones. Nothing was sent. Put it back, or, if Iterable has these events already, enter them as accepted with "
-        f"--baseline. {GO_ON}",
+        "ones. Nothing was sent. Put it back. To keep the change, put it back, run once so that nothing new is left, "
+        f"and then run with the change and --baseline, which enters everything as accepted. {GO_ON}",
     )
 
 
