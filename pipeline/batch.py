@@ -92,21 +92,23 @@ class BulkSender:
         pieces = deque([list(records)])
         patience = self._patience
         requests = refusals = 0
-        while pieces and turn.may_call():
+        while pieces and turn.may_call(is_part=requests > 0):
             piece = pieces.popleft()
             ok, answer = self._call(piece, is_part=requests > 0)
             if _never_left(ok, answer):
                 pieces.appendleft(piece)
                 continue
             requests += 1
-            turn.answered(*_failure_of(ok, answer))
             if ok:
                 alone, settled = read_bulk_answer(piece, answer)
+                turn.answered(*_failure_in(settled))
                 pieces.extendleft([record] for record in reversed(alone))
                 yield settled
                 refusals, patience = 0, MAX_REFUSALS_IN_A_ROW
                 self._patience = patience
-            elif refusals < patience and requests < MAX_REQUESTS_A_BATCH and _may_divide(piece, answer, turn):
+                continue
+            turn.answered(*_failure_of(ok, answer))
+            if refusals < patience and requests < MAX_REQUESTS_A_BATCH and _may_divide(piece, answer, turn):
                 bad, smaller = _take_apart(piece, answer)
                 _put_back(pieces, smaller)
                 yield _settle_failure(bad, answer)
@@ -299,6 +301,13 @@ _NEVER_LEFT = {"failure": Failure.ABANDONED, "attempts": 0}
 def _never_left(ok: bool, details: dict[str, Any]) -> bool:
     """Whether the call ended before its first request, as the run is stopping or calls have to wait."""
     return not ok and details["failure"] is Failure.ABANDONED and details["attempts"] == 0
+
+
+def _failure_in(settled: Settled) -> tuple[Failure | None, str]:
+    """For the breaker: an answer that accepts nothing is no success, but shows that Iterable has read the batch."""
+    if settled.failure is None and not settled.delivered:
+        return Failure.REJECTED, ""
+    return settled.failure, settled.message
 
 
 def _failure_of(ok: bool, details: dict[str, Any]) -> tuple[Failure | None, str]:

@@ -18,6 +18,7 @@ from pipeline.ending import FAILURES, GO_ON, Ending, ExitCode, stopped_by
 from pipeline.records import Kind
 
 MOST_PATIENCE = 64
+PART_COUNTS = 0.25  # the parts of one batch say little that the batch has not said; but there may be many of them
 ALMOST_ONE = 0.999  # thirds and fifths do not always add up to 1
 
 
@@ -37,12 +38,16 @@ class Turn:
         self.kind = kind
         self.is_probe = is_probe
         self.is_failing = False  # an attempt of the present call has failed
+        self.is_part = False
         self.counted_at: int | None = None
         self._breaker = breaker
 
-    def may_call(self) -> bool:
-        """Whether the next call may begin; waits while that is open. False: the run is stopping."""
-        self.is_failing, self.counted_at = False, None
+    def may_call(self, *, is_part: bool = False) -> bool:
+        """Whether the next call may begin; waits while that is open. False: the run is stopping.
+
+        is_part: it is about a part of a batch that has failed.
+        """
+        self.is_failing, self.counted_at, self.is_part = False, None, is_part
         return self._breaker.wait_for_turn(self)
 
     def may_divide(self, *, waits: bool) -> bool:
@@ -163,7 +168,7 @@ class Breaker:
             return
         turn.counted_at = self.closings
         self.in_a_row += 1
-        self._strain += 1 / FAILURES[failed.failure].ends_run_after
+        self._strain += (PART_COUNTS if turn.is_part else 1) / FAILURES[failed.failure].ends_run_after
         self.is_open = self.is_open or self._strain >= self._patience * ALMOST_ONE
         if FAILURES[failed.failure].ends_run_at_once:
             self.is_open = True

@@ -629,6 +629,25 @@ def test_refusal_does_not_split_a_batch_while_nothing_else_was_accepted(status: 
     assert len(requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "has_accepted"),
+    [
+        (accepted(1), True),
+        ({"successCount": 0, "failCount": 1, "failedUpdates": {"invalidEmails": ["1@example.com"]}}, False),
+        ({"successCount": 0, "failCount": 1}, False),
+        ({"successCount": "1", "failCount": 0}, False),
+    ],
+)
+def test_bulk_answer_that_accepts_nothing_is_no_success(answer: Json, has_accepted: bool) -> None:
+    breaker = Breaker()
+    with responses.RequestsMock() as wire:
+        wire.add(responses.POST, "http://127.0.0.1:9/api/users/bulkUpdate", json=answer)
+        client = make_client()
+        list(BulkSender(client).send([user(1)], breaker.turn(Kind.USER)))
+        client.session.close()
+    assert breaker.has_accepted is has_accepted
+
+
 def test_batch_without_an_answer_waits_for_a_success_before_it_is_split(iterable: Connected) -> None:
     breaker = Breaker()
     fault = iterable.stand_in.inject(Fault(status=503, match=b'"2@example.com"'))
@@ -816,7 +835,7 @@ class Allowed(Turn):
         super().__init__(Breaker(), Kind.USER, is_probe=False)
         self._left = calls
 
-    def may_call(self) -> bool:
+    def may_call(self, *, is_part: bool = False) -> bool:
         self._left -= 1
         return self._left >= 0
 
