@@ -439,13 +439,18 @@ class Stage:
 
         Not among them are those that never left, and those that only the end of the run cut off.
         """
-        for kind in Kind:
+        failed = (Outcome.REJECTED, Outcome.UNACKNOWLEDGED)
+        for kind, tables in (
+            (Kind.USER, "users CROSS JOIN undelivered"),
+            (Kind.EVENT, "undelivered CROSS JOIN events"),
+        ):
+            if not any(_CODES[outcome] in self._states[kind] for outcome in failed):
+                continue  # users are looked for by row, which has no index
             rows = self._database.execute(
                 "SELECT key, fingerprint, undelivered.row, undelivered.identity, outcome, status_code, code, message,"
-                f" attempts FROM {kind.value}s CROSS JOIN undelivered"
-                f" ON undelivered.kind = ? AND undelivered.row = {kind.value}s.row"
+                f" attempts FROM {tables[kind]} ON undelivered.kind = ? AND undelivered.row = {kind.value}s.row"
                 " WHERE is_blamed AND attempts AND outcome IN (?, ?)",
-                (kind.value, Outcome.REJECTED.value, Outcome.UNACKNOWLEDGED.value),
+                (kind.value, *(outcome.value for outcome in failed)),
             )
             while page := rows.fetchmany(KEYS_PER_LOOKUP):
                 yield [
