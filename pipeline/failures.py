@@ -26,10 +26,12 @@ def note_troubles(ledger: Ledger, stage: Stage, query: str, *, counts: bool) -> 
 
 def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool) -> None:
     """The same for records that can't be sent. keep=False only looks which of them are known, as a dry run does."""
-    for failures in stage.refusals():
-        failed = [_failed(each, set()) for each in failures]
-        is_new = ledger.note_troubles(failed, query, counts=False) if keep else ledger.are_new(failed)
+    for failures in stage.refusals():  # all are looked at before the first is noted, as rows may be alike
+        is_new = ledger.are_new([_failed(each, set()) for each in failures])
         stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
+    if keep:
+        for failures in stage.refusals():
+            ledger.note_troubles([_failed(each, set()) for each in failures], query, counts=False)
 
 
 def _keep_failing(ledger: Ledger, failures: list[Failure], counts: bool) -> set[bytes]:

@@ -448,7 +448,7 @@ class Stage:
                 continue  # users are looked for by row, which has no index
             rows = self._database.execute(
                 "SELECT key, fingerprint, undelivered.row, undelivered.identity, outcome, status_code, code, message,"
-                f" attempts FROM {tables[kind]} ON undelivered.kind = ? AND undelivered.row = {kind.value}s.row"
+                f" attempts FROM {tables} ON undelivered.kind = ? AND undelivered.row = {kind.value}s.row"
                 " WHERE is_blamed AND attempts AND outcome IN (?, ?)",
                 (kind.value, *(outcome.value for outcome in failed)),
             )
