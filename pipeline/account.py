@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import chain
@@ -26,6 +28,7 @@ from pipeline.log import LOG_NAME, Console
 from pipeline.modes import choose_mode
 from pipeline.opening import Run
 from pipeline.records import Kind, Outcome, Undelivered
+from pipeline.retention import crowding
 from pipeline.settings import SettingsError
 from pipeline.since import circumstances_of, moves_mark
 from pipeline.steps import Plan, Read, fields_of
@@ -362,6 +365,11 @@ def _show(run: Run, account: Account, ending: Ending, written: results.Results) 
         console.error(ending.reason)
     for line in results.summary(written, _reasons(run, results.SHOWN_REASONS)):
         console.say(line)
+    if not (run.settings.keep_days or run.options.dry_run or run.options.sandbox):
+        folder = run.settings.output_dir
+        with suppress(OSError):  # no figures, no sentence
+            if crowded := crowding(folder, shutil.disk_usage(folder).free):
+                console.say(crowded)
     if run.stand_in is not None:
         held = run.stand_in.project.state()
         console.say(f"The stand-in now holds {held['users']:,} users and {held['events']:,} events.")

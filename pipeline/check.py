@@ -222,7 +222,7 @@ def _about_ledger(ledger: Ledger, settings: Settings, options: argparse.Namespac
 
 
 def look_at_iterable(client: IterableClient, settings: Settings) -> Iterator[Finding | Mapping[str, Any]]:
-    """That Iterable answers and takes the key; and, where the key may read them, the types of the project's fields."""
+    """Whether Iterable accepts the key; and, where the key may read them, the types of the project's fields."""
     if settings.use_jwt_auth:
         yield from _check_jwt_key(client)
         return

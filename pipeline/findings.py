@@ -35,7 +35,7 @@ class Mark(str, Enum):
     """How bad a finding is."""
 
     GOOD = "ok"
-    NOTE = "note"  # worth knowing; a run would start
+    NOTE = "note"  # worth knowing; a run is possible
     BAD = "BAD"  # a run would not start, or some records would be refused
 
 

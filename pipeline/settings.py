@@ -400,7 +400,9 @@ def _value(name: str, texts: Mapping[str, str]) -> Any:
     if not text and not (name in MAY_BE_BLANK and name in texts):
         return parse(default) if default is not None else None
     if not text.isprintable():
-        raise ValueError("has a line break, an invisible character or bytes that are no UTF-8 in it; write it anew")
+        raise ValueError(
+            "has a line break, an invisible character or bytes that are not valid UTF-8 in it; type it again"
+        )
     if len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES:
         raise ValueError("has quotes around it; remove them")
     return parse(text)
@@ -484,7 +486,7 @@ def _strange_host(values: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"ITERABLE_BASE_URL names the host {host}, which is not Iterable's ({' or '.join(OFFICIAL_HOSTS)}); "
-        "mend it, or set ITERABLE_ALLOW_CUSTOM_HOST=true for a gateway."
+        "fix it, or set ITERABLE_ALLOW_CUSTOM_HOST=true for a gateway."
     ]
 
 

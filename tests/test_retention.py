@@ -202,3 +202,12 @@ def test_a_folder_without_outputs_is_not_crowded(tmp_path: Path) -> None:
     assert crowding(tmp_path, free_bytes=0) is None
     make(tmp_path, f"query_results_{OLD}.csv")  # an empty one
     assert crowding(tmp_path, free_bytes=GIB) is None
+
+
+def test_the_summary_says_when_outputs_fill_the_disk_unless_old_ones_are_deleted(
+    program: Program, sample: Path
+) -> None:
+    with (program.folder / "query_results_20260101_000000.csv").open("wb") as file:
+        file.truncate(2 * 2**30)  # a hole, which takes no room
+    assert "OUTPUT_DIR holds 2.1 GB from 2 runs" in program.run().out
+    assert "OUTPUT_DIR holds" not in program.run(KEEP_DAYS="36500").out

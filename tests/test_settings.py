@@ -19,7 +19,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 SECRET = "fedcba9876543210fedcba9876543210"
 NEEDED = {"ITERABLE_API_KEY": KEY, "DATABASE_URL": "sqlite:///users.db"}
 KEY_PROBLEM = "ITERABLE_API_KEY has a space, a quote, a line break or a character beyond ASCII in it; copy it again."
-UNSEEN = "has a line break, an invisible character or bytes that are no UTF-8 in it; write it anew."
+UNSEEN = "has a line break, an invisible character or bytes that are not valid UTF-8 in it; type it again."
 PLACEHOLDER = "is still the placeholder of .env.example; put the real one there."
 NO_KEY = "ITERABLE_API_KEY is not set."
 NO_DATABASE = "DATABASE_URL is not set; it says where the query runs, for example sqlite:///users.db."
@@ -146,7 +146,7 @@ def test_all_problems_are_told_at_once(no_file: Path) -> None:
         "MAX_RETRIES must be a whole number of attempts from 1 to 20, not '0'.",
         NO_DATABASE,
         "ITERABLE_BASE_URL names the host api.iterabel.com, which is not Iterable's (api.iterable.com or "
-        "api.eu.iterable.com); mend it, or set ITERABLE_ALLOW_CUSTOM_HOST=true for a gateway.",
+        "api.eu.iterable.com); fix it, or set ITERABLE_ALLOW_CUSTOM_HOST=true for a gateway.",
     ]
 
 
@@ -401,7 +401,7 @@ def test_base_url_that_is_wrong_in_any_case_is_refused(text: str, problem: str, 
 def test_other_host_needs_to_be_allowed(text: str, host: str, url: str) -> None:
     assert problem_of("ITERABLE_BASE_URL", text) == (
         f"ITERABLE_BASE_URL names the host {host}, which is not Iterable's (api.iterable.com or api.eu.iterable.com); "
-        "mend it, or set ITERABLE_ALLOW_CUSTOM_HOST=true for a gateway."
+        "fix it, or set ITERABLE_ALLOW_CUSTOM_HOST=true for a gateway."
     )
     assert load({"ITERABLE_BASE_URL": text, "ITERABLE_ALLOW_CUSTOM_HOST": "true"}).iterable_base_url == url
 
@@ -555,7 +555,7 @@ def test_secrets_are_not_in_the_repr() -> None:
     assert "0secret" not in repr(settings) + str(settings)
 
 
-SHOW_THEIR_PATH = {"QUERY_FILE", "ITERABLE_CA_BUNDLE"}  # which can't be mended without seeing it
+SHOW_THEIR_PATH = {"QUERY_FILE", "ITERABLE_CA_BUNDLE"}  # which can't be fixed without seeing it
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS.keys() - SHOW_THEIR_PATH))
