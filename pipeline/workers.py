@@ -35,7 +35,8 @@ class Workers:
         self._count = count
         self._started = 0
         self._tasks: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        # Not a SimpleQueue: its get() waits for ever where a signal comes as a short time-out ends (CPython 3.11).
+        self._reports: queue.Queue[Report] = queue.Queue()
 
     def submit(self, batch: Batch, under_way: int) -> None:
         """Hand over a batch; a new thread only where the others have work already, or wait.
