@@ -363,7 +363,8 @@ def _show(run: Run, account: Account, ending: Ending, written: results.Results) 
     console = run.console
     if ending.code is not ExitCode.SUCCESS:
         console.error(ending.reason)
-    for line in results.summary(written, _reasons(run, results.SHOWN_REASONS)):
+    reasons = _reasons(run, results.SHOWN_REASONS)
+    for line in results.summary(written, reasons, left_users=run.stage.left_users):
         console.say(line)
     if not (run.settings.keep_days or run.options.dry_run or run.options.sandbox):
         folder = run.settings.output_dir

@@ -5,13 +5,14 @@ Decides from what is pending and from what the ledger knows; sends and stores no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.ending import Ending, ExitCode
 from pipeline.ledger import Way
 from pipeline.payloads import Rules
-from pipeline.records import Kind
+from pipeline.records import Kind, counted
 from pipeline.settings import MaxChanges
 
 GO_ON = "To go on all the same, once, run with --yes."
@@ -38,21 +39,20 @@ class Pending:
 
 
 def way_of(rules: Rules) -> str:
-    """What this run's event ids are made of, as text; the same for any order of the fields.
+    """What this run's event ids are made of, as a JSON object; the same for any order of the fields.
 
     While the query gives ids of its own, neither names nor fields are part of them.
     """
-    identifier = "userId" if rules.by_user_id else "email"
+    parts = {"identifier": "userId" if rules.by_user_id else "email"}
     if rules.id_column is not None:
-        return f"event_id: column {rules.id_column}; identifier: {identifier}"
-    name = f"column {rules.name_column}" if rules.name_column is not None else rules.event_name
-    fields = ", ".join(
-        sorted(f"{each.name}:{each.type.value}" if each.type else each.name for each in rules.event_fields)
-    )
-    return (
-        f"event_id: none; identifier: {identifier}; event name: {name}; fields: {fields or 'none'}; "
-        f"time zone: {rules.zone}"
-    )
+        parts["ids"] = f"column {rules.id_column}"
+    else:
+        typed = [f"{each.name}:{each.type.value}" if each.type else each.name for each in rules.event_fields]
+        parts["ids"] = "made from the event"
+        parts["event name"] = f"column {rules.name_column}" if rules.name_column is not None else rules.event_name
+        parts["fields"] = ", ".join(sorted(typed)) or "none"
+        parts["time zone"] = str(rules.zone)
+    return json.dumps(parts, sort_keys=True)
 
 
 def ids_have_changed(way: str, used: Sequence[Way], pending_events: int, *, knows_records: bool) -> Ending | None:
@@ -65,24 +65,20 @@ def ids_have_changed(way: str, used: Sequence[Way], pending_events: int, *, know
     if not pending_events or not before or way in [each.description for each in used]:
         return None
     change = _difference(before[-1].description, way)
+    events = counted(pending_events, "event")
     return Ending(
         ExitCode.BRAKE,
-        f"What event ids are made of has changed ({change}), so {_count(pending_events)} would be tracked again as new "
-        "ones. Nothing was sent. Put it back. To keep the change, put it back, run once so that nothing new is left, "
-        f"and then run with the change and --baseline, which enters everything as accepted. {GO_ON}",
+        f"What event ids are made of has changed ({change}), so {events} would be tracked again as new ones. Nothing "
+        "was sent. Put it back. To keep the change, put it back, run once so that nothing new is left, and then run "
+        f"with the change and --baseline, which enters everything as accepted. {GO_ON}",
     )
 
 
 def _difference(old: str, new: str) -> str:
-    """`fields: page -> page, device`: the parts that differ."""
-    parts = [dict(part.split(": ", 1) for part in way.split("; ")) for way in (old, new)]
-    names = [*parts[0], *(name for name in parts[1] if name not in parts[0])]
-    told = [
-        f"{name}: {parts[0].get(name, 'not part of them')} -> {parts[1].get(name, 'not part of them')}"
-        for name in names
-        if parts[0].get(name) != parts[1].get(name)
-    ]
-    return "; ".join(told)
+    """`fields: page -> page, device`: the parts that differ. Where ids are given now, or were, nothing else matters."""
+    before, after = json.loads(old), json.loads(new)
+    names = ["ids"] if before["ids"] != after["ids"] else [name for name in after if before[name] != after[name]]
+    return "; ".join(f"{name}: {before[name]} -> {after[name]}" for name in names)
 
 
 # Too many changes -----------------------------------------------------------------------------------------------------
@@ -97,7 +93,7 @@ def too_many(limit: MaxChanges | None, pending: Pending, causes: Sequence[str]) 
         return None
     allowed = f"{limit.limit:g} % of {pending.known:,} known records" if limit.is_percent else f"{limit.limit:,.0f}"
     told = ", ".join(
-        f"{_count(pending.total(kind), kind)} ({pending.new[kind]:,} new, {pending.changed[kind]:,} changed)"
+        f"{counted(pending.total(kind), kind.value)} ({pending.new[kind]:,} new, {pending.changed[kind]:,} changed)"
         for kind in Kind
         if pending.total(kind)
     )
@@ -106,7 +102,3 @@ def too_many(limit: MaxChanges | None, pending: Pending, causes: Sequence[str]) 
         ExitCode.BRAKE,
         f"{told} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely} {GO_ON}",
     )
-
-
-def _count(number: int, kind: Kind = Kind.EVENT) -> str:
-    return f"{number:,} {kind.value}{'' if number == 1 else 's'}"

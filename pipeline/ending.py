@@ -115,6 +115,8 @@ def stopped_by(failure: Failure, message: str, in_a_row: int) -> Ending:
     return Ending(meaning.code, f"{message.rstrip('.')}.{count} {meaning.advice}")
 
 
+KEEPS_FAILING = "KeepsFailing"  # our code for a record that was not acknowledged in three runs in a row
+
 # That Iterable does not know the user of an event, in single answers and in bulk ones.
 UNKNOWN_USER_CODES = frozenset({"UnknownEmailError", "UnknownUserIdError", "notFoundEmails", "notFoundUserIds"})
 
@@ -134,7 +136,7 @@ CODE_ADVICE = {
     "disallowedEventNames": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
     "UniqueFieldsLimitExceeded": "the project has as many fields as it may; send fewer (USER_FIELDS, EVENT_FIELDS)",
     "BadApiKey": CHECK_KEY[0].lower() + CHECK_KEY[1:].rstrip("."),
-    "KeepsFailing": "see what the message says; each run offers them again, after all others",
+    KEEPS_FAILING: "see what the message says; each run offers them again, after all others",
     "JwtUserIdentifiersMismatched": "check that these people are in the project under this address or id",
     "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",
 }
@@ -145,7 +147,6 @@ OUTCOME_ADVICE = {
 }
 
 
-KEEPS_FAILING = "KeepsFailing"  # our code for a record that was not acknowledged in three runs in a row
 # Codes of rejections whose reason lies in the row itself: once that is fixed, the row has changed, and will be read.
 LIES_IN_THE_ROW = frozenset(
     {

@@ -18,7 +18,7 @@ from iterable.export import guarded, new_file
 from iterable.redaction import Redactor
 from iterable_client import RequestCounts
 from pipeline.ending import advice_for
-from pipeline.records import Kind, Outcome, Undelivered
+from pipeline.records import Kind, Outcome, Undelivered, counted
 
 CSV_NAME = "query_results_{}.csv"
 RESULTS_NAME = "integration_results_{}.json"
@@ -184,8 +184,11 @@ def _unused(name: str, columns: list[str]) -> str:
 # The summary ----------------------------------------------------------------------------------------------------------
 
 
-def summary(results: Results, reasons: Sequence[Reason]) -> list[str]:
-    """What a person wants to know at the end, on less than one screen: a list of lines."""
+def summary(results: Results, reasons: Sequence[Reason], *, left_users: int = 0) -> list[str]:
+    """What a person wants to know at the end, on less than one screen: a list of lines.
+
+    left_users: known users whom --limit kept from being updated.
+    """
     counts, retry = results.counts, results.retry
     lines = ["", f"Summary of run {results.run_id}: {results.status}", f"  rows     {counts['rows']:>10,}"]
     for kind in ("users", "events"):
@@ -196,6 +199,9 @@ def summary(results: Results, reasons: Sequence[Reason]) -> list[str]:
     if counts["merged_users"]:
         who = "1 user has" if counts["merged_users"] == 1 else f"{counts['merged_users']:,} users have"
         lines.append(f"  {who} rows with different values; the last ones were used")
+    if left_users:
+        people = counted(left_users, "known user")
+        lines += _wrapped(f"{people} not updated, as --limit may have seen only some of their rows")
     for reason in reasons:
         lines += _wrapped(f"{reason.count:,} {reason.outcome.replace('_', ' ')}{_news(reason)}: {_first_of(reason)}")
         lines += _wrapped(f"-> {advice_for(Outcome(reason.outcome), reason.code)}", indent=4)

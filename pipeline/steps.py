@@ -73,7 +73,7 @@ def introduce(run: Run) -> None:
     say(f"Step 1: Settings read. {run.authentication} authentication, {run.settings.iterable_base_url}")
     if run.options.sandbox:
         say("        This is a sandbox run: nothing leaves this machine, and no ledger is kept.")
-    say("Step 2: Ledger opened; no other run is active")
+    say("Step 2: Ledger opened for reading" if run.options.dry_run else "Step 2: Ledger opened; no other run is active")
 
 
 def read_rows(run: Run) -> Read:
@@ -90,6 +90,9 @@ def read_rows(run: Run) -> Read:
         run.stage.clear()
         read = _read_rows(run, query, since, any_bytes=True)
     run.console.say(f"Step 4.5: {read.rows:,} rows exported to {read.csv_name}")
+    if read.rules.not_sent:
+        columns = ", ".join(read.rules.not_sent)
+        run.console.say(f"        Not sent, as neither USER_FIELDS nor EVENT_FIELDS names them: {columns}")
     return read
 
 

@@ -62,8 +62,8 @@ def test_the_sentence_says_how_many_are_new_and_changed_the_limit_and_the_likely
     )
 
 
-OLD = "event_id: none; identifier: email; event name: view; fields: page; time zone: UTC"
-NEW = "event_id: none; identifier: email; event name: view; fields: device, page; time zone: UTC"
+OLD = json.dumps({"identifier": "email", "ids": "made from the event", "event name": "a; b", "fields": "page"})
+NEW = json.dumps({"identifier": "email", "ids": "made from the event", "event name": "a; b", "fields": "device, page"})
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,17 @@ def test_changed_ids_stop_the_run_before_anything_is_sent_until_yes(
         database.execute("INSERT INTO user_events VALUES (NULL, 1, 'new', '', '', '', '2026-02-01 00:00:00')")
     database.close()
     assert program.run().counts("events") == {"delivered": 1, "unchanged": 36}
+
+
+def test_the_brake_names_a_lost_column_of_ids_alone(program: Program, iterable: StandIn, sample: Path) -> None:
+    query = "SELECT email, page, e.id AS event_id, event_time FROM users JOIN user_events AS e ON user_id = users.id"
+    use_query(program, query)
+    program.settings |= {"USER_FIELDS": "-", "EVENT_FIELDS": "page", "EVENT_NAME": "seen; again"}
+    assert program.run().code == 0
+    use_query(program, query.replace("e.id AS event_id, ", ""))
+    run = program.run()
+    assert run.code == 65
+    assert "has changed (ids: column event_id -> made from the event), so 36 events" in run.err
 
 
 def test_a_run_that_the_brake_stopped_makes_its_way_no_known_one(

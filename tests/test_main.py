@@ -537,3 +537,24 @@ def test_many_rows_that_are_refused_alike_are_all_new_at_first(program: Program,
     use_query(program, "SELECT email, event_time FROM rows")
     assert [reason["new"] for reason in program.run().results["reasons"]] == [1500]
     assert [reason["new"] for reason in program.run().results["reasons"]] == [0]
+
+
+def test_columns_that_are_not_sent_are_named_once_and_silent_under_quiet(program: Program, sample: Path) -> None:
+    use_query(program, "SELECT email, first_name, page, event_time FROM users JOIN user_events ON user_id = users.id")
+    run = program.run(USER_FIELDS="first_name", EVENT_FIELDS="-")
+    assert run.results["fields"]["not_sent"] == ["page"]
+    assert [line for line in run.out.splitlines() if "page" in line] == [
+        "        Not sent, as neither USER_FIELDS nor EVENT_FIELDS names them: page"
+    ]
+    assert program.run("--quiet", USER_FIELDS="first_name", EVENT_FIELDS="-").out == ""
+
+
+def test_limit_leaves_known_users_alone_and_says_so(program: Program, iterable: StandIn, tmp_path: Path) -> None:
+    rows = [("ada@example.com", "free", None), ("ada@example.com", "pro", None)]
+    make_table(tmp_path / "users.db", "email,plan_type,event_time", rows)
+    use_query(program, "SELECT email, plan_type, event_time FROM rows")
+    assert program.run().code == 0
+    run = program.run("--limit", "1")
+    assert run.counts("users") == {"unchanged": 1}
+    assert "1 known user not updated, as --limit may have seen only some of their rows" in " ".join(run.out.split())
+    assert iterable.project.users["ada@example.com"]["dataFields"] == {"plan_type": "pro"}
