@@ -10,7 +10,6 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from heapq import merge
-from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -51,10 +50,8 @@ from pipeline.look import (
 )
 from pipeline.payloads import Rules
 from pipeline.readback import compare, differing
-from pipeline.records import Kind, Record
+from pipeline.records import Kind, Record, pages
 from pipeline.values import InvalidRecord
-
-RECORDS_PER_LOOKUP = 500
 
 
 def run_explain(options: argparse.Namespace) -> ExitCode:
@@ -145,11 +142,11 @@ class _Person:
 
     def _records(self, kind: Kind) -> Iterator[Told]:
         records = (each for each in self._look.stage.pending(kind) if each.identity == self.identity)
-        while chunk := list(islice(records, RECORDS_PER_LOOKUP)):
-            keys = [record.key for record in chunk]
+        for page in pages(records):
+            keys = [record.key for record in page]
             self._seen.update(keys)
             fingerprints, troubles = self._look.ledger.known(keys), self._look.ledger.troubles(keys)
-            for record in chunk:
+            for record in page:
                 yield self._told(record, fingerprints.get(record.key), troubles.get(record.key))
 
     def _told(self, record: Record, fingerprint: bytes | None, trouble: Trouble | None) -> Told:

@@ -14,11 +14,9 @@ from dataclasses import dataclass, field
 
 from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.modes import Mode
-from pipeline.records import Kind, Record
+from pipeline.records import BYTES_A_PAGE, RECORDS_A_PAGE, Kind, Record, pages
 from pipeline.stage import Stage
 
-RECORDS_A_PAGE = 2000
-BYTES_A_PAGE = 4_000_000
 KEYS_PER_LOOKUP = 500
 MAX_PARKED = 64  # batches of events that wait for an earlier one of their user
 MAX_PARKED_BYTES = 4_000_000
@@ -237,7 +235,7 @@ class Feed:
     # The ledger -----------------------------------------------------------------------------------------------
 
     def _cleared(self, records: Iterator[Record]) -> Iterator[Record]:
-        while page := _take_page(records):
+        for page in pages(records):
             self._clear(page)
             yield from page
 
@@ -250,17 +248,6 @@ class Feed:
             changed += [each.key for each in chunk if known.get(each.key, each.fingerprint) != each.fingerprint]
         if changed:
             self._ledger.void(changed)
-
-
-def _take_page(records: Iterator[Record]) -> list[Record]:
-    page: list[Record] = []
-    size = 0
-    for record in records:
-        page.append(record)
-        size += len(record.payload)
-        if len(page) >= RECORDS_A_PAGE or size >= BYTES_A_PAGE:
-            break
-    return page
 
 
 def size_of(records: Sequence[Record]) -> int:

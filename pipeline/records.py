@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
+
+RECORDS_A_PAGE = 2000
+BYTES_A_PAGE = 4_000_000
 
 
 class Kind(str, Enum):
@@ -38,6 +42,20 @@ class Record(NamedTuple):
     key: bytes
     fingerprint: bytes
     payload: bytes  # JSON in UTF-8, as it goes to Iterable
+
+
+def pages(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Some at a time: a few where they are large."""
+    page: list[Record] = []
+    size = 0
+    for record in records:
+        page.append(record)
+        size += len(record.payload)
+        if len(page) >= RECORDS_A_PAGE or size >= BYTES_A_PAGE:
+            yield page
+            page, size = [], 0
+    if page:
+        yield page
 
 
 class Undelivered(NamedTuple):

@@ -11,16 +11,16 @@ import sqlite3
 from array import array
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice, product
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.ledger import USER_BYTES, LedgerError, insert_many
-from pipeline.records import Kind, Outcome, Record, Undelivered
+from pipeline.records import Kind, Outcome, Record, Undelivered, pages
 
-ROWS_PER_INSERT = 100
 KEYS_PER_LOOKUP = 500
+LARGE_USER_ROW = 50_000
 
 UserRow = tuple[bytes, int, str, str]  # the user's key, row, identity, and what the row says about the user
 StagedEvent = tuple[int, bytes, bytes, bytes]  # row, key, fingerprint and payload; its user is staged apart
@@ -58,6 +58,7 @@ class Stage:
         self._known: Known | None = None
         self._late: Troubled | None = None
         self._leaves_known_users = False
+        self._largest_user_row = 0  # in characters
         self._has_all_users = False  # until the rows of each are put together, a user is in `user_rows` only
         self.duplicate_events = 0
         self.merged_users = 0  # whose rows disagreed
@@ -77,11 +78,17 @@ class Stage:
 
     def stage_user_rows(self, rows: Sequence[UserRow]) -> None:
         """What rows say about their users, to be put together when all of them are there."""
+        self._largest_user_row = max([self._largest_user_row, *(len(content) for *_, content in rows)])
         insert_many(self._database, "INSERT INTO user_rows (key, row, identity, content) VALUES", rows)
 
     def user_rows(self) -> Iterator[UserRow]:
         """User by user in the order of their keys, each user's in the query's order."""
-        return iter(self._database.execute("SELECT key, row, identity, content FROM user_rows ORDER BY key, row"))
+        source = "user_rows"
+        if self._largest_user_row > LARGE_USER_ROW:
+            # SQLite's sorter takes the contents along, and where they are large it holds many of them in memory.
+            self._database.execute("CREATE INDEX IF NOT EXISTS user_rows_in_order ON user_rows (key, row)")
+            source = "user_rows INDEXED BY user_rows_in_order"
+        return iter(self._database.execute(f"SELECT key, row, identity, content FROM {source} ORDER BY key, row"))
 
     def stage_users(self, records: Sequence[Record]) -> None:
         """Users, each once. An empty payload: the user can't be updated, and is there for its events."""
@@ -411,9 +418,8 @@ class Stage:
             if self.count_pending(Kind.EVENT):
                 self._order_events()
             for kind, late in product(Kind, (False, True)):
-                pending = self.pending(kind, late=late)
-                while records := list(islice(pending, ROWS_PER_INSERT)):
-                    self.note([Undelivered(kind, record.row, record.identity, *undelivered) for record in records])
+                for page in pages(self.pending(kind, late=late)):
+                    self.note([Undelivered(kind, record.row, record.identity, *undelivered) for record in page])
         finally:
             for state in (_PENDING, _LATE):
                 self._replace_states(state, _CODES[Outcome.NOT_ATTEMPTED])

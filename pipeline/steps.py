@@ -25,7 +25,7 @@ from pipeline.opening import Run
 from pipeline.payloads import Rules
 from pipeline.plan import Planner
 from pipeline.progress import DeliveryProgress
-from pipeline.records import Kind, Outcome, Record, counted
+from pipeline.records import Kind, Outcome, Record, counted, pages
 from pipeline.results import CSV_NAME, reason_of
 from pipeline.rules import make_rules
 from pipeline.settings import ROOT, Settings
@@ -34,7 +34,6 @@ from pipeline.source import Query, UndecodableText, open_query, read_query
 from pipeline.stage import Stage
 
 KEYS_PER_LOOKUP = 500
-RECORDS_PER_COMMIT = 2000
 
 Rows = Sequence[tuple[Any, ...]]
 
@@ -263,12 +262,10 @@ def enter_baseline(run: Run, plan: Plan) -> Delivered:
             return Delivered(stopped=Ending(ExitCode.BRAKE, "Nothing was entered and nothing was sent."))
     run.interrupt.stop_raising()
     for kind in Kind:
-        for late in (False, True):
-            records = run.stage.pending(kind, late=late)
-            while chunk := list(islice(records, RECORDS_PER_COMMIT)):
-                run.ledger.accept(chunk)
-                run.ledger.commit()
-                run.stage.note_unchanged(chunk)
+        for page in pages(_pending(run.stage, kind)):
+            run.ledger.accept(page)
+            run.ledger.commit()
+            run.stage.note_unchanged(page)
     return Delivered()
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from iterable_client import Failure
@@ -25,11 +24,10 @@ from pipeline.layout import counted, iso, moment, shown, wrapped
 from pipeline.log import Console
 from pipeline.look import CLIENT_SIDE, Look, get_user, notes_on, open_look, plan_rows, print_json, why_not_read
 from pipeline.readback import Field, advice, beside, compare, differing, fields_as_json, missing, verdict_on
-from pipeline.records import Kind, Record
+from pipeline.records import Kind, Record, pages
 
 SETTLE_S = 60  # Iterable asks for that long between an update and what depends on it
 WORKERS = 16  # enough for the 100 requests a second that Iterable allows, at 150 ms each
-RECORDS_PER_LOOKUP = 500
 
 
 @dataclass(frozen=True)
@@ -144,11 +142,10 @@ def verify(look: Look, size: int) -> Verification:
 
 def _unchanged_users(look: Look) -> Iterator[Chosen]:
     """Those whose update a run would skip, since Iterable has accepted it as it is."""
-    pending = look.stage.pending(Kind.USER)
-    while chunk := list(islice(pending, RECORDS_PER_LOOKUP)):
-        keys = [record.key for record in chunk]
+    for page in pages(look.stage.pending(Kind.USER)):
+        keys = [record.key for record in page]
         fingerprints, accepted_at = look.ledger.known(keys), look.ledger.accepted_at(keys)
-        for record in chunk:
+        for record in page:
             if fingerprints.get(record.key) == record.fingerprint:
                 yield Chosen(record, accepted_at[record.key])
 

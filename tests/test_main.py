@@ -18,7 +18,7 @@ from iterable.pacing import rates
 from pipeline.opening import make_client
 from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
 from pipeline.settings import load_settings
-from tests.program import Program, make_table, use_query
+from tests.program import ROOT, Program, make_table, use_query
 
 COLUMNS = "id,email,first_name,last_name,plan_type,candidate,page,device,browser,location,event_time"
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d - [\w.]+ - (DEBUG|INFO|WARNING|ERROR|CRITICAL) - .*")
@@ -558,3 +558,29 @@ def test_limit_leaves_known_users_alone_and_says_so(program: Program, iterable: 
     assert run.counts("users") == {"unchanged": 1}
     assert "1 known user not updated, as --limit may have seen only some of their rows" in " ".join(run.out.split())
     assert iterable.project.users["ada@example.com"]["dataFields"] == {"plan_type": "pro"}
+
+
+MEMORY = """
+import atexit, pathlib, runpy, sys
+
+def tell_peak():
+    (line,) = [line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    pathlib.Path("peak").write_text(line.split()[1])
+
+atexit.register(tell_peak)
+sys.path.insert(0, {root!r})
+runpy.run_path({root!r} + "/main.py", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux")
+def test_memory_stays_small_where_rows_are_large_and_the_server_is_dead(program: Program, tmp_path: Path) -> None:
+    script = tmp_path / "measured.py"
+    script.write_text(MEMORY.format(root=str(ROOT)))
+    make_table(tmp_path / "users.db", "email", [])
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 70)"
+    use_query(program, f"{numbers} SELECT i || '@example.com' AS email, printf('%.*c', 3000000, 'x') AS notes FROM n")
+    settings = {"USER_FIELDS": "notes", "ITERABLE_BASE_URL": "http://127.0.0.1:9", "MAX_RETRIES": "1"}
+    run = program.run(script=script, **settings)
+    assert (run.code, sum(run.counts("users").values())) == (75, 70)
+    assert int((tmp_path / "peak").read_text()) / 1024 < 200  # the rows are 210 MB
