@@ -1,14 +1,16 @@
 """The circuit breaker between the run and Iterable: whether calls may go out, wait, or are over.
 
 The workers ask it before each call and tell it what came of the call; the client waits through it. It opens when
-several calls in a row have failed, whichever records they were about: calls that have begun to fail go on, all others
-wait. Then the delivery tries a record that has not failed before, a probe. Where that is accepted, the failures were
-their records' own, and the breaker closes. What a failure counts stands in `ending.FAILURES`.
+several calls in a row have failed, whichever records they were about: then nothing leaves any more, nor do further
+attempts of calls that have begun. The delivery tries a record that has not failed before, a probe. Where that is
+accepted, the failures were their records' own, and the breaker closes. Where there is none to try, the calls that have
+begun come to their end. What a failure counts stands in `ending.FAILURES`.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +78,8 @@ class Breaker:
         self._stopping = threading.Event()
         self._turns = threading.local()
         self._blocked: Counter[Kind] = Counter()
+        self._begun_blocked = 0
+        self._lets_begun_end = False
         self._slots = threading.Lock()
         self._pacing: Counter[Kind] = Counter()
         self._strain = 0.0  # 1 opens it, or as much as `_patience` says
@@ -117,6 +121,13 @@ class Breaker:
         """Whether the last failure leaves no doubt, such as a wrong key."""
         return self.is_open and FAILURES[self._last.failure].ends_run_at_once
 
+    def let_begun_calls_end(self) -> bool:
+        """Let those that have begun to fail have the rest of their attempts. Whether there are any that wait."""
+        with self._change:
+            self._lets_begun_end = True
+            self._change.notify_all()
+            return self._begun_blocked > 0
+
     def close(self) -> None:
         """Let calls go out again."""
         with self._change:
@@ -155,7 +166,7 @@ class Breaker:
 
     def _close(self) -> None:
         if not self.must_end_run():
-            self._strain, self.in_a_row, self.is_open = 0.0, 0, False
+            self._strain, self.in_a_row, self.is_open, self._lets_begun_end = 0.0, 0, False, False
             self.closings += 1
         self._change.notify_all()
 
@@ -172,24 +183,45 @@ class Breaker:
         self.is_open = self.is_open or self._strain >= self._patience * ALMOST_ONE
         if FAILURES[failed.failure].ends_run_at_once:
             self.is_open = True
+        if self.is_open:
+            self._change.notify_all()
 
     def _block(self, turn: Turn, until: Callable[[], bool]) -> None:
         with self._change:
             self._blocked[turn.kind] += 1
+            self._begun_blocked += turn.is_failing
             self._change.wait_for(lambda: until() or self.is_stopping)
+            self._begun_blocked -= turn.is_failing
             self._blocked[turn.kind] -= 1
 
     # For the client -------------------------------------------------------------------------------------------
 
     def sleep(self, seconds: float) -> None:
-        """The client's `sleep`. Where nothing has been sent yet, it ends the call when none may begin."""
+        """The client's `sleep`. While it is open, it ends a call of which nothing has been sent yet, and holds back
+        others."""
         turn = self._turn()
-        if turn is None or turn.is_failing:
+        if turn is None or turn.is_probe:
             has_stopped = self._stopping.wait(seconds)
+        elif turn.is_failing:
+            has_stopped = self._wait_for_retry(turn, seconds)
         else:
-            has_stopped = self._wait_for_slot(turn.kind, seconds)
-        if has_stopped or (self.is_open and turn is not None and not turn.is_failing and not turn.is_probe):
+            has_stopped = self._wait_for_slot(turn.kind, seconds) or self.is_open
+        if has_stopped:
             raise Abandoned
+
+    def _wait_for_retry(self, turn: Turn, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while not self.is_stopping:
+            with self._change:
+                left = until - time.monotonic()
+                self._change.wait_for(lambda: self.is_stopping or self._holds_begun_calls(), max(left, 0.0))
+            if not self._holds_begun_calls():
+                break
+            self._block(turn, lambda: not self._holds_begun_calls())
+        return self.is_stopping
+
+    def _holds_begun_calls(self) -> bool:
+        return self.is_open and not self._lets_begun_end
 
     def _wait_for_slot(self, kind: Kind, seconds: float) -> bool:
         with self._slots:
@@ -204,14 +236,10 @@ class Breaker:
         """The client's `on_wait`: an attempt has failed, and another one is to follow."""
         self.on_wait(text)
         turn = self._turn()
-        if turn is None:
-            return
-        with self._change:
-            has_to_wait = self.is_open and not turn.is_failing and not turn.is_probe
-            turn.is_failing = True
-            self._count(turn, _Failed(Failure.UNACKNOWLEDGED, text, turn.kind))
-        if has_to_wait:
-            self._block(turn, lambda: not self.is_open)
+        if turn is not None:
+            with self._change:
+                turn.is_failing = True
+                self._count(turn, _Failed(Failure.UNACKNOWLEDGED, text, turn.kind))
 
     def _turn(self) -> Turn | None:
         return getattr(self._turns, "now", None)

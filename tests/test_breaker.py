@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,15 +116,11 @@ def test_accepted_probe_closes_it_and_doubles_the_patience_until_anything_else_i
     assert breaker.is_open
 
 
-def test_while_it_is_open_new_calls_wait_and_begun_ones_go_on_until_it_is_closed() -> None:
+def test_while_it_is_open_new_calls_wait() -> None:
     breaker = Breaker()
-    begun = breaker.turn(Kind.EVENT)
-    begun.may_call()
-    breaker.before_retry("503, attempt 2 of 3")  # of the call begun last in this thread
-    tell(breaker, *[OUT] * 4)
-    assert breaker.is_open
+    tell(breaker, *[OUT] * 5)
     went_on: list[bool] = []
-    thread = threading.Thread(target=lambda: went_on.append(breaker.turn(Kind.USER).may_call()))
+    thread = threading.Thread(target=lambda: went_on.append(breaker.turn(Kind.USER).may_call()), daemon=True)
     thread.start()
     wait_until(lambda: breaker.count_blocked(Kind.USER) == 1)
     breaker.turn(Kind.USER, is_probe=True).answered(None)
@@ -131,47 +128,78 @@ def test_while_it_is_open_new_calls_wait_and_begun_ones_go_on_until_it_is_closed
     assert (went_on, breaker.count_blocked()) == ([True], 0)
 
 
-def test_while_it_is_open_a_first_failed_attempt_waits_and_a_later_one_of_the_same_call_does_not() -> None:
-    breaker = Breaker()
-    attempts: list[int] = []
+class FailingCall:
+    """A call whose every attempt fails, in a thread of its own."""
 
-    def call() -> None:
-        breaker.turn(Kind.USER).may_call()
-        ready.set()
-        is_open.wait(30)
+    def __init__(self, breaker: Breaker, *, wait_s: float = 0.0) -> None:
+        self.attempts = 1
+        self.may_fail, self.is_next = threading.Semaphore(0), threading.Semaphore(0)
+        self._breaker, self._wait_s = breaker, wait_s
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self._breaker.turn(Kind.USER).may_call()
         for attempt in (2, 3):
-            breaker.before_retry(f"503, attempt {attempt} of 3")
-            breaker.sleep(0)
-            attempts.append(attempt)
-            tell_again.wait(30)
+            self.may_fail.acquire()
+            self._breaker.before_retry(f"503, attempt {attempt} of 3")
+            self._breaker.sleep(self._wait_s)
+            self.attempts = attempt
+            self.is_next.release()
 
-    ready, is_open, tell_again = threading.Event(), threading.Event(), threading.Event()
-    thread = threading.Thread(target=call)
-    thread.start()
-    ready.wait(30)
-    tell(breaker, *[OUT] * 5)
-    is_open.set()
+
+def test_while_it_is_open_no_attempt_of_a_call_that_has_begun_leaves_either() -> None:
+    breaker = Breaker()
+    call = FailingCall(breaker)
+    for _ in range(2):
+        tell(breaker, *[OUT] * 10)
+        assert breaker.is_open
+        attempts = call.attempts
+        call.may_fail.release()
+        wait_until(lambda: breaker.count_blocked() == 1)
+        assert call.attempts == attempts
+        tell(breaker, None, is_probe=True)
+        wait_until(lambda: breaker.count_blocked() == 0)
+        call.is_next.acquire(timeout=30)
+        assert call.attempts == attempts + 1
+
+
+def test_a_call_that_waits_for_its_next_attempt_is_held_at_once_when_it_opens() -> None:
+    breaker = Breaker()
+    call = FailingCall(breaker, wait_s=1.5)
+    began = time.monotonic()
+    call.may_fail.release()
+    wait_until(lambda: breaker.in_a_row == 1)
+    tell(breaker, *[OUT] * 4)
     wait_until(lambda: breaker.count_blocked() == 1)
-    assert attempts == []
+    assert time.monotonic() < began + 1.5
     tell(breaker, None, is_probe=True)
-    wait_until(lambda: attempts == [2])
-    tell(breaker, *[OUT] * 10)
-    assert breaker.is_open
-    tell_again.set()
-    thread.join(timeout=30)
-    assert attempts == [2, 3]
+    wait_until(lambda: call.attempts == 2)
+    assert time.monotonic() >= began + 1.5
 
 
-def test_call_that_waits_for_its_slot_is_called_back_when_it_opens_and_one_that_has_sent_is_not() -> None:
+def test_calls_that_have_begun_may_end_where_nothing_else_can_be_tried() -> None:
     breaker = Breaker()
     tell(breaker, *[OUT] * 5)
-    turn = Turn(breaker, Kind.USER, is_probe=False)
+    assert not breaker.let_begun_calls_end()
+    breaker = Breaker()
+    call = FailingCall(breaker)
+    tell(breaker, *[OUT] * 5)
+    call.may_fail.release()
+    wait_until(lambda: breaker.count_blocked() == 1)
+    assert breaker.let_begun_calls_end()
+    wait_until(lambda: call.attempts == 2)
+    call.may_fail.release()
+    wait_until(lambda: call.attempts == 3)
+    assert breaker.is_open
+
+
+def test_call_that_waits_for_its_slot_is_called_back_when_it_opens_and_a_probe_is_not() -> None:
+    breaker = Breaker()
+    tell(breaker, *[OUT] * 5)
     breaker.turn(Kind.USER)
     with pytest.raises(Abandoned):
         breaker.sleep(0)
-    turn = breaker.turn(Kind.USER)
-    turn.is_failing = True
-    breaker.sleep(0)
     breaker.turn(Kind.USER, is_probe=True)
     breaker.sleep(0)
 
@@ -237,16 +265,28 @@ def test_server_that_is_gone_from_the_start_costs_few_requests(
     assert ran.events["not_attempted"] > 1000
 
 
-@pytest.mark.parametrize(("mode", "skip", "most"), [(single_mode(40), 200, 60), (BULK, 5, 50)], ids=["single", "bulk"])
+# How many are under way is the rate times the latency: about 15 singly here.
+@pytest.mark.parametrize(
+    ("mode", "percent", "latency_s", "skip", "most"),
+    [(SINGLE, 30, 0.02, 200, 60), (BULK, 1000, 0.005, 5, 50)],
+    ids=["single", "bulk"],
+)
 @pytest.mark.parametrize("name", GONE)
 def test_server_that_is_gone_in_mid_run_costs_few_requests_beside_those_under_way(
-    job: Job, iterable: StandIn, mode: Mode, skip: int, most: int, name: str
+    job: Job, iterable: StandIn, mode: Mode, percent: float, latency_s: float, skip: int, most: int, name: str
 ) -> None:
-    iterable.latency_s = 0.005
+    iterable.latency_s = latency_s
     make_gone(iterable, name, skip)
-    ran = job.run(some_rows(), mode, rates=rates(1000) if mode is BULK else rates(90), initial_backoff=0.05)
+    ran = job.run(some_rows(), mode, rates=rates(percent), initial_backoff=0.05)
     assert ran.stop is not None
     assert len(iterable.project.requests) - skip <= most
+
+
+def test_where_nothing_else_can_be_tried_each_record_gets_all_of_its_attempts(job: Job, iterable: StandIn) -> None:
+    iterable.inject(Fault(status=503))
+    ran = job.run([(f"{number}@example.com", None) for number in range(5)], SINGLE)
+    assert (ran.stop_code, ran.users) == (ExitCode.TEMPORARY, {"unacknowledged": 5})
+    assert len(iterable.project.requests) == 15
 
 
 def test_bulk_answers_without_counts_are_not_from_iterable(job: Job, iterable: StandIn) -> None:

@@ -267,9 +267,9 @@ FORBIDDEN = Fault(status=403, body=b'{"msg":"no","code":"Forbidden"}')
         (HTML, ExitCode.NOT_ITERABLE, 5, "unacknowledged", 3),
         (Fault(status=302, headers={"Location": "/"}), ExitCode.NOT_ITERABLE, 1, "unacknowledged", 1),
         (Fault(status=429, headers={"Retry-After": "3600"}), ExitCode.TEMPORARY, 1, "unacknowledged", 1),
-        (Fault(status=503), ExitCode.TEMPORARY, 21, "unacknowledged", 5),
-        (Fault(status=500), ExitCode.TEMPORARY, 21, "unacknowledged", 5),
-        (Fault(disconnect=True), ExitCode.TEMPORARY, 21, "unacknowledged", 5),
+        (Fault(status=503), ExitCode.TEMPORARY, 19, "unacknowledged", 5),
+        (Fault(status=500), ExitCode.TEMPORARY, 19, "unacknowledged", 5),
+        (Fault(disconnect=True), ExitCode.TEMPORARY, 19, "unacknowledged", 5),
     ],
 )
 @each_mode
