@@ -22,10 +22,10 @@ from pipeline.batch import Sender, Settled
 from pipeline.breaker import Breaker
 from pipeline.ending import GO_ON, Ending, ExitCode
 from pipeline.failures import note_troubles
-from pipeline.feed import Batch, Feed, size_of
+from pipeline.feed import Batch, Feed
 from pipeline.ledger import Ledger
 from pipeline.modes import Mode
-from pipeline.records import Kind, Outcome, Record, Undelivered, counted
+from pipeline.records import Kind, Outcome, Record, Undelivered, counted, size_of
 from pipeline.stage import Stage
 from pipeline.workers import Report, Workers
 

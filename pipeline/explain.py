@@ -141,8 +141,8 @@ class _Person:
         return Known(self._accepted.get(self._key), len(of_events), gone)
 
     def _records(self, kind: Kind) -> Iterator[Told]:
-        records = (each for each in self._look.stage.pending(kind) if each.identity == self.identity)
-        for page in pages(records):
+        by_user = self._look.stage.pending_by_user(kind)
+        for page in pages(records for records in by_user if records[0].identity == self.identity):
             keys = [record.key for record in page]
             self._seen.update(keys)
             fingerprints, troubles = self._look.ledger.known(keys), self._look.ledger.troubles(keys)

@@ -9,12 +9,13 @@ content is void.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.modes import Mode
-from pipeline.records import BYTES_A_PAGE, RECORDS_A_PAGE, Kind, Record, pages
+from pipeline.records import Kind, Record, size_of, take_page
 from pipeline.stage import Stage
 
 KEYS_PER_LOOKUP = 500
@@ -51,40 +52,53 @@ class Batch:
 
 
 class Packer:
-    """Records, grouped by user -> batches within the mode's limits, which end between two users where they can."""
+    """Records of one user at a time -> batches within the mode's limits, which end between two users where they can."""
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
         self._batch: list[Record] = []
         self._size = self._user_start = 0
 
-    def pack(self, records: Iterable[Record]) -> Iterator[list[Record]]:
+    def pack(self, by_user: Iterable[list[Record]]) -> Iterator[list[Record]]:
         """The batches that are full; what is left waits for the next call, or for `rest`."""
-        mode, batch, size, user_start = self._mode, self._batch, self._size, self._user_start
+        for records in by_user:
+            if self._batch and records[0].identity != self._batch[-1].identity:
+                self._user_start = len(self._batch)
+                if not self._mode.is_bulk:
+                    yield self.rest()
+            size = size_of(records) + len(records)
+            if self._has_room(len(records), size):
+                self._batch += records
+                self._size += size
+            else:
+                yield from self._pack_singly(records)
+
+    def _pack_singly(self, records: Iterable[Record]) -> Iterator[list[Record]]:
         for record in records:
-            if batch and record.identity != batch[-1].identity:
-                user_start = len(batch)
-                if not mode.is_bulk:
-                    yield batch
-                    batch, size, user_start = [], 0, 0
-            while batch and (len(batch) >= mode.records_a_batch or size + len(record.payload) + 1 > mode.bytes_a_batch):
-                cut = user_start or len(batch)  # the user begun last moves on whole, unless the batch is all theirs
-                yield batch[:cut]
-                batch = batch[cut:]
-                size, user_start = sum(len(each.payload) + 1 for each in batch), 0
-            batch.append(record)
-            size += len(record.payload) + 1
-        self._batch, self._size, self._user_start = batch, size, user_start
+            size = len(record.payload) + 1
+            while self._batch and not self._has_room(1, size):
+                # The user begun last moves on whole, unless the batch is all theirs.
+                cut = self._user_start or len(self._batch)
+                yield self._batch[:cut]
+                self._batch = self._batch[cut:]
+                self._size, self._user_start = size_of(self._batch) + len(self._batch), 0
+            self._batch.append(record)
+            self._size += size
+
+    def _has_room(self, count: int, size: int) -> bool:
+        mode = self._mode
+        return len(self._batch) + count <= mode.records_a_batch and self._size + size <= mode.bytes_a_batch
 
     def rest(self) -> list[Record]:
         """What is left, which may be nothing."""
-        batch, self._batch, self._size, self._user_start = self._batch, [], 0, 0
+        batch = self._batch
+        self._batch, self._size, self._user_start = [], 0, 0
         return batch
 
 
-def make_batches(records: Iterable[Record], mode: Mode) -> Iterator[list[Record]]:
+def make_batches(by_user: Iterable[list[Record]], mode: Mode) -> Iterator[list[Record]]:
     packer = Packer(mode)
-    yield from packer.pack(records)
+    yield from packer.pack(by_user)
     if rest := packer.rest():
         yield rest
 
@@ -127,13 +141,14 @@ class Feed:
         self.is_late = late
         self._stage = stage
         self._ledger = ledger
+        self._knew_any = not ledger.is_empty  # before this pass, whose own records it then learns
         self._mode = mode
-        self._users = make_batches(self._cleared(stage.pending(Kind.USER, late=late)), mode)
+        self._users = make_batches(self._cleared(stage.pending_by_user(Kind.USER, late=late)), mode)
         self._next_users = next(self._users, [])
         self._unsettled = 0  # batches of users
         self._ranges = Ranges()  # whose events may leave, and are not read yet
         self._ranges.add(b"", self._start_of_next())
-        self._reading: Iterator[Record] = iter(())
+        self._reading: Iterator[list[Record]] = iter(())
         self._packer = Packer(mode)
         self._events: deque[list[Record]] = deque()  # may leave
         self._parked: deque[list[Record]] = deque()  # may, too, but an earlier batch of their first user is under way
@@ -216,42 +231,35 @@ class Feed:
         if not self._events and not waits and (rest := self._packer.rest()):
             self._events.append(rest)
 
-    def _read_page(self) -> list[Record]:
-        page: list[Record] = []
-        size = 0
-        while len(page) < RECORDS_A_PAGE and size < BYTES_A_PAGE:
-            record = next(self._reading, None)
-            if record is not None:
-                page.append(record)
-                size += len(record.payload)
-            elif self._ranges:
-                first, before = self._ranges.pop()
-                self._reading = self._stage.pending(Kind.EVENT, late=self.is_late, first=first, before=before)
-            else:
-                break
+    def _read_page(self) -> list[list[Record]]:
+        """Some of the events that may leave, by user; none: there are no more, for now."""
+        page = take_page(self._reading)
+        while not page and self._ranges:
+            first, before = self._ranges.pop()
+            self._reading = self._stage.pending_by_user(Kind.EVENT, late=self.is_late, first=first, before=before)
+            page = take_page(self._reading)
         self._clear(page)
         return page
 
     # The ledger -----------------------------------------------------------------------------------------------
 
-    def _cleared(self, records: Iterator[Record]) -> Iterator[Record]:
-        for page in pages(records):
+    def _cleared(self, by_user: Iterator[list[Record]]) -> Iterator[list[Record]]:
+        while page := take_page(by_user):
             self._clear(page)
             yield from page
 
-    def _clear(self, page: list[Record]) -> None:
+    def _clear(self, page: Iterable[list[Record]]) -> None:
         """What the ledger knows of these with another content is no longer so, once a request may have left."""
+        if not self._knew_any:
+            return
+        records = list(chain.from_iterable(page))
         changed: list[bytes] = []
-        for start in range(0, len(page), KEYS_PER_LOOKUP):
-            chunk = page[start : start + KEYS_PER_LOOKUP]
-            known = self._ledger.known([each.key for each in chunk])
-            changed += [each.key for each in chunk if known.get(each.key, each.fingerprint) != each.fingerprint]
+        for start in range(0, len(records), KEYS_PER_LOOKUP):
+            some = records[start : start + KEYS_PER_LOOKUP]
+            known = self._ledger.known([each.key for each in some])
+            changed += [each.key for each in some if known.get(each.key, each.fingerprint) != each.fingerprint]
         if changed:
             self._ledger.void(changed)
-
-
-def size_of(records: Sequence[Record]) -> int:
-    return sum(len(record.payload) for record in records)
 
 
 def _user_of(record: Record) -> bytes:

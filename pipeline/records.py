@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import NamedTuple
 
 RECORDS_A_PAGE = 2000
@@ -44,18 +45,28 @@ class Record(NamedTuple):
     payload: bytes  # JSON in UTF-8, as it goes to Iterable
 
 
-def pages(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Some at a time: a few where they are large."""
-    page: list[Record] = []
-    size = 0
-    for record in records:
-        page.append(record)
-        size += len(record.payload)
-        if len(page) >= RECORDS_A_PAGE or size >= BYTES_A_PAGE:
-            yield page
-            page, size = [], 0
-    if page:
-        yield page
+def size_of(records: Iterable[Record]) -> int:
+    """The bytes of their payloads."""
+    return sum([len(record.payload) for record in records])
+
+
+def take_page(by_user: Iterator[list[Record]]) -> list[list[Record]]:
+    """The next of them, a few where they are large; none at the end."""
+    page: list[list[Record]] = []
+    count = size = 0
+    for records in by_user:
+        page.append(records)
+        count += len(records)
+        size += size_of(records)
+        if count >= RECORDS_A_PAGE or size >= BYTES_A_PAGE:
+            break
+    return page
+
+
+def pages(by_user: Iterator[list[Record]]) -> Iterator[list[Record]]:
+    """All of them, page by page."""
+    while page := take_page(by_user):
+        yield list(chain.from_iterable(page))
 
 
 class Undelivered(NamedTuple):

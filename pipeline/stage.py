@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
+from itertools import chain, count, groupby, islice, pairwise, product, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.ledger import USER_BYTES, LedgerError, insert_many
+from pipeline.ledger import LedgerError, insert_many
+from pipeline.project import EVENT_BYTES, USER_BYTES
 from pipeline.records import Kind, Outcome, Record, Undelivered, pages
 
 KEYS_PER_LOOKUP = 500
+MOST_KEYS = 10_000  # of one user, to be compared in memory
 LARGE_USER_ROW = 50_000
+
+KEY_BYTES = USER_BYTES + EVENT_BYTES  # of an event
 
 UserRow = tuple[bytes, int, str, str]  # the user's key, row, identity, and what the row says about the user
 StagedEvent = tuple[int, bytes, bytes, bytes]  # row, key, fingerprint and payload; its user is staged apart
@@ -30,6 +34,13 @@ Troubled = Callable[[Sequence[bytes]], Container[bytes]]  # keys -> those that w
 _ALL_BUT_KIND = itemgetter(1, 2, 3, 4, 5)
 _USER_OF_KEY = f"substr(key, 1, {USER_BYTES})"
 _ID_OF_KEY = f"substr(key, {USER_BYTES + 1})"
+_BETWEEN_PAYLOADS = b"\n"  # JSON has none
+# An event of `undelivered` in its run of neighbours: the run, and the event's place and own parts in it.
+_RUN_OF_EVENT = "events.first_row = (SELECT max(first_row) FROM events WHERE first_row <= undelivered.row)"
+_PLACE = "(undelivered.row - first_row)"
+_OWN_KEY = f"substr(keys, 1 + {KEY_BYTES} * {_PLACE}, {KEY_BYTES})"
+_FINGERPRINT_BYTES = f"(length(fingerprints) * {KEY_BYTES} / length(keys))"
+_OWN_FINGERPRINT = f"substr(fingerprints, 1 + {_FINGERPRINT_BYTES} * {_PLACE}, {_FINGERPRINT_BYTES})"
 _BEHIND_ALL_KEYS = b"\xff" * (USER_BYTES + 1)
 
 # States of a staged record: its outcome's code, or one of those before it.
@@ -48,6 +59,30 @@ class Failure(NamedTuple):
     key: bytes
     fingerprint: bytes
     undelivered: Undelivered
+
+
+def _runs(
+    rows: Sequence[int], keys: Sequence[bytes], fingerprints: Sequence[bytes], payloads: Sequence[bytes]
+) -> Iterator[tuple[int, bytes, bytes, bytes, bytes]]:
+    """Neighbouring events of one user, put together: SQLite takes as long for one as for ten."""
+    users = [key[:USER_BYTES] for key in keys]
+    starts = [at for at in range(1, len(rows)) if users[at] != users[at - 1] or rows[at] != rows[at - 1] + 1]
+    for start, end in pairwise([0, *starts, len(rows)]):
+        yield (
+            rows[start],
+            users[start],
+            b"".join(keys[start:end]),
+            b"".join(fingerprints[start:end]),
+            _BETWEEN_PAYLOADS.join(payloads[start:end]),
+        )
+
+
+def _parts(joined: bytes, size: int) -> list[bytes]:
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
+
+
+def _fingerprints_of(keys: bytes, fingerprints: bytes) -> list[bytes]:
+    return _parts(fingerprints, len(fingerprints) * KEY_BYTES // len(keys))
 
 
 class Stage:
@@ -108,13 +143,15 @@ class Stage:
         """
         if not events:
             return
-        rows, keys, fingerprints, _ = zip(*events, strict=True)
+        rows, keys, fingerprints, payloads = zip(*events, strict=True)
         states = self._first_states(Kind.EVENT, keys, fingerprints)
         if _UNCHANGED in states:
-            unchanged = [event[:3] for event, state in zip(events, states, strict=True) if state == _UNCHANGED]
-            insert_many(self._database, "INSERT INTO events (row, key, fingerprint) VALUES", unchanged)
-            events = [event for event, state in zip(events, states, strict=True) if state != _UNCHANGED]
-        insert_many(self._database, "INSERT INTO events (row, key, fingerprint, payload) VALUES", events)
+            payloads = tuple(b"" if state == _UNCHANGED else each for each, state in zip(payloads, states, strict=True))
+        insert_many(
+            self._database,
+            "INSERT INTO events (first_row, user, keys, fingerprints, payloads) VALUES",
+            list(_runs(rows, keys, fingerprints, payloads)),
+        )
         self._set_states(Kind.EVENT, rows, states)
 
     def _first_states(self, kind: Kind, keys: Sequence[bytes], fingerprints: Sequence[bytes]) -> bytes:
@@ -158,26 +195,25 @@ class Stage:
         ids_are_given: the events' ids come from the query, so that two users may share one by mistake.
         """
         self._has_all_users = True
+        if self.count_pending(Kind.EVENT):
+            self._order_events()
         self._drop_duplicate_events()
         if ids_are_given:
             self._refuse_shared_event_ids()
-        if self.count_pending(Kind.EVENT):
-            self._order_events()
-            self._put_events_of_late_users_last()
+        self._put_events_of_late_users_last()
 
     def _order_events(self) -> None:
         """User by user, in the order of the keys: they enter the ledger in less than half the time of any other."""
-        self._database.execute(f"CREATE INDEX IF NOT EXISTS events_by_user ON events ({_USER_OF_KEY})")
+        self._database.execute("CREATE INDEX IF NOT EXISTS events_in_order ON events (user, first_row, keys)")
 
     def _put_events_of_late_users_last(self) -> None:
         """They must not overtake their user's update."""
         users, events = self._states[Kind.USER], self._states[Kind.EVENT]
-        if _LATE not in users:
+        if _LATE not in users or _PENDING not in events:
             return
         for row, user_key in self._database.execute("SELECT row, key FROM users ORDER BY key"):
             if users[row] == _LATE:
-                of_user = f"FROM events WHERE {_USER_OF_KEY} = ?"
-                for (event,) in self._database.execute(f"SELECT row {of_user}", (user_key[:USER_BYTES],)):
+                for event, _, _ in self._events_of(user_key):
                     if events[event] == _PENDING:
                         events[event] = _LATE
 
@@ -190,41 +226,65 @@ class Stage:
 
     def _drop_duplicate_events(self) -> None:
         """Of several events with one id the last one counts, and of equal ones the first."""
-        doubled = "SELECT key FROM events GROUP BY key HAVING count(*) > 1"
-        if not self._count(f"({doubled} LIMIT 1)"):
+        users = list(self._users_with_doubled_events())
+        if not users:
             return
-        rows = self._database.execute(
-            f"SELECT key, row, fingerprint FROM events WHERE key IN ({doubled}) ORDER BY key, row"
-        )
-        dropped = array("q")
-        kept_key = kept_fingerprint = b""
-        kept_row = 0
-        for key, row, fingerprint in rows:
-            if key == kept_key:
-                dropped.append(row if fingerprint == kept_fingerprint else kept_row)
-            if key != kept_key or fingerprint != kept_fingerprint:
-                kept_key, kept_row, kept_fingerprint = key, row, fingerprint
-        self._database.executemany("DELETE FROM events WHERE row = ?", zip(dropped))
+        self._order_events()
+        with self._unpacked(event for user in users for event in self._events_of(user)):
+            rows = self._database.execute(
+                "SELECT key, row, fingerprint FROM unpacked WHERE key IN"
+                " (SELECT key FROM unpacked GROUP BY key HAVING count(*) > 1) ORDER BY key, row"
+            )
+            dropped = array("q")
+            kept_key = kept_fingerprint = b""
+            kept_row = 0
+            for key, row, fingerprint in rows:
+                if key == kept_key:
+                    dropped.append(row if fingerprint == kept_fingerprint else kept_row)
+                if key != kept_key or fingerprint != kept_fingerprint:
+                    kept_key, kept_row, kept_fingerprint = key, row, fingerprint
         for row in dropped:
             self._set_state(Kind.EVENT, row, _NO_RECORD)
         self.duplicate_events = len(dropped)
+
+    def _users_with_doubled_events(self) -> Iterator[bytes]:
+        """The keys of users who have, or may have, two events of one id."""
+        runs = self._database.execute("SELECT user, keys FROM events ORDER BY user, first_row")
+        for user, runs_of_user in groupby(runs, key=itemgetter(0)):
+            keys: list[bytes] = []
+            for _, of_run in runs_of_user:
+                keys += _parts(of_run, KEY_BYTES)
+                if len(keys) > MOST_KEYS:
+                    break
+            if len(keys) > MOST_KEYS or len(set(keys)) < len(keys):
+                yield user
+
+    @contextmanager
+    def _unpacked(self, events: Iterable[tuple[int, bytes, bytes]]) -> Iterator[None]:
+        """Have row, key and fingerprint of these events in a table of their own."""
+        events = iter(events)
+        while some := list(islice(events, KEYS_PER_LOOKUP)):
+            insert_many(self._database, "INSERT INTO unpacked (row, key, fingerprint) VALUES", some)
+        yield
+        self._database.execute("DELETE FROM unpacked")
 
     def _refuse_shared_event_ids(self) -> None:
         """Refuse events whose id an earlier row uses for another user.
 
         Whether an id is unique per user or per project is not documented, so one of them might replace the other.
         """
-        rows = self._database.execute(
-            "SELECT row, first FROM ("
-            f" SELECT row, min(row) OVER (PARTITION BY {_ID_OF_KEY}) AS first FROM events) WHERE row <> first"
-        )
         text = "event_id is the same as in row {}, which is about another user."
-        self.note(
-            [
-                Undelivered(Kind.EVENT, row, None, Outcome.REJECTED, None, "InvalidRecord", text.format(first), 0)
-                for row, first in rows
-            ]
-        )
+        with self._unpacked(event for event in self._all_events() if self._states[Kind.EVENT][event[0]] != _NO_RECORD):
+            rows = self._database.execute(
+                "SELECT row, first FROM ("
+                f" SELECT row, min(row) OVER (PARTITION BY {_ID_OF_KEY}) AS first FROM unpacked) WHERE row <> first"
+            )
+            self.note(
+                [
+                    Undelivered(Kind.EVENT, row, None, Outcome.REJECTED, None, "InvalidRecord", text.format(first), 0)
+                    for row, first in rows
+                ]
+            )
 
     def reject_people(self, is_meant: Callable[[str], bool], code: str, message: str) -> int:
         """Reject what is pending of these people, told by their identity: the update and the events. How many."""
@@ -232,7 +292,8 @@ class Stage:
         people = self._database.execute("SELECT row, key, fingerprint, identity FROM users ORDER BY key")
         for row, key, fingerprint, identity in people:
             if is_meant(identity):
-                records = [(Kind.USER, row, key, fingerprint), *self._events_of(key)]
+                records = [(Kind.USER, row, key, fingerprint)]
+                records += [(Kind.EVENT, *event) for event in self._events_of(key)]
                 refusals = [
                     Failure(own_key, own, Undelivered(kind, number, identity, Outcome.REJECTED, None, code, message, 0))
                     for kind, number, own_key, own in records
@@ -242,19 +303,21 @@ class Stage:
                 rejected += len(refusals)
         return rejected
 
-    def _events_of(self, user_key: bytes) -> list[tuple[Kind, int, bytes, bytes]]:
-        if not self.count_pending(Kind.EVENT):  # nor is there an index then
-            return []
-        rows = self._database.execute(
-            f"SELECT row, key, fingerprint FROM events WHERE {_USER_OF_KEY} = ?", (user_key[:USER_BYTES],)
-        )
-        return [(Kind.EVENT, *row) for row in rows]
+    def _events_of(self, user_key: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+        """Row, key and fingerprint of each event of a user, in the order of the rows."""
+        return self._all_events("WHERE user = ? ORDER BY first_row", user_key[:USER_BYTES])
+
+    def _all_events(self, which: str = "", *values: object) -> Iterator[tuple[int, bytes, bytes]]:
+        runs = self._database.execute(f"SELECT first_row, keys, fingerprints FROM events {which}", values)
+        for first_row, keys, fingerprints in runs:
+            yield from zip(count(first_row), _parts(keys, KEY_BYTES), _fingerprints_of(keys, fingerprints))
 
     def keys(self) -> Iterator[bytes]:
         """The keys of all records that are staged."""
-        for kind in Kind:
-            for (key,) in self._database.execute(f"SELECT key FROM {kind.value}s"):
-                yield key
+        for (key,) in self._database.execute("SELECT key FROM users"):
+            yield key
+        for (keys,) in self._database.execute("SELECT keys FROM events"):
+            yield from _parts(keys, KEY_BYTES)
 
     def _set_states(self, kind: Kind, rows: Sequence[int], states: bytes) -> None:
         if (
@@ -283,13 +346,19 @@ class Stage:
         late: those that had trouble in earlier runs, else all others. first, before: from this key on, and up to that
         one; for events, keys of users.
         """
+        return chain.from_iterable(self.pending_by_user(kind, late=late, first=first, before=before))
+
+    def pending_by_user(
+        self, kind: Kind, *, late: bool = False, first: bytes = b"", before: bytes | None = None
+    ) -> Iterator[list[Record]]:
+        """The same, some at a time that belong to one user; not always all of that user's."""
         state = _LATE if late else _PENDING
         if state not in self._states[kind]:
             return iter(())
         read = self._read_users if kind is Kind.USER else self._read_events
         return read(state, first[:USER_BYTES], before[:USER_BYTES] if before is not None else _BEHIND_ALL_KEYS)
 
-    def _read_users(self, state: int, first: bytes, before: bytes) -> Iterator[Record]:
+    def _read_users(self, state: int, first: bytes, before: bytes) -> Iterator[list[Record]]:
         states = self._states[Kind.USER]
         rows = self._database.execute(
             "SELECT row, identity, key, fingerprint, payload FROM users WHERE key >= ? AND key < ? ORDER BY key",
@@ -297,24 +366,33 @@ class Stage:
         )
         for row, *rest in rows:
             if states[row] == state:
-                yield Record(Kind.USER, row, *rest)
+                yield [Record(Kind.USER, row, *rest)]
 
-    def _read_events(self, state: int, first: bytes, before: bytes) -> Iterator[Record]:
+    def _read_events(self, state: int, first: bytes, before: bytes) -> Iterator[list[Record]]:
         states = self._states[Kind.EVENT]
         users = self._database.execute(
             f"SELECT {_USER_OF_KEY}, identity FROM users WHERE key >= ? AND key < ? ORDER BY key", (first, before)
         )
-        events = self._database.execute(
-            "SELECT row, key, fingerprint, payload FROM events"
-            f" WHERE {_USER_OF_KEY} >= ? AND {_USER_OF_KEY} < ? ORDER BY {_USER_OF_KEY}, row",
+        runs = self._database.execute(
+            "SELECT user, first_row, keys, fingerprints, payloads FROM events"
+            " WHERE user >= ? AND user < ? ORDER BY user, first_row",
             (first, before),
         )
         user, identity = b"", ""
-        for row, key, fingerprint, payload in events:
-            if states[row] == state:
-                while key[:USER_BYTES] != user:
-                    user, identity = next(users)  # every event's user is staged
-                yield Record(Kind.EVENT, row, identity, key, fingerprint, payload)
+        for user_of_run, first_row, keys, fingerprints, payloads in runs:
+            if state not in states[first_row : first_row + len(keys) // KEY_BYTES]:
+                continue
+            while user_of_run != user:
+                user, identity = next(users)  # every event's user is staged
+            parts = (
+                repeat(Kind.EVENT),
+                count(first_row),
+                repeat(identity),
+                _parts(keys, KEY_BYTES),
+                _fingerprints_of(keys, fingerprints),
+                payloads.split(_BETWEEN_PAYLOADS),
+            )
+            yield [each for each in map(Record, *parts) if states[each.row] == state]
 
     def count_pending(self, kind: Kind) -> int:
         """Staged records without an outcome."""
@@ -389,9 +467,8 @@ class Stage:
         states = self._states[Kind.USER]
         count = 0
         people = self._database.execute(
-            f"SELECT DISTINCT {_USER_OF_KEY} FROM undelivered JOIN events ON events.row = undelivered.row"
-            " WHERE outcome = 'held'"
-        )
+            f"SELECT DISTINCT user FROM undelivered JOIN events ON {_RUN_OF_EVENT} WHERE outcome = 'held'"
+        ).fetchall()
         for (user,) in people:
             (row,) = self._database.execute("SELECT row FROM users WHERE key >= ? ORDER BY key", (user,)).fetchone()
             if states[row] == _UNCHANGED:
@@ -418,7 +495,7 @@ class Stage:
             if self.count_pending(Kind.EVENT):
                 self._order_events()
             for kind, late in product(Kind, (False, True)):
-                for page in pages(self.pending(kind, late=late)):
+                for page in pages(self.pending_by_user(kind, late=late)):
                     self.note([Undelivered(kind, record.row, record.identity, *undelivered) for record in page])
         finally:
             for state in (_PENDING, _LATE):
@@ -446,16 +523,15 @@ class Stage:
         Not among them are those that never left, and those that only the end of the run cut off.
         """
         failed = (Outcome.REJECTED, Outcome.UNACKNOWLEDGED)
-        for kind, tables in (
-            (Kind.USER, "users CROSS JOIN undelivered"),
-            (Kind.EVENT, "undelivered CROSS JOIN events"),
+        for kind, own, tables in (
+            (Kind.USER, "key, fingerprint", "users CROSS JOIN undelivered ON undelivered.row = users.row"),
+            (Kind.EVENT, f"{_OWN_KEY}, {_OWN_FINGERPRINT}", f"undelivered CROSS JOIN events ON {_RUN_OF_EVENT}"),
         ):
             if not any(_CODES[outcome] in self._states[kind] for outcome in failed):
                 continue  # users are looked for by row, which has no index
             rows = self._database.execute(
-                "SELECT key, fingerprint, undelivered.row, undelivered.identity, outcome, status_code, code, message,"
-                f" attempts FROM {tables} ON undelivered.kind = ? AND undelivered.row = {kind.value}s.row"
-                " WHERE is_blamed AND attempts AND outcome IN (?, ?)",
+                f"SELECT {own}, undelivered.row, undelivered.identity, outcome, status_code, code, message, attempts"
+                f" FROM {tables} WHERE undelivered.kind = ? AND is_blamed AND attempts AND outcome IN (?, ?)",
                 (kind.value, *(outcome.value for outcome in failed)),
             )
             while page := rows.fetchmany(KEYS_PER_LOOKUP):
@@ -467,9 +543,9 @@ class Stage:
     def refusals(self) -> Iterator[list[Failure]]:
         """The records that never left, as they can't be sent, some at a time."""
         rows = self._database.execute(
-            "SELECT coalesce(own_key, key), coalesce(own_fingerprint, fingerprint), kind,"
+            f"SELECT coalesce(own_key, {_OWN_KEY}), coalesce(own_fingerprint, {_OWN_FINGERPRINT}), kind,"
             " undelivered.row, identity, outcome, status_code, code, message, attempts FROM undelivered"
-            " LEFT JOIN events ON kind = ? AND events.row = undelivered.row WHERE outcome = ? AND NOT attempts",
+            f" LEFT JOIN events ON kind = ? AND own_key IS NULL AND {_RUN_OF_EVENT} WHERE outcome = ? AND NOT attempts",
             (Kind.EVENT.value, Outcome.REJECTED.value),
         )
         while page := rows.fetchmany(KEYS_PER_LOOKUP):
@@ -551,9 +627,11 @@ CREATE TABLE users (
     key BLOB NOT NULL UNIQUE, row INTEGER NOT NULL, identity TEXT NOT NULL, fingerprint BLOB NOT NULL,
     payload BLOB NOT NULL
 );
-CREATE TABLE events (
-    row INTEGER PRIMARY KEY, key BLOB NOT NULL, fingerprint BLOB NOT NULL, payload BLOB
+CREATE TABLE events (  -- runs of neighbours that belong to one user
+    first_row INTEGER PRIMARY KEY, user BLOB NOT NULL, keys BLOB NOT NULL, fingerprints BLOB NOT NULL,
+    payloads BLOB NOT NULL
 );
+CREATE TABLE unpacked (row INTEGER NOT NULL, key BLOB NOT NULL, fingerprint BLOB NOT NULL);
 CREATE TABLE undelivered (
     kind TEXT NOT NULL, row INTEGER NOT NULL, outcome TEXT NOT NULL, status_code INTEGER, code TEXT, message TEXT,
     attempts INTEGER, identity TEXT, is_blamed INTEGER NOT NULL, is_new INTEGER NOT NULL DEFAULT 1,

@@ -206,7 +206,11 @@ def _show_plan(run: Run) -> None:
 
 
 def _pending(stage: Stage, kind: Kind) -> Iterator[Record]:
-    return chain(*(stage.pending(kind, late=late) for late in (False, True)))
+    return chain.from_iterable(_pending_by_user(stage, kind))
+
+
+def _pending_by_user(stage: Stage, kind: Kind) -> Iterator[list[Record]]:
+    return chain(*(stage.pending_by_user(kind, late=late) for late in (False, True)))
 
 
 def brake(run: Run, read: Read) -> Delivered | None:
@@ -262,7 +266,7 @@ def enter_baseline(run: Run, plan: Plan) -> Delivered:
             return Delivered(stopped=Ending(ExitCode.BRAKE, "Nothing was entered and nothing was sent."))
     run.interrupt.stop_raising()
     for kind in Kind:
-        for page in pages(_pending(run.stage, kind)):
+        for page in pages(_pending_by_user(run.stage, kind)):
             run.ledger.accept(page)
             run.ledger.commit()
             run.stage.note_unchanged(page)

@@ -142,7 +142,7 @@ def verify(look: Look, size: int) -> Verification:
 
 def _unchanged_users(look: Look) -> Iterator[Chosen]:
     """Those whose update a run would skip, since Iterable has accepted it as it is."""
-    for page in pages(look.stage.pending(Kind.USER)):
+    for page in pages(look.stage.pending_by_user(Kind.USER)):
         keys = [record.key for record in page]
         fingerprints, accepted_at = look.ledger.known(keys), look.ledger.accepted_at(keys)
         for record in page:

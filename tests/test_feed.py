@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,17 @@ def sized_records(sizes: list[tuple[int, int]]) -> list[Record]:
     return [Record(Kind.EVENT, row, str(who), b"", b"", b"x" * size) for row, (who, size) in enumerate(ordered, 1)]
 
 
+def by_user(records: Sequence[Record]) -> Iterator[list[Record]]:
+    return (list(of_user) for _, of_user in groupby(records, key=attrgetter("identity")))
+
+
 @example(sizes=[(0, 5), (1, 8), (1, 10)], most=8, max_bytes=19, is_bulk=True)
 @given(sizes=SIZES, most=st.integers(1, 8), max_bytes=st.integers(13, 40), is_bulk=st.booleans())
 def test_batches_keep_all_records_in_order_within_the_limits_and_cut_a_user_only_where_one_fills_a_batch(
     sizes: list[tuple[int, int]], most: int, max_bytes: int, is_bulk: bool
 ) -> None:
     records = sized_records(sizes)
-    batches = list(make_batches(records, Mode("", 1, most, max_bytes, is_bulk, ("", ""))))
+    batches = list(make_batches(by_user(records), Mode("", 1, most, max_bytes, is_bulk, ("", ""))))
     assert [record for batch in batches for record in batch] == records
     for batch in batches:
         assert 1 <= len(batch) <= most
@@ -73,7 +78,7 @@ def test_batches_keep_all_records_in_order_within_the_limits_and_cut_a_user_only
 
 def test_record_larger_than_a_batch_travels_alone_and_its_neighbours_together() -> None:
     records = sized_records([(0, 5), (1, 99), (2, 5), (3, 5)])
-    batches = make_batches(records, Mode("", 1, 10, 20, True, ("", "")))
+    batches = make_batches(by_user(records), Mode("", 1, 10, 20, True, ("", "")))
     assert [[record.row for record in batch] for batch in batches] == [[1], [2], [3, 4]]
 
 
@@ -83,10 +88,12 @@ def test_batches_are_the_same_however_the_records_come_in(sizes: list[tuple[int,
     mode = Mode("", 1, 4, 30, True, ("", ""))
     packer = Packer(mode)
     batches = [
-        batch for start in range(0, len(records), parts) for batch in packer.pack(records[start : start + parts])
+        batch
+        for start in range(0, len(records), parts)
+        for batch in packer.pack(by_user(records[start : start + parts]))
     ]
     rest = packer.rest()
-    assert [*batches, *([rest] if rest else [])] == list(make_batches(records, mode))
+    assert [*batches, *([rest] if rest else [])] == list(make_batches(by_user(records), mode))
 
 
 # Ranges ---------------------------------------------------------------------------------------------------------------

@@ -467,7 +467,7 @@ from pathlib import Path
 from pipeline.records import *
 from tests.opened import open_both
 with open_both(Path(sys.argv[1]), now=0) as opened:
-    opened.stage.stage_events([(row, b"%012d" % row, b"f" * 16, b"x" * 300) for row in range(1, 100_001)])
+    opened.stage.stage_events([(row, b"%020d" % row, b"f" * 16, b"x" * 300) for row in range(1, 100_001)])
     print("staged", flush=True)
     sys.stdin.read()
 """
