@@ -415,16 +415,18 @@ def _convert_events(columns: Columns, people: Sequence[str], rules: Rules) -> tu
     values = [json_column(columns[field.column], field, rules.zone) for field in rules.event_layout.fields]
     fields = rules.event_layout.fill_all(values, len(people))
     ids = derived_event_ids(names, who, microseconds, fields)
+    quoted_ids = [f'"{each}"' for each in ids]
     if rules.id_column is not None:
         given = [_given_event_id(value, rules.id_column) for value in columns[rules.id_column]]
         ids = [one or other for one, other in zip(given, ids, strict=True)]
+        quoted_ids = list(map(quote, ids))
     if rules.clear_nulls:
         fields = rules.event_layout.fill_all(values, len(people), nulls=True)
     opening = '{"userId":' if rules.by_user_id else '{"email":'
     payloads = [
         f'{opening}{person},"eventName":{name},"id":{event_id},"createdAt":{moment // 1_000_000},'
         f'"dataFields":{{{each}}}}}'.encode()
-        for person, name, event_id, moment, each in zip(who, names, map(quote, ids), microseconds, fields, strict=True)
+        for person, name, event_id, moment, each in zip(who, names, quoted_ids, microseconds, fields, strict=True)
     ]
     if max(map(len, payloads)) > MAX_RECORD_BYTES:
         raise _too_large(max(payloads, key=len))

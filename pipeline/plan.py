@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -16,13 +17,14 @@ from pipeline import payloads
 from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.payloads import Columns, Rules, Said
 from pipeline.records import Kind, Outcome, Record, Undelivered
-from pipeline.stage import Failure, Stage, StagedEvent, UserRow
+from pipeline.stage import Failure, Stage, UserRow
 from pipeline.values import InvalidRecord, canonical, cell_text
 
 RECORDS_PER_STAGING = 2_000
 BYTES_PER_STAGING = 2**20
 REMEMBERED_USERS = 40_000
 SLOTS = 2**19
+_PLAIN_TYPES = frozenset({str, int, type(None)})
 BETWEEN_VALUES = "\n"  # JSON has none
 
 
@@ -32,6 +34,15 @@ class _Merged(NamedTuple):
     key: bytes
     who: str
     said: Said
+
+
+class _Events(NamedTuple):
+    """Events to be staged, in the order of their rows."""
+
+    rows: list[int]
+    keys: list[bytes]
+    fingerprints: list[bytes]
+    payloads: list[bytes]
 
 
 class Planner:
@@ -59,7 +70,7 @@ class Planner:
         self._rules = rules
         self._columns = columns
         self._user_rows: list[UserRow] = []
-        self._events: list[StagedEvent] = []
+        self._events = _Events([], [], [], [])
         self._refusals: list[Failure] = []
         self._waiting_bytes = 0
         self._keys: dict[str, bytes] = {}  # of users, by identity
@@ -80,7 +91,7 @@ class Planner:
         named = [who for who in people if who is not None]
         user_keys = self._plan_users(columns, numbers, named)
         self._plan_events(columns, numbers, named, user_keys)
-        waiting = len(self._user_rows) + len(self._events) + len(self._refusals)
+        waiting = len(self._user_rows) + len(self._events.rows) + len(self._refusals)
         if waiting >= RECORDS_PER_STAGING or self._waiting_bytes >= BYTES_PER_STAGING:
             self._flush()
 
@@ -105,11 +116,13 @@ class Planner:
 
     def _identify(self, columns: Columns, names: Sequence[Any], numbers: Sequence[int]) -> Sequence[str | None]:
         known = self._keys
+        if set(map(type, names)) == {str}:
+            for name in set(names).difference(known):
+                self._learn(name)
+            if known.keys() >= set(names):  # as nearly always, all are written as Iterable has them
+                return names
         people: list[str | None] = []
         for place, name in enumerate(names):
-            if type(name) is str and name in known:  # most rows name somebody again, as Iterable has it
-                people.append(name)
-                continue
             try:
                 people.append(payloads.identity(name, self._rules))
             except InvalidRecord as problem:
@@ -117,17 +130,42 @@ class Planner:
                 self._refuse_row_of_nobody(columns, place, numbers[place], problem)
         return people
 
+    def _learn(self, name: str) -> None:
+        """Remember a user who is written as Iterable has them."""
+        with suppress(InvalidRecord):
+            if payloads.identity(name, self._rules) == name:
+                self._key_of(name)
+
     def _plan_users(self, columns: Columns, numbers: Sequence[int], people: Sequence[str]) -> list[bytes]:
         """Stages what each row says about its user, unless the user's row before said the same; returns the keys."""
         keys = [self._keys.get(who) or self._key_of(who) for who in people]
+        places = self._places_of_users(columns, people)
+        if places is not None:
+            columns = payloads.selected(columns, places)
+            numbers, people = [numbers[place] for place in places], [people[place] for place in places]
+            of_users = [keys[place] for place in places]
+        else:
+            of_users = keys
         values = payloads.user_values(columns, len(people), self._rules)
-        for number, who, key, content in zip(numbers, people, keys, map(BETWEEN_VALUES.join, values), strict=True):
+        for number, who, key, content in zip(numbers, people, of_users, map(BETWEEN_VALUES.join, values), strict=True):
             slot, said = hash(who) % SLOTS, hash((who, content))
             if self._said[slot] != said:
                 self._said[slot] = said
                 self._user_rows.append((key, number, who, content))
                 self._waiting_bytes += len(content)
         return keys
+
+    def _places_of_users(self, columns: Columns, people: Sequence[str]) -> list[int] | None:
+        """Where each user of a block stands first, if all rows of a user say the same of them; None: look at each row.
+
+        Values of these types are alike only where they are the same.
+        """
+        cells = [columns[field.column] for field in self._rules.user_layout.fields]
+        if not all(set(map(type, column)) <= _PLAIN_TYPES for column in cells):
+            return None
+        said = list(zip(people, *cells, strict=True))
+        places = dict(zip(reversed(said), reversed(range(len(said))), strict=True))
+        return list(places.values()) if len(places) == len(set(people)) else None
 
     def _key_of(self, who: str) -> bytes:
         if len(self._keys) >= REMEMBERED_USERS:
@@ -170,9 +208,12 @@ class Planner:
         found = payloads.events(columns, people, self._rules)
         for place, problem in found.problems:
             self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
-        rows = [numbers[place] for place in found.places]
         keys = self._ledger.event_keys([user_keys[place] for place in found.places], found.ids)
-        self._events += zip(rows, keys, self._fingerprints(keys, found.payloads), found.payloads, strict=True)
+        waiting = self._events
+        waiting.rows.extend([numbers[place] for place in found.places])
+        waiting.keys.extend(keys)
+        waiting.fingerprints.extend(self._fingerprints(keys, found.payloads))
+        waiting.payloads.extend(found.payloads)
         self._waiting_bytes += sum(map(len, found.payloads))
 
     def _fingerprints(self, keys: Sequence[bytes], contents: Sequence[bytes]) -> list[bytes]:
@@ -213,9 +254,10 @@ class Planner:
 
     def _flush(self) -> None:
         self._stage.stage_user_rows(self._user_rows)
-        self._stage.stage_events(self._events)
+        self._stage.stage_events(*self._events)
         self._stage.note_refusals(self._refusals)
-        self._user_rows, self._events, self._refusals, self._waiting_bytes = [], [], [], 0
+        self._user_rows, self._events, self._refusals = [], _Events([], [], [], []), []
+        self._waiting_bytes = 0
 
 
 def _cells(columns: Columns, place: int, names: Sequence[str]) -> str:

@@ -27,7 +27,6 @@ LARGE_USER_ROW = 50_000
 KEY_BYTES = USER_BYTES + EVENT_BYTES  # of an event
 
 UserRow = tuple[bytes, int, str, str]  # the user's key, row, identity, and what the row says about the user
-StagedEvent = tuple[int, bytes, bytes, bytes]  # row, key, fingerprint and payload; its user is staged apart
 Known = Callable[[Sequence[bytes]], Mapping[bytes, bytes]]  # keys -> the fingerprints last accepted, of those known
 Troubled = Callable[[Sequence[bytes]], Container[bytes]]  # keys -> those that were refused or not acknowledged before
 
@@ -136,17 +135,18 @@ class Stage:
         states = self._first_states(Kind.USER, [each.key for each in sendable], [each.fingerprint for each in sendable])
         self._set_states(Kind.USER, [each.row for each in sendable], states)
 
-    def stage_events(self, events: Sequence[StagedEvent]) -> None:
+    def stage_events(
+        self, rows: Sequence[int], keys: Sequence[bytes], fingerprints: Sequence[bytes], payloads: Sequence[bytes]
+    ) -> None:
         """Events to track, in the order of their rows. Doubled ones are settled when the stage is finished.
 
         What is unchanged is staged without its payload, so that two events of one id are still found.
         """
-        if not events:
+        if not rows:
             return
-        rows, keys, fingerprints, payloads = zip(*events, strict=True)
         states = self._first_states(Kind.EVENT, keys, fingerprints)
         if _UNCHANGED in states:
-            payloads = tuple(b"" if state == _UNCHANGED else each for each, state in zip(payloads, states, strict=True))
+            payloads = [b"" if state == _UNCHANGED else each for each, state in zip(payloads, states, strict=True)]
         insert_many(
             self._database,
             "INSERT INTO events (first_row, user, keys, fingerprints, payloads) VALUES",
@@ -174,6 +174,8 @@ class Stage:
         """The fingerprints accepted, and the keys of what had trouble; some keys at a time, in the ledger's order."""
         accepted: dict[bytes, bytes] = {}
         troubled: set[bytes] = set()
+        if self._known is None and self._late is None:
+            return accepted, troubled
         in_order = sorted(keys)
         for start in range(0, len(in_order), KEYS_PER_LOOKUP):
             chunk = in_order[start : start + KEYS_PER_LOOKUP]

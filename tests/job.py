@@ -180,7 +180,7 @@ def stage(opened: Opened, rows: Rows, fields: dict[str, Any] | None = None, *, s
     ]
     opened.begin(skip_unchanged=skip_unchanged)
     opened.stage.stage_users(list({each.key: each for each in users}.values()))
-    opened.stage.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
+    opened.stage_events(events)
     opened.stage.finish_staging()
 
 

@@ -32,6 +32,14 @@ class Opened(NamedTuple):
         self.stage.note_delivered(records)
         self.ledger.accept(records)
 
+    def stage_events(self, events: Sequence[Record]) -> None:
+        self.stage.stage_events(
+            [each.row for each in events],
+            [each.key for each in events],
+            [each.fingerprint for each in events],
+            [each.payload for each in events],
+        )
+
     def begin(self, *, skip_unchanged: bool = True) -> None:
         self.stage.begin(self.ledger.known if skip_unchanged else None, self.ledger.troubled)
 

@@ -60,7 +60,7 @@ def run(folder: Path, url: str, mode: str, seed: int) -> dict[str, int]:
         records = records_of(opened, seed)
         opened.stage.stage_users([each for each in records if each.kind is Kind.USER])
         events = [each for each in records if each.kind is Kind.EVENT]
-        opened.stage.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
+        opened.stage_events(events)
         opened.stage.finish_staging()
 
     ran = Job(folder, url).run(None, MODES[mode], before=stage, max_retries=2)

@@ -89,7 +89,7 @@ def test_another_run_knows_these_rejections_again(tmp_path: Path) -> None:
         key = opened.ledger.user_key("ada@example.com")
         (event_key,) = opened.ledger.event_keys([key], ["e1"])
         opened.stage.stage_users([Record(Kind.USER, 1, "ada@example.com", key, b"f1", b"{}")])
-        opened.stage.stage_events([(2, event_key, b"f2", b"{}")])
+        opened.stage.stage_events([2], [event_key], [b"f2"], [b"{}"])
         opened.stage.finish_staging()
         assert opened.stage.reject_people(lambda identity: identity == "bob@example.com", CODE, MESSAGE) == 0
         assert opened.stage.reject_people(lambda identity: identity == "ada@example.com", CODE, MESSAGE) == 2

@@ -70,7 +70,7 @@ def event(opened: Opened, row: int, event_id: str, email: str = ADA, page: str =
 
 
 def stage_events(opened: Opened, *events: Record) -> None:
-    opened.stage.stage_events([(each.row, each.key, each.fingerprint, each.payload) for each in events])
+    opened.stage_events(events)
 
 
 def rejected(kind: Kind, row: int, email: str | None = ADA, outcome: Outcome = Outcome.REJECTED) -> Undelivered:
@@ -467,7 +467,9 @@ from pathlib import Path
 from pipeline.records import *
 from tests.opened import open_both
 with open_both(Path(sys.argv[1]), now=0) as opened:
-    opened.stage.stage_events([(row, b"%020d" % row, b"f" * 16, b"x" * 300) for row in range(1, 100_001)])
+    rows = range(1, 100_001)
+    keys = [b"%020d" % row for row in rows]
+    opened.stage.stage_events(rows, keys, [b"f" * 16] * len(rows), [b"x" * 300] * len(rows))
     print("staged", flush=True)
     sys.stdin.read()
 """
