@@ -301,10 +301,9 @@ class Delivery:
             self._settle(report.batch, report.settled)
 
     def _settle(self, batch: Batch, settled: Settled) -> None:
-        for row in settled.rows():
-            batch.unreported.pop(row, None)
+        batch.settled.update(settled.rows())
         if settled.delivered:
-            self._note_delivered(batch.kind, settled)
+            self._note_delivered(batch, settled)
         if settled.failed:
             self._stage.note(settled.failed, is_blamed=settled.failure is not Failure.ABANDONED)
         if settled.unknown:
@@ -320,16 +319,16 @@ class Delivery:
             self._left[kind] -= count
             self._progress.advance(kind, count)
 
-    def _note_delivered(self, kind: Kind, settled: Settled) -> None:
+    def _note_delivered(self, batch: Batch, settled: Settled) -> None:
         self._accepted += settled.delivered
         self._accepted_bytes += size_of(settled.delivered)
         self._probes = 0
-        if self._known_good is None or (kind is Kind.USER and self._known_good.kind is Kind.EVENT):
+        if self._known_good is None or (batch.kind is Kind.USER and self._known_good.kind is Kind.EVENT):
             self._known_good = settled.delivered[0]
-        if kind is Kind.USER:
+        if batch.kind is Kind.USER:
             self._updated_users_at = self._clock()
         if self._mode.is_bulk:
-            self._fields.take_in(kind, settled)
+            self._fields.take_in(batch.kind, settled)
 
     def _note_unknown(self, unknown: Sequence[Undelivered]) -> None:
         if self._is_second_try:
@@ -362,7 +361,7 @@ class Delivery:
     def _abandon(self, batch: Batch, message: str) -> None:
         """A batch without an answer when the time is up. In single mode only its next record can be on its way."""
         self._finish(batch)
-        left = [] if batch.is_repeat else list(batch.unreported.values())
+        left = [] if batch.is_repeat else batch.unsettled
         attempted = left if self._mode.is_bulk else left[:1]
         rest = (Outcome.UNACKNOWLEDGED, None, None, message, 1)
         self._stage.note(

@@ -142,7 +142,7 @@ class _Person:
 
     def _records(self, kind: Kind) -> Iterator[Told]:
         by_user = self._look.stage.pending_by_user(kind)
-        for page in pages(records for records in by_user if records[0].identity == self.identity):
+        for page in pages(each for each in by_user if each.records[0].identity == self.identity):
             keys = [record.key for record in page]
             self._seen.update(keys)
             fingerprints, troubles = self._look.ledger.known(keys), self._look.ledger.troubles(keys)

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 
 from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.modes import Mode
-from pipeline.records import Kind, Record, size_of, take_page
+from pipeline.records import Kind, OfUser, Record, records_of, size_of, take_page
 from pipeline.stage import Stage
 
 KEYS_PER_LOOKUP = 500
@@ -28,7 +27,7 @@ class Batch:
     """Records that travel together, and which of them have no outcome yet.
 
     is_probe: it is tried while all others wait. is_repeat: its records are accounted for elsewhere. first, before: the
-    range of a batch of users.
+    range of a batch of users. settled: the rows of those that have an outcome.
     """
 
     records: list[Record]
@@ -36,15 +35,18 @@ class Batch:
     is_repeat: bool = False
     first: bytes = b""
     before: bytes | None = None
-    unreported: dict[int, Record] = field(init=False)
+    settled: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.unreported = {record.row: record for record in self.records}
         self.size = size_of(self.records)
 
     @property
     def kind(self) -> Kind:
         return self.records[0].kind
+
+    @property
+    def unsettled(self) -> list[Record]:
+        return [record for record in self.records if record.row not in self.settled]
 
     @property
     def last_identity(self) -> str:
@@ -59,17 +61,16 @@ class Packer:
         self._batch: list[Record] = []
         self._size = self._user_start = 0
 
-    def pack(self, by_user: Iterable[list[Record]]) -> Iterator[list[Record]]:
+    def pack(self, by_user: Iterable[OfUser]) -> Iterator[list[Record]]:
         """The batches that are full; what is left waits for the next call, or for `rest`."""
-        for records in by_user:
+        for records, size in by_user:
             if self._batch and records[0].identity != self._batch[-1].identity:
                 self._user_start = len(self._batch)
                 if not self._mode.is_bulk:
                     yield self.rest()
-            size = size_of(records) + len(records)
-            if self._has_room(len(records), size):
+            if self._has_room(len(records), size + len(records)):
                 self._batch += records
-                self._size += size
+                self._size += size + len(records)
             else:
                 yield from self._pack_singly(records)
 
@@ -96,7 +97,7 @@ class Packer:
         return batch
 
 
-def make_batches(by_user: Iterable[list[Record]], mode: Mode) -> Iterator[list[Record]]:
+def make_batches(by_user: Iterable[OfUser], mode: Mode) -> Iterator[list[Record]]:
     packer = Packer(mode)
     yield from packer.pack(by_user)
     if rest := packer.rest():
@@ -148,7 +149,7 @@ class Feed:
         self._unsettled = 0  # batches of users
         self._ranges = Ranges()  # whose events may leave, and are not read yet
         self._ranges.add(b"", self._start_of_next())
-        self._reading: Iterator[list[Record]] = iter(())
+        self._reading: Iterator[OfUser] = iter(())
         self._packer = Packer(mode)
         self._events: deque[list[Record]] = deque()  # may leave
         self._parked: deque[list[Record]] = deque()  # may, too, but an earlier batch of their first user is under way
@@ -231,7 +232,7 @@ class Feed:
         if not self._events and not waits and (rest := self._packer.rest()):
             self._events.append(rest)
 
-    def _read_page(self) -> list[list[Record]]:
+    def _read_page(self) -> list[OfUser]:
         """Some of the events that may leave, by user; none: there are no more, for now."""
         page = take_page(self._reading)
         while not page and self._ranges:
@@ -243,16 +244,16 @@ class Feed:
 
     # The ledger -----------------------------------------------------------------------------------------------
 
-    def _cleared(self, by_user: Iterator[list[Record]]) -> Iterator[list[Record]]:
+    def _cleared(self, by_user: Iterator[OfUser]) -> Iterator[OfUser]:
         while page := take_page(by_user):
             self._clear(page)
             yield from page
 
-    def _clear(self, page: Iterable[list[Record]]) -> None:
+    def _clear(self, page: Iterable[OfUser]) -> None:
         """What the ledger knows of these with another content is no longer so, once a request may have left."""
         if not self._knew_any:
             return
-        records = list(chain.from_iterable(page))
+        records = list(records_of(page))
         changed: list[bytes] = []
         for start in range(0, len(records), KEYS_PER_LOOKUP):
             some = records[start : start + KEYS_PER_LOOKUP]

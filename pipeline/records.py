@@ -50,23 +50,34 @@ def size_of(records: Iterable[Record]) -> int:
     return sum([len(record.payload) for record in records])
 
 
-def take_page(by_user: Iterator[list[Record]]) -> list[list[Record]]:
+class OfUser(NamedTuple):
+    """Records of one user, not always all of them, and the bytes of their payloads."""
+
+    records: list[Record]
+    size: int
+
+
+def take_page(by_user: Iterator[OfUser]) -> list[OfUser]:
     """The next of them, a few where they are large; none at the end."""
-    page: list[list[Record]] = []
+    page: list[OfUser] = []
     count = size = 0
-    for records in by_user:
-        page.append(records)
-        count += len(records)
-        size += size_of(records)
+    for each in by_user:
+        page.append(each)
+        count += len(each.records)
+        size += each.size
         if count >= RECORDS_A_PAGE or size >= BYTES_A_PAGE:
             break
     return page
 
 
-def pages(by_user: Iterator[list[Record]]) -> Iterator[list[Record]]:
+def records_of(by_user: Iterable[OfUser]) -> Iterator[Record]:
+    return chain.from_iterable(each.records for each in by_user)
+
+
+def pages(by_user: Iterator[OfUser]) -> Iterator[list[Record]]:
     """All of them, page by page."""
     while page := take_page(by_user):
-        yield list(chain.from_iterable(page))
+        yield list(records_of(page))
 
 
 class Undelivered(NamedTuple):

@@ -11,14 +11,14 @@ import sqlite3
 from array import array
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, count, groupby, islice, pairwise, product, repeat
+from itertools import count, groupby, islice, pairwise, product, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.ledger import LedgerError, insert_many
 from pipeline.project import EVENT_BYTES, USER_BYTES
-from pipeline.records import Kind, Outcome, Record, Undelivered, pages
+from pipeline.records import Kind, OfUser, Outcome, Record, Undelivered, pages, records_of, size_of
 
 KEYS_PER_LOOKUP = 500
 MOST_KEYS = 10_000  # of one user, to be compared in memory
@@ -348,29 +348,29 @@ class Stage:
         late: those that had trouble in earlier runs, else all others. first, before: from this key on, and up to that
         one; for events, keys of users.
         """
-        return chain.from_iterable(self.pending_by_user(kind, late=late, first=first, before=before))
+        return records_of(self.pending_by_user(kind, late=late, first=first, before=before))
 
     def pending_by_user(
         self, kind: Kind, *, late: bool = False, first: bytes = b"", before: bytes | None = None
-    ) -> Iterator[list[Record]]:
-        """The same, some at a time that belong to one user; not always all of that user's."""
+    ) -> Iterator[OfUser]:
+        """The same, some at a time that belong to one user."""
         state = _LATE if late else _PENDING
         if state not in self._states[kind]:
             return iter(())
         read = self._read_users if kind is Kind.USER else self._read_events
         return read(state, first[:USER_BYTES], before[:USER_BYTES] if before is not None else _BEHIND_ALL_KEYS)
 
-    def _read_users(self, state: int, first: bytes, before: bytes) -> Iterator[list[Record]]:
+    def _read_users(self, state: int, first: bytes, before: bytes) -> Iterator[OfUser]:
         states = self._states[Kind.USER]
         rows = self._database.execute(
             "SELECT row, identity, key, fingerprint, payload FROM users WHERE key >= ? AND key < ? ORDER BY key",
             (first, before),
         )
-        for row, *rest in rows:
+        for row, identity, key, fingerprint, payload in rows:
             if states[row] == state:
-                yield [Record(Kind.USER, row, *rest)]
+                yield OfUser([Record(Kind.USER, row, identity, key, fingerprint, payload)], len(payload))
 
-    def _read_events(self, state: int, first: bytes, before: bytes) -> Iterator[list[Record]]:
+    def _read_events(self, state: int, first: bytes, before: bytes) -> Iterator[OfUser]:
         states = self._states[Kind.EVENT]
         users = self._database.execute(
             f"SELECT {_USER_OF_KEY}, identity FROM users WHERE key >= ? AND key < ? ORDER BY key", (first, before)
@@ -382,7 +382,9 @@ class Stage:
         )
         user, identity = b"", ""
         for user_of_run, first_row, keys, fingerprints, payloads in runs:
-            if state not in states[first_row : first_row + len(keys) // KEY_BYTES]:
+            length = len(keys) // KEY_BYTES
+            wanted = states[first_row : first_row + length].count(state)
+            if not wanted:
                 continue
             while user_of_run != user:
                 user, identity = next(users)  # every event's user is staged
@@ -394,7 +396,12 @@ class Stage:
                 _fingerprints_of(keys, fingerprints),
                 payloads.split(_BETWEEN_PAYLOADS),
             )
-            yield [each for each in map(Record, *parts) if states[each.row] == state]
+            records = list(map(Record, *parts))
+            if wanted == length:
+                yield OfUser(records, len(payloads) - length + 1)
+            else:
+                records = [each for each in records if states[each.row] == state]
+                yield OfUser(records, size_of(records))
 
     def count_pending(self, kind: Kind) -> int:
         """Staged records without an outcome."""

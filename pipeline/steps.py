@@ -25,7 +25,7 @@ from pipeline.opening import Run
 from pipeline.payloads import Rules
 from pipeline.plan import Planner
 from pipeline.progress import DeliveryProgress
-from pipeline.records import Kind, Outcome, Record, counted, pages
+from pipeline.records import Kind, OfUser, Outcome, Record, counted, pages, records_of
 from pipeline.results import CSV_NAME, reason_of
 from pipeline.rules import make_rules
 from pipeline.settings import ROOT, Settings
@@ -206,10 +206,10 @@ def _show_plan(run: Run) -> None:
 
 
 def _pending(stage: Stage, kind: Kind) -> Iterator[Record]:
-    return chain.from_iterable(_pending_by_user(stage, kind))
+    return records_of(_pending_by_user(stage, kind))
 
 
-def _pending_by_user(stage: Stage, kind: Kind) -> Iterator[list[Record]]:
+def _pending_by_user(stage: Stage, kind: Kind) -> Iterator[OfUser]:
     return chain(*(stage.pending_by_user(kind, late=late) for late in (False, True)))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.feed import Packer, Ranges, make_batches
 from pipeline.modes import Mode, bulk_mode, single_mode
-from pipeline.records import Kind, Record
+from pipeline.records import Kind, OfUser, Record, size_of
 from pipeline.sandbox import Fault, StandIn
 from tests.job import (
     SIGTERM,
@@ -53,8 +53,10 @@ def sized_records(sizes: list[tuple[int, int]]) -> list[Record]:
     return [Record(Kind.EVENT, row, str(who), b"", b"", b"x" * size) for row, (who, size) in enumerate(ordered, 1)]
 
 
-def by_user(records: Sequence[Record]) -> Iterator[list[Record]]:
-    return (list(of_user) for _, of_user in groupby(records, key=attrgetter("identity")))
+def by_user(records: Sequence[Record]) -> Iterator[OfUser]:
+    for _, of_user in groupby(records, key=attrgetter("identity")):
+        listed = list(of_user)
+        yield OfUser(listed, size_of(listed))
 
 
 @example(sizes=[(0, 5), (1, 8), (1, 10)], most=8, max_bytes=19, is_bulk=True)

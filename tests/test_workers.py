@@ -57,4 +57,5 @@ def test_more_reports_than_are_taken_at_once_are_all_taken_in_order() -> None:
     while not reports or reports[-1].settled is not None:
         reports += workers.reports(30.0)
     workers.close()
-    assert [report.settled.delivered[0].row for report in reports[:-1] if report.settled] == list(batch.unreported)
+    reported = [report.settled.delivered[0] for report in reports[:-1] if report.settled]
+    assert reported == batch.records
