@@ -27,7 +27,7 @@ from pipeline.ledger import Ledger
 from pipeline.modes import Mode
 from pipeline.records import Kind, Outcome, Record, Undelivered, counted, size_of
 from pipeline.stage import Stage
-from pipeline.workers import Report, Workers
+from pipeline.workers import GATHER_S, Report, Workers
 
 logger = logging.getLogger("pipeline.delivery")
 
@@ -107,7 +107,7 @@ class Delivery:
         self._progress = progress
         self._query = query
         self._clock = clock
-        self._workers = Workers(sender, breaker, mode.workers)
+        self._workers = Workers(sender, breaker, mode.workers, gather_s=0.0 if mode.is_bulk else GATHER_S)
         self._fields = _Fields(watched_fields or {})
         self._stop: Ending | None = None
         self._gave_up_on_late = False

@@ -354,13 +354,13 @@ def unix_microseconds_column(moments: Sequence[Any], zone: tzinfo, column: str) 
     """What `unix_microseconds` makes of each."""
     if zone is timezone.utc and set(map(type, moments)) == {str}:
         with suppress(ValueError):  # it can't be told here which one it is
-            found = [
-                (datetime.fromisoformat(moment) - _EPOCH) // _MICROSECOND
+            since = [
+                datetime.fromisoformat(moment) - _EPOCH
                 for moment in moments
                 if len(moment) == 19 and moment[4:17:3] in _PLAIN_TIME
             ]
-            if len(found) == len(moments):
-                return found
+            if len(since) == len(moments):  # none of which has a fraction
+                return [(each.days * 86_400 + each.seconds) * 1_000_000 for each in since]
     return [unix_microseconds(moment, zone, column) for moment in moments]
 
 

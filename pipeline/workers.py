@@ -14,7 +14,7 @@ from pipeline.breaker import Breaker
 from pipeline.feed import Batch
 
 MAX_REPORTS_AT_ONCE = 1000
-GATHER_S = 0.0  # singly, taking in each report as it comes would cost a tenth of the whole work
+GATHER_S = 0.003  # singly, taking in each report as it comes would cost a tenth of the whole work
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class Report:
 class Workers:
     """At most `count` that are at work at a time. Daemons, so that no hung socket keeps a finished run alive."""
 
-    def __init__(self, sender: Sender, breaker: Breaker, count: int) -> None:
+    def __init__(self, sender: Sender, breaker: Breaker, count: int, *, gather_s: float = 0.0) -> None:
+        """gather_s: how long to wait for more reports when one has come."""
         self._sender = sender
+        self._gather_s = gather_s
         self._breaker = breaker
         self._count = count
         self._started = 0
@@ -72,7 +74,7 @@ class Workers:
         """What has been reported; waits for the first one, but not longer than this, and a moment for more."""
         with suppress(queue.Empty):
             yield self._reports.get(timeout=timeout_s)
-            time.sleep(GATHER_S)
+            time.sleep(self._gather_s)
             for _ in range(MAX_REPORTS_AT_ONCE):
                 yield self._reports.get_nowait()
 

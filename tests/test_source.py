@@ -75,7 +75,7 @@ def test_rows_come_in_blocks_of_tuples(users: Path) -> None:
         blocks = list(result.blocks)
     assert [row for block in blocks for row in block] == [(i, "x") for i in range(1, 3001)]
     assert {type(row) for block in blocks for row in block} == {tuple}
-    assert max(map(len, blocks)) == 200
+    assert max(map(len, blocks)) == 500
 
 
 def test_large_rows_are_never_all_in_memory(users: Path) -> None:

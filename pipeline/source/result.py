@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-ROWS_PER_BLOCK = 200  # of more, the processor's cache forgets the first before the last are dealt with
+ROWS_PER_BLOCK = 500  # of more, the processor's cache forgets the first before the last are dealt with
 BYTES_PER_FETCH = 2**22
 
 Row = dict[str, Any]
