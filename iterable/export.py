@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +32,18 @@ ROWS_PER_BLOCK = 100  # of more, the processor's cache would forget the first be
 _PLAIN_TYPES = frozenset({str, int, float, Decimal, type(None)})
 _FORMULA_STARTS = frozenset("=+-@\t\r\n")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
+
+
+class Column(tuple[Any, ...]):
+    """Some values of one column. Whoever asks for their types is told what was found the first time."""
+
+    @cached_property
+    def types(self) -> frozenset[type]:
+        return frozenset(map(type, self))
+
+
+def types_of(values: Sequence[Any]) -> frozenset[type]:
+    return values.types if type(values) is Column else frozenset(map(type, values))
 
 
 # Blocks of rows -------------------------------------------------------------------------------------------------------
@@ -74,7 +87,7 @@ def _plain_text(by_column: Sequence[tuple[Any, ...]]) -> str | None:
         return None  # an empty cell that is alone needs quotes
     columns: list[Sequence[str]] = []
     for column in by_column:
-        types = set(map(type, column))
+        types = types_of(column)
         if not types <= _PLAIN_TYPES:
             return None
         columns.append(column if types == {str} else ["" if value is None else str(value) for value in column])
@@ -106,7 +119,7 @@ def _harmless_block(block: Iterable[Sequence[Any]]) -> Iterable[Sequence[Any]]:
 
 def _harmless(column: tuple[Any, ...]) -> Sequence[Any]:
     """A part of a column as CSV cells; the column itself, where nothing in it can do harm."""
-    types = set(map(type, column))
+    types = types_of(column)
     if types <= _PLAIN_TYPES:
         texts = set(column) if types == {str} else {value for value in column if type(value) is str}
         if _FORMULA_STARTS.isdisjoint([text[:1] for text in texts]) and "\0" not in "".join(texts):

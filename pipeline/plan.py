@@ -13,6 +13,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from iterable.export import types_of
 from pipeline import payloads
 from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.payloads import Columns, Rules, Said
@@ -116,7 +117,7 @@ class Planner:
 
     def _identify(self, columns: Columns, names: Sequence[Any], numbers: Sequence[int]) -> Sequence[str | None]:
         known = self._keys
-        if set(map(type, names)) == {str}:
+        if types_of(names) == {str}:
             for name in set(names).difference(known):
                 self._learn(name)
             if known.keys() >= set(names):  # as nearly always, all are written as Iterable has them
@@ -161,7 +162,7 @@ class Planner:
         Values of these types are alike only where they are the same.
         """
         cells = [columns[field.column] for field in self._rules.user_layout.fields]
-        if not all(set(map(type, column)) <= _PLAIN_TYPES for column in cells):
+        if not all(types_of(column) <= _PLAIN_TYPES for column in cells):
             return None
         said = list(zip(people, *cells, strict=True))
         places = dict(zip(reversed(said), reversed(range(len(said))), strict=True))

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from itertools import chain, islice
 from typing import Any
 
-from iterable.export import csv_block, write_csv
+from iterable.export import Column, csv_block, write_csv
 from iterable.pacing import rates
 from pipeline import preview
 from pipeline.batch import BulkSender, SingleSender
@@ -153,7 +153,7 @@ def _first(blocks: Iterable[Rows], limit: int | None) -> Iterator[Rows]:
 def _planned(planner: Planner, blocks: Iterable[Rows]) -> Iterator[str | Iterable[Sequence[Any]]]:
     """Plan the rows, and pass them on to the CSV."""
     for rows in blocks:
-        by_column = list(zip(*rows, strict=True))
+        by_column = list(map(Column, zip(*rows, strict=True)))
         planner.plan(by_column)
         yield csv_block(rows, by_column)
     planner.end_reading()

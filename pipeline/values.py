@@ -17,6 +17,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 from uuid import UUID
 
+from iterable.export import types_of
 from pipeline.fields import FieldMap, FieldType
 from pipeline.records import Unreadable
 
@@ -45,7 +46,7 @@ def json_column(values: Sequence[Any], field: FieldMap, zone: tzinfo) -> list[st
 
     zone: of times without an offset.
     """
-    kinds = set(map(type, values))
+    kinds = types_of(values)
     if kinds == {str} and field.type in (None, FieldType.TEXT) and is_unicode("".join(values)):
         return list(map(quote, values))
     if kinds <= _TEXT_OR_NULL and field.type in (None, FieldType.TEXT) and is_unicode("".join(filter(None, values))):
@@ -352,7 +353,7 @@ _TIME_TEXT = re.compile(
 
 def unix_microseconds_column(moments: Sequence[Any], zone: tzinfo, column: str) -> list[int]:
     """What `unix_microseconds` makes of each."""
-    if zone is timezone.utc and set(map(type, moments)) == {str}:
+    if zone is timezone.utc and types_of(moments) == {str}:
         with suppress(ValueError):  # it can't be told here which one it is
             since = [
                 datetime.fromisoformat(moment) - _EPOCH
