@@ -786,12 +786,13 @@ def test_a_servers_message_that_is_a_formula_is_guarded_in_the_rejected_rows(
 
 
 def test_two_runs_in_one_second_keep_their_files_apart(program: Program, iterable: StandIn, sample: Path) -> None:
+    program.settings["TZ"] = "UTC"
     runs = [program.start() for _ in range(3)]
     codes = {program.wait_for(each).code for each in runs}
     assert codes <= {0, 75}
     before = {path: path.read_bytes() for path in program.folder.glob("*_2*")}
-    names = [program.run("--limit", "1").results["run_id"] for _ in range(3)]
-    assert len(set(names)) == 3
+    names = [program.run("--limit", "1").results["run_id"] for _ in range(2)]
+    assert len(set(names)) == 2
     assert {path: path.read_bytes() for path in before} == before
     assert len(list(program.folder.glob("integration_results*"))) == len(list(program.folder.glob("query_results*")))
 
