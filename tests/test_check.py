@@ -377,7 +377,7 @@ def test_since_without_a_place_for_it_is_bad(program: Program, sample: Any) -> N
 def test_a_locked_database_is_bad_for_now(program: Program, sample: Any) -> None:
     with closing(sqlite3.connect(sample, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        run = program.run("--check")
+        run = program.run("--check", DATABASE_URL=f"sqlite:///{sample}?timeout=0.1")
     assert run.code == 75
     assert "-> try again later" in run.out
 

@@ -103,8 +103,8 @@ def test_without_a_time_limit_there_is_none() -> None:
 
 def test_the_time_limit_ends_a_run_in_its_query(program: Program, iterable: StandIn, sample: Path) -> None:
     use_query(program, ENDLESS_QUERY)
-    run = program.run(MAX_RUN_MINUTES="0.01")
-    assert (run.code, run.err) == (75, time_limit("0.01") + "\n")
+    run = program.run(MAX_RUN_MINUTES="0.005")
+    assert (run.code, run.err) == (75, time_limit("0.005") + "\n")
     assert not iterable.project.request_counts
 
 
@@ -112,8 +112,8 @@ def test_the_time_limit_ends_a_run_in_its_delivery_and_the_next_run_goes_on(
     program: Program, iterable: StandIn, sample: Path
 ) -> None:
     iterable.inject(Fault(path="/api/events/track", status=503, skip=3))
-    run = program.run(MAX_RUN_MINUTES="0.03", INITIAL_BACKOFF="60", MAX_WORKERS="2")
-    assert (run.code, run.err) == (75, time_limit("0.03") + "\n")
+    run = program.run(MAX_RUN_MINUTES="0.015", INITIAL_BACKOFF="60", MAX_WORKERS="2")
+    assert (run.code, run.err) == (75, time_limit("0.015") + "\n")
     assert run.results["status"] == "partial"
     assert run.counts("users")["delivered"] >= 1
     assert run.counts("events")["not_attempted"] > 0

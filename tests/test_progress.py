@@ -216,7 +216,7 @@ def test_a_terminal_shows_how_far_it_is_and_why_it_waits_and_nothing_stays(
     program: Program, iterable: StandIn, sample: Path
 ) -> None:
     iterable.inject(Fault(path="/api/users/update", status=503, times=1))
-    terminal = Terminal(program, INITIAL_BACKOFF="0.6")
+    terminal = Terminal(program, INITIAL_BACKOFF="0.4")
     terminal.wait_for("  0% |          ")
     terminal.wait_for("| waiting: 503 from users/update, attempt 2 of 3 (")
     assert terminal.end() == 0
@@ -251,7 +251,7 @@ def test_verbose_on_a_terminal_keeps_its_lines_apart_from_the_live_line(
     program: Program, iterable: StandIn, sample: Path
 ) -> None:
     iterable.inject(Fault(path="/api/users/update", status=503, times=2))
-    terminal = Terminal(program, "--verbose", INITIAL_BACKOFF="0.4")
+    terminal = Terminal(program, "--verbose", INITIAL_BACKOFF="0.25")
     assert terminal.end() == 0
     assert b"| waiting: 503" in terminal.written
     assert [line for line in terminal.screen() if "%" in line or "|" in line] == []

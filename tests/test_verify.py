@@ -265,11 +265,11 @@ def test_quiet_prints_only_what_differs(accepted: Program, iterable: StandIn) ->
 
 
 def test_many_users_are_read_within_iterables_limit(program: Program, iterable: StandIn, tmp_path: Path) -> None:
-    fill(tmp_path, [(f"user{n}@example.com", f"User {n}", n, None) for n in range(150)])
+    fill(tmp_path, [(f"user{n}@example.com", f"User {n}", n, None) for n in range(110)])
     use_query(program, "SELECT email, first_name FROM rows")
     program.run(PUSH_MODE="bulk")
     age(program, 100)
-    assert as_json(program, "150", code=0)["same"] == 150
+    assert as_json(program, "110", code=0)["same"] == 110
     assert iterable.project.rate_limited["/api/users/getByEmail"] == 0
 
 
