@@ -449,14 +449,14 @@ def test_interrupted_run_takes_in_what_is_under_way_and_begins_nothing_new(
     job: Job, iterable: StandIn, mode: Mode
 ) -> None:
     iterable.latency_s = 0.1
-    rows = some_users(400)
+    rows = some_users(200)
     ran = job.run(rows, mode, interrupted=lambda: SIGINT if len(iterable.project.requests) > 4 else None)
     assert ran.stop == SIGINT
     reached = len(iterable.project.users)
-    assert 4 < reached < 400
-    assert ran.users == {"delivered": reached, "not_attempted": 400 - reached}
+    assert 4 < reached < 200
+    assert ran.users == {"delivered": reached, "not_attempted": 200 - reached}
     iterable.latency_s = 0.0
-    assert job.run(rows, mode).users == {"unchanged": reached, "delivered": 400 - reached}
+    assert job.run(rows, mode).users == {"unchanged": reached, "delivered": 200 - reached}
     assert set(iterable.project.user_updates.values()) == {1}
 
 
@@ -607,7 +607,7 @@ def test_ledger_that_cannot_be_written_stops_the_run_and_loses_nothing_that_is_k
     job: Job, iterable: StandIn, mode: Mode
 ) -> None:
     iterable.latency_s = 0.005
-    rows = some_users(1000)
+    rows = some_users(400)
     clock = Clock(1.0)  # so that it commits at each look, until it stops
     with file_size_limit(120_000):
         ran = job.run(rows, mode, clock=lambda: clock.now if job.breaker.is_stopping else clock())
@@ -615,11 +615,11 @@ def test_ledger_that_cannot_be_written_stops_the_run_and_loses_nothing_that_is_k
     assert ran.stop_code is ExitCode.TEMPORARY
     assert ran.stop is not None
     assert ran.stop.reason.startswith("The ledger can't be written (")
-    assert 0 < reached < 1000
-    assert ran.users == {"delivered": reached, "not_attempted": 1000 - reached}
+    assert 0 < reached < 400
+    assert ran.users == {"delivered": reached, "not_attempted": 400 - reached}
     iterable.latency_s = 0.0
     ran = job.run(rows, mode)
-    assert (ran.stop, sum(ran.users.values())) == (None, 1000)
+    assert (ran.stop, sum(ran.users.values())) == (None, 400)
     assert ran.users["unchanged"] > 0
 
 

@@ -949,7 +949,7 @@ def test_lost_answer_is_sent_again_with_the_same_id(iterable: StandIn) -> None:
 def test_time_out_is_tried_again(iterable: StandIn) -> None:
     fault = iterable.inject(Fault(path=UPDATE, latency_s=30, times=1))
     waits: list[float] = []
-    assert client_of(iterable, sleep=waits.append, timeout_s=SHORT_S).update_user(ADA) == (True, SUCCESS)
+    assert client_of(iterable, sleep=waits.append, timeout_s=2 * SHORT_S).update_user(ADA) == (True, SUCCESS)
     assert (fault.matched, waits) == (2, [1.0])
 
 

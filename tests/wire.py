@@ -26,7 +26,7 @@ ADA = "ada@example.com"
 ADA_AS_JSON = b'{"email":"ada@example.com","dataFields":{}}'
 SUCCESS = {"msg": "", "code": "Success", "params": None}
 HTML = b"<!DOCTYPE html>\n<html><body><h1>Action not found</h1></body></html>"
-SHORT_S = 0.4  # the time-out where a test lets real time pass
+SHORT_S = 0.2  # the time-out where a test lets real time pass
 MARGIN_S = 5.0  # for a busy machine; what those tests are about would take minutes, or for ever
 
 
