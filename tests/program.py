@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.sandbox import SANDBOX_KEY
+from tests.loaded import run_loaded
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,13 +71,10 @@ class Program:
         stdin: int | None = None,
         **settings: str | None,
     ) -> subprocess.Popen[str]:
-        ahead = timedelta(seconds=self.starts)
-        self.starts += 1
-        chosen = {"TZ": f"UTC-{ahead}", **self.settings, **settings}  # minus is east of UTC
-        environment = {name: value for name, value in chosen.items() if value is not None}
+        """A start of Python, for signals and limits; `wait_for` waits for its end."""
         return subprocess.Popen(
             [sys.executable, str(script), "--env-file", str(self.env_file), *arguments],
-            env={"PATH": os.environ["PATH"], **environment},
+            env=self._environment(settings),
             cwd=self.folder.parent,
             stdin=stdin,
             stdout=subprocess.PIPE,
@@ -85,13 +84,29 @@ class Program:
         )
 
     def run(self, *arguments: str, script: Path = ROOT / "main.py", **settings: str | None) -> Finished:
-        return self.wait_for(self.start(*arguments, script=script, preexec_fn=None, stdin=None, **settings))
+        """A whole run, in a process of its own that has the program loaded; `PYTHONPATH` comes too late for it."""
+        environment = self._environment(settings)
+        command = [str(script), "--env-file", str(self.env_file), *arguments]
+        with TemporaryDirectory() as scratch:
+            out, err = Path(scratch, "out"), Path(scratch, "err")
+            code = run_loaded(command, environment, self.folder.parent, [Path(os.devnull), out, err])
+            return self._finished(code, out.read_text(), err.read_text())
 
     def wait_for(self, process: subprocess.Popen[str]) -> Finished:
         out, err = process.communicate(timeout=60)
+        return self._finished(process.returncode, out, err)
+
+    def _environment(self, settings: dict[str, str | None]) -> dict[str, str]:
+        ahead = timedelta(seconds=self.starts)
+        self.starts += 1
+        local_time = f"UTC-{ahead}"  # minus is east of UTC
+        chosen = {"PATH": os.environ["PATH"], "TZ": local_time, **self.settings, **settings}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def _finished(self, code: int, out: str, err: str) -> Finished:
         written = sorted(self.folder.glob("integration_results_*.json"))
         results = json.loads(written[-1].read_text()) if written else {}
-        return Finished(process.returncode, out, err, self.folder, results)
+        return Finished(code, out, err, self.folder, results)
 
 
 def make_table(path: Path, columns: str, rows: list[tuple[Any, ...]]) -> None:

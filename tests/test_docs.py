@@ -161,7 +161,7 @@ def test_the_program_tells_to_install_the_driver_that_the_readme_names(
     for module in ("psycopg", "pymysql", "duckdb"):  # as if they were not installed
         (tmp_path / f"{module}.py").write_text("raise ModuleNotFoundError(name=__name__)")
     use_query(program, "SELECT email FROM users")
-    run = program.run(DATABASE_URL=url, PYTHONPATH=str(tmp_path))
+    run = program.wait_for(program.start(DATABASE_URL=url, PYTHONPATH=str(tmp_path)))
     assert run.code == 66
     assert re.fullmatch(
         rf"The database can't be (opened|reached): its driver is not installed; run: pip install "
