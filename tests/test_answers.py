@@ -23,7 +23,7 @@ LISTS = st.dictionaries(st.sampled_from(ANSWER_KEYS), JSON, max_size=6)
 ANSWERS = st.dictionaries(st.sampled_from(ANSWER_KEYS), JSON | LISTS, max_size=8)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(ANSWERS)
 def test_no_bulk_answer_raises(answer: dict[str, Any]) -> None:
     failures = read_failures(answer)
@@ -126,7 +126,7 @@ def test_positions_are_read_from_the_names_of_params(answer: dict[str, Any] | No
     assert read_indices(answer) == indices
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(ANSWERS, st.sampled_from([200, 400, 401, 429, 503]), st.sampled_from(["users/update", "users/bulkUpdate"]))
 def test_no_json_on_earth_raises(answer: dict[str, Any], status: int, name: str) -> None:
     with responses.RequestsMock() as api:

@@ -409,7 +409,7 @@ def named_in(answer: Json) -> set[str]:
     }
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(
     batch=BATCHES, answer=ANSWERS, count=st.sampled_from(["as it comes", "nobody", "each mention", "all of the named"])
 )

@@ -826,7 +826,7 @@ def test_foreign_text_is_cut_and_can_forge_no_line(api: responses.RequestsMock) 
     assert len(error) < 600
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.integers(200, 599), st.binary() | st.sampled_from([b"{", b'{"code":', b"<", b"\xef\xbb\xbf", b"\x00"]))
 def test_no_bytes_on_earth_raise(status: int, body: bytes) -> None:
     with responses.RequestsMock() as api:
