@@ -85,6 +85,8 @@ class Program:
 
     def run(self, *arguments: str, script: Path = ROOT / "main.py", **settings: str | None) -> Finished:
         """A whole run, in a process of its own that has the program loaded; `PYTHONPATH` comes too late for it."""
+        if not hasattr(os, "fork"):
+            return self.wait_for(self.start(*arguments, script=script, preexec_fn=None, stdin=None, **settings))
         environment = self._environment(settings)
         command = [str(script), "--env-file", str(self.env_file), *arguments]
         with TemporaryDirectory() as scratch:
