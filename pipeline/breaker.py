@@ -122,7 +122,7 @@ class Breaker:
         return self.is_open and FAILURES[self._last.failure].ends_run_at_once
 
     def let_begun_calls_end(self) -> bool:
-        """Let those that have begun to fail have the rest of their attempts. Whether there are any that wait."""
+        """Let calls whose first attempts have failed have the rest of them. Whether there are any that wait."""
         with self._change:
             self._lets_begun_end = True
             self._change.notify_all()
@@ -186,12 +186,12 @@ class Breaker:
         if self.is_open:
             self._change.notify_all()
 
-    def _block(self, turn: Turn, until: Callable[[], bool]) -> None:
+    def _block(self, turn: Turn, until: Callable[[], bool], *, has_begun: bool = False) -> None:
         with self._change:
             self._blocked[turn.kind] += 1
-            self._begun_blocked += turn.is_failing
+            self._begun_blocked += has_begun
             self._change.wait_for(lambda: until() or self.is_stopping)
-            self._begun_blocked -= turn.is_failing
+            self._begun_blocked -= has_begun
             self._blocked[turn.kind] -= 1
 
     # For the client -------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Breaker:
                 self._change.wait_for(lambda: self.is_stopping or self._holds_begun_calls(), max(left, 0.0))
             if not self._holds_begun_calls():
                 break
-            self._block(turn, lambda: not self._holds_begun_calls())
+            self._block(turn, lambda: not self._holds_begun_calls(), has_begun=True)
         return self.is_stopping
 
     def _holds_begun_calls(self) -> bool:

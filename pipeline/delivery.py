@@ -234,7 +234,7 @@ class Delivery:
             self._probes += 1
             self._submit(probe)
         elif (not self._probes and self._breaker.let_begun_calls_end()) or not self._nothing_moves():
-            pass  # what comes of them is all that can be found out
+            self._take_in_reports()  # what comes of them is all that can be found out
         elif self._breaker.has_accepted or not self._feed.is_late:
             self._begin_stop(self._breaker.verdict())
         else:

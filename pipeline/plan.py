@@ -124,6 +124,9 @@ class Planner:
                 return names
         people: list[str | None] = []
         for place, name in enumerate(names):
+            if type(name) is str and name in known:
+                people.append(name)
+                continue
             try:
                 people.append(payloads.identity(name, self._rules))
             except InvalidRecord as problem:

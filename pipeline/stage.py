@@ -295,7 +295,8 @@ class Stage:
         for row, key, fingerprint, identity in people:
             if is_meant(identity):
                 records = [(Kind.USER, row, key, fingerprint)]
-                records += [(Kind.EVENT, *event) for event in self._events_of(key)]
+                if self.count_pending(Kind.EVENT):  # without any, there is no index either
+                    records += [(Kind.EVENT, *event) for event in self._events_of(key)]
                 refusals = [
                     Failure(own_key, own, Undelivered(kind, number, identity, Outcome.REJECTED, None, code, message, 0))
                     for kind, number, own_key, own in records
