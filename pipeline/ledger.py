@@ -183,10 +183,6 @@ class Ledger:
         """Records of this project that the ledger knows."""
         return self._count("accepted WHERE project = ?", self._project)
 
-    def count_entries(self) -> int:
-        """Records of all projects that the ledger knows."""
-        return self._count("accepted")
-
     # What the query shows -------------------------------------------------------------------------------------
 
     def shown(self, keys: Sequence[bytes]) -> None:

@@ -12,7 +12,6 @@ converted in a third of the time that rows take one by one. What can't be sent i
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,9 +45,7 @@ MAX_EMAIL_DOMAIN_CHARS = 253
 DAY_S = 86_400
 REMEMBERED_DOMAINS = 10_000
 
-Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
-JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -308,19 +305,6 @@ def user_payloads(people: Sequence[str], values: Sequence[UserValues], rules: Ru
     return found
 
 
-def user_update(row: Row, who: str, rules: Rules) -> JsonObject:
-    """The payload of one row alone."""
-    (found,) = user_payloads([who], user_values(_of_one_row(row), 1, rules), rules)
-    if isinstance(found, InvalidRecord):
-        raise found
-    payload: JsonObject = json.loads(found)
-    return payload
-
-
-def _of_one_row(row: Row) -> Columns:
-    return {column: (value,) for column, value in row.items()}
-
-
 # Events ---------------------------------------------------------------------------------------------------------------
 
 
@@ -332,14 +316,6 @@ class Events(NamedTuple):
     ids: Sequence[str] = ()
     payloads: Sequence[bytes] = ()
     problems: Sequence[tuple[int, InvalidRecord]] = ()
-
-
-def event(row: Row, who: str, rules: Rules) -> tuple[str, bytes] | None:
-    """The id and the body of events/track, which is also an element of events/trackBulk; None: there is no event."""
-    found = events(_of_one_row(row), [who], rules)
-    for _, problem in found.problems:
-        raise problem
-    return (found.ids[0], found.payloads[0]) if found.places else None
 
 
 def events(columns: Columns, people: Sequence[str], rules: Rules) -> Events:

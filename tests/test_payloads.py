@@ -65,18 +65,35 @@ def events_of(rows: Sequence[Mapping[str, Any]], people: Sequence[str], rules: R
     return [events.get(place) or problems.get(place) for place in range(len(rows))]
 
 
+def user_update(row: Mapping[str, Any], who: str, rules: Rules) -> dict[str, Any]:
+    """The payload of one row alone."""
+    (found,) = payloads.user_payloads([who], payloads.user_values(of_rows(row), 1, rules), rules)
+    if isinstance(found, InvalidRecord):
+        raise found
+    payload: dict[str, Any] = json.loads(found)
+    return payload
+
+
+def event(row: Mapping[str, Any], who: str, rules: Rules) -> tuple[str, bytes] | None:
+    """The id and the payload of one row; None: there is no event."""
+    found = payloads.events(of_rows(row), [who], rules)
+    for _, problem in found.problems:
+        raise problem
+    return (found.ids[0], found.payloads[0]) if found.places else None
+
+
 def has_event(row: Mapping[str, Any], rules: Rules) -> bool:
     return payloads.has_event(of_rows(row), 0, rules)
 
 
 def user_of(rules: Rules = RULES, **values: Any) -> dict[str, Any]:
     row = ROW | values
-    return payloads.user_update(row, payloads.identity(row[rules.identity_column], rules), rules)
+    return user_update(row, payloads.identity(row[rules.identity_column], rules), rules)
 
 
 def event_of(rules: Rules = RULES, **values: Any) -> dict[str, Any] | None:
     row = ROW | values
-    return decoded(payloads.event(row, payloads.identity(row[rules.identity_column], rules), rules))
+    return decoded(event(row, payloads.identity(row[rules.identity_column], rules), rules))
 
 
 def decoded(event: tuple[str, bytes] | None) -> dict[str, Any] | None:
@@ -838,10 +855,10 @@ def build_all(row: Mapping[str, Any], rules: Rules) -> list[dict[str, Any]]:
     except InvalidRecord:
         return []
     with suppress(InvalidRecord):
-        built.append(payloads.user_update(row, who, rules))
+        built.append(user_update(row, who, rules))
     with suppress(InvalidRecord):
-        event = decoded(payloads.event(row, who, rules))
-        built += [event] if event is not None else []
+        found = decoded(event(row, who, rules))
+        built += [found] if found is not None else []
     return built
 
 
