@@ -233,6 +233,7 @@ class Bench:
     pairs: int
     rows: list[int]
     latencies: list[int]
+    in_turn: bool
     port: int = field(default_factory=free_port)
 
     def database(self, users: int, events: int, *, in_turn: bool = False, page_bytes: int = 0) -> Path:
@@ -381,8 +382,9 @@ def single(bench: Bench) -> None:
 def plan(bench: Bench) -> None:
     """What a run does before its first request, which nobody answers: start, read, CSV, plan, stage."""
     for rows in bench.rows:
-        name = f"PLAN, start to first request, {rows:,} rows"
-        job = Job(name, _default_data(bench, rows), latency_ms=60_000, ends_with_first_request=True)
+        database, settings, how = _data_in_order(bench, rows)
+        name = f"PLAN, start to first request, {rows:,} rows{how}"
+        job = Job(name, database, settings, latency_ms=60_000, ends_with_first_request=True)
         bench.compare(job, CPU, WALL, PEAK)
 
 
@@ -390,18 +392,16 @@ def no_news(bench: Bench) -> None:
     """A second run over the same data, without and with `:since`."""
     changed_only = {**NO_LIMITS, "QUERY_FILE": str(ROOT / "examples" / "changed_only.sql")}
     for rows in bench.rows:
-        database = _default_data(bench, rows)
-        bench.compare(Job(f"NO NEWS, {rows:,} rows", database, again=True), CPU, WALL, PEAK, REQUESTS)
+        database, settings, how = _data_in_order(bench, rows)
+        bench.compare(Job(f"NO NEWS, {rows:,} rows{how}", database, settings, again=True), CPU, WALL, PEAK, REQUESTS)
         job = Job(f"NO NEWS, :since, {rows:,} rows", database, changed_only, again=True)
         bench.compare(job, WALL, CPU, PEAK, REQUESTS)
 
 
 def order(bench: Bench) -> None:
     """Users in turn: no two neighbouring rows are those of one user."""
-    settings = {**NO_LIMITS, **bench.query("in_turn", IN_TURN)}
     for rows in bench.rows:
-        users = rows // EVENTS_A_USER
-        job = Job(f"ORDER, {users:,} users in turn, {rows:,} rows", bench.database(users, rows, in_turn=True), settings)
+        job = Job(f"ORDER, {rows // EVENTS_A_USER:,} users in turn, {rows:,} rows", *_data_in_turn(bench, rows))
         bench.compare(job, per_second("rows", rows), WALL, CPU, PEAK)
 
 
@@ -438,6 +438,18 @@ def _default_data(bench: Bench, rows: int) -> Path:
     return bench.database(max(1, rows // EVENTS_A_USER), rows)
 
 
+def _data_in_turn(bench: Bench, rows: int) -> tuple[Path, dict[str, str]]:
+    database = bench.database(max(1, rows // EVENTS_A_USER), rows, in_turn=True)
+    return database, {**NO_LIMITS, **bench.query("in_turn", IN_TURN)}
+
+
+def _data_in_order(bench: Bench, rows: int) -> tuple[Path, dict[str, str], str]:
+    """User by user, or in turn with --in-turn; and how the figure's name tells it."""
+    if bench.in_turn:
+        return *_data_in_turn(bench, rows), ", users in turn"
+    return _default_data(bench, rows), NO_LIMITS, ""
+
+
 PARTS = {part.__name__: part for part in (bulk, limits, overlap, single, plan, no_news, order, wide, start, naive)}
 
 
@@ -448,6 +460,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="runs of each tree (default: %(default)s)")
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000], help="parts with other counts derive them")
     parser.add_argument("--latency", type=int, nargs="+", default=[50], help="in milliseconds (default: 50)")
+    parser.add_argument("--in-turn", action="store_true", help="plan and no_news: no two rows in a row are one user's")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part: {', '.join(sorted(unknown))}")
@@ -460,7 +473,7 @@ def main() -> None:
             for pattern in ("*.py", "iterable/**/*.py", "pipeline/**/*.py"):
                 for source in tree.root.glob(pattern):
                     compileall.compile_file(source, quiet=1)
-        bench = Bench(work, trees, options.pairs, options.rows, options.latency)
+        bench = Bench(work, trees, options.pairs, options.rows, options.latency, options.in_turn)
         for name in options.parts or PARTS:
             PARTS[name](bench)
 
