@@ -9,12 +9,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby
+from datetime import date, datetime
+from decimal import Decimal
+from itertools import groupby, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from iterable.export import types_of
 from pipeline import payloads
+from pipeline.fields import FieldMap, FieldType
 from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.payloads import Columns, Rules, Said
 from pipeline.records import Kind, Outcome, Record, Undelivered
@@ -25,7 +29,7 @@ RECORDS_PER_STAGING = 2_000
 BYTES_PER_STAGING = 2**20
 REMEMBERED_USERS = 40_000
 SLOTS = 2**19
-_PLAIN_TYPES = frozenset({str, int, type(None)})
+_SIMPLE_TYPES = frozenset({str, int, float, bool, Decimal, date, datetime, UUID, bytes})
 BETWEEN_VALUES = "\n"  # JSON has none
 
 
@@ -143,33 +147,36 @@ class Planner:
     def _plan_users(self, columns: Columns, numbers: Sequence[int], people: Sequence[str]) -> list[bytes]:
         """Stages what each row says about its user, unless the user's row before said the same; returns the keys."""
         keys = [self._keys.get(who) or self._key_of(who) for who in people]
-        places = self._places_of_users(columns, people)
-        if places is not None:
+        places = self._places_with_news(columns, people)
+        if len(places) < len(people):
             columns = payloads.selected(columns, places)
-            numbers, people = [numbers[place] for place in places], [people[place] for place in places]
-            of_users = [keys[place] for place in places]
-        else:
-            of_users = keys
-        values = payloads.user_values(columns, len(people), self._rules)
-        for number, who, key, content in zip(numbers, people, of_users, map(BETWEEN_VALUES.join, values), strict=True):
-            slot, said = hash(who) % SLOTS, hash((who, content))
-            if self._said[slot] != said:
-                self._said[slot] = said
-                self._user_rows.append((key, number, who, content))
-                self._waiting_bytes += len(content)
+        values = payloads.user_values(columns, len(places), self._rules)
+        for place, each in zip(places, values, strict=True):
+            content = BETWEEN_VALUES.join(each)
+            self._user_rows.append((keys[place], numbers[place], people[place], content))
+            self._waiting_bytes += len(content)
         return keys
 
-    def _places_of_users(self, columns: Columns, people: Sequence[str]) -> list[int] | None:
-        """Where each user of a block stands first, if all rows of a user say the same of them; None: look at each row.
+    def _places_with_news(self, columns: Columns, people: Sequence[str]) -> list[int]:
+        """The places of the rows that do not say of their user what the user's row before has said."""
+        remembered = self._said
+        places = []
+        for place, (who, said) in enumerate(zip(people, self._hashes(columns, people), strict=True)):
+            slot = hash(who) % SLOTS
+            if remembered[slot] != said:
+                remembered[slot] = said
+                places.append(place)
+        return places
 
-        Values of these types are alike only where they are the same.
-        """
-        cells = [columns[field.column] for field in self._rules.user_layout.fields]
-        if not all(types_of(column) <= _PLAIN_TYPES for column in cells):
-            return None
-        said = list(zip(people, *cells, strict=True))
-        places = dict(zip(reversed(said), reversed(range(len(said))), strict=True))
-        return list(places.values()) if len(places) == len(set(people)) else None
+    def _hashes(self, columns: Columns, people: Sequence[str]) -> Iterator[int]:
+        """A hash for what each row says of its user: of its cells, where equal ones are sent alike, or of the JSON."""
+        fields = self._rules.user_layout.fields
+        types = [types_of(columns[field.column]) - {type(None)} for field in fields]
+        if all(map(_are_sent_alike_if_equal, types, fields)):
+            cells = [columns[field.column] for field in fields]
+            return map(hash, zip(people, *cells, repeat(hash(tuple(types)))))
+        values = payloads.user_values(columns, len(people), self._rules)
+        return map(hash, zip(people, values, strict=True))
 
     def _key_of(self, who: str) -> bytes:
         if len(self._keys) >= REMEMBERED_USERS:
@@ -262,6 +269,11 @@ class Planner:
         self._stage.note_refusals(self._refusals)
         self._user_rows, self._events, self._refusals = [], _Events([], [], [], []), []
         self._waiting_bytes = 0
+
+
+def _are_sent_alike_if_equal(types: frozenset[type], field: FieldMap) -> bool:
+    """Not so are 1 and True, and one moment in two time zones as text."""
+    return len(types) <= 1 and types <= _SIMPLE_TYPES and (datetime not in types or field.type is not FieldType.TEXT)
 
 
 def _cells(columns: Columns, place: int, names: Sequence[str]) -> str:

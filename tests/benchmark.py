@@ -255,14 +255,19 @@ class Bench:
             for tree in self.trees:
                 self._run(tree, job)
         rounds = [[self._run(tree, job) for tree in self.trees] for _ in range(self.pairs)]
+        for tree in self.trees:
+            shutil.rmtree(self._folder(tree, job), ignore_errors=True)
         if rounds[0][0].exit_code != 0:
             sys.exit(f"The program ended with {rounds[0][0].exit_code}: {rounds[0][0].error}")
         for figure in figures:
             show(f"  {figure.name}", *_cells(rounds, figure))
         print()
 
+    def _folder(self, tree: Tree, job: Job) -> Path:
+        return self.work / f"{job.database.stem}-{tree.name.replace('/', '_')}"
+
     def _run(self, tree: Tree, job: Job) -> Measured:
-        folder = self.work / f"{job.database.stem}-{tree.name.replace('/', '_')}"
+        folder = self._folder(tree, job)
         folder.mkdir(exist_ok=True)
         with stand_in(self.port, job.latency_ms, limits=job.limits) as iterable:
             measured = launch(tree, job, folder, iterable)
