@@ -122,9 +122,10 @@ class Planner:
     def _identify(self, columns: Columns, names: Sequence[Any], numbers: Sequence[int]) -> Sequence[str | None]:
         known = self._keys
         if types_of(names) == {str}:
-            for name in set(names).difference(known):
+            distinct = set(names)
+            for name in distinct.difference(known):
                 self._learn(name)
-            if known.keys() >= set(names):  # as nearly always, all are written as Iterable has them
+            if known.keys() >= distinct:  # as nearly always, all are written as Iterable has them
                 return names
         people: list[str | None] = []
         for place, name in enumerate(names):

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.ledger import LedgerError, insert_many
-from pipeline.project import EVENT_BYTES, USER_BYTES
+from pipeline.project import EVENT_BYTES, HASH_BYTES, USER_BYTES
 from pipeline.records import Kind, OfUser, Outcome, Record, Undelivered, pages, records_of, size_of
 
 KEYS_PER_LOOKUP = 500
-MOST_KEYS = 10_000  # of one user, to be compared in memory
+MOST_KEYS = 2**17  # that are compared in memory
 LARGE_USER_ROW = 50_000
 
 KEY_BYTES = USER_BYTES + EVENT_BYTES  # of an event
@@ -34,12 +34,8 @@ _ALL_BUT_KIND = itemgetter(1, 2, 3, 4, 5)
 _USER_OF_KEY = f"substr(key, 1, {USER_BYTES})"
 _ID_OF_KEY = f"substr(key, {USER_BYTES + 1})"
 _BETWEEN_PAYLOADS = b"\n"  # JSON has none
-# An event of `undelivered` in its run of neighbours: the run, and the event's place and own parts in it.
-_RUN_OF_EVENT = "events.first_row = (SELECT max(first_row) FROM events WHERE first_row <= undelivered.row)"
-_PLACE = "(undelivered.row - first_row)"
-_OWN_KEY = f"substr(keys, 1 + {KEY_BYTES} * {_PLACE}, {KEY_BYTES})"
-_FINGERPRINT_BYTES = f"(length(fingerprints) * {KEY_BYTES} / length(keys))"
-_OWN_FINGERPRINT = f"substr(fingerprints, 1 + {_FINGERPRINT_BYTES} * {_PLACE}, {_FINGERPRINT_BYTES})"
+_USER_OF_RUN = f"substr(entries, 1, {USER_BYTES})"
+_RUN_OF_UNDELIVERED = "events.first_row = (SELECT max(first_row) FROM events WHERE first_row <= undelivered.row)"
 _BEHIND_ALL_KEYS = b"\xff" * (USER_BYTES + 1)
 
 # States of a staged record: its outcome's code, or one of those before it.
@@ -62,26 +58,17 @@ class Failure(NamedTuple):
 
 def _runs(
     rows: Sequence[int], keys: Sequence[bytes], fingerprints: Sequence[bytes], payloads: Sequence[bytes]
-) -> Iterator[tuple[int, bytes, bytes, bytes, bytes]]:
+) -> list[tuple[int, bytes, bytes]]:
     """Neighbouring events of one user, put together: SQLite takes as long for one as for ten."""
     users = [key[:USER_BYTES] for key in keys]
+    entries = list(map(bytes.__add__, keys, fingerprints))
     starts = [at for at in range(1, len(rows)) if users[at] != users[at - 1] or rows[at] != rows[at - 1] + 1]
-    for start, end in pairwise([0, *starts, len(rows)]):
-        yield (
-            rows[start],
-            users[start],
-            b"".join(keys[start:end]),
-            b"".join(fingerprints[start:end]),
-            _BETWEEN_PAYLOADS.join(payloads[start:end]),
-        )
-
-
-def _parts(joined: bytes, size: int) -> list[bytes]:
-    return [joined[start : start + size] for start in range(0, len(joined), size)]
-
-
-def _fingerprints_of(keys: bytes, fingerprints: bytes) -> list[bytes]:
-    return _parts(fingerprints, len(fingerprints) * KEY_BYTES // len(keys))
+    if len(starts) == len(rows) - 1:  # nobody has neighbours
+        return list(zip(rows, entries, payloads, strict=True))
+    return [
+        (rows[start], b"".join(entries[start:end]), _BETWEEN_PAYLOADS.join(payloads[start:end]))
+        for start, end in pairwise([0, *starts, len(rows)])
+    ]
 
 
 class Stage:
@@ -93,6 +80,9 @@ class Stage:
         self._late: Troubled | None = None
         self._leaves_known_users = False
         self._largest_user_row = 0  # in characters
+        self._entry_bytes = KEY_BYTES + HASH_BYTES  # an event's key and fingerprint
+        self._distinct: set[bytes] | None = set()  # the events' keys; None where they are too many
+        self._staged_events = 0
         self._has_all_users = False  # until the rows of each are put together, a user is in `user_rows` only
         self.duplicate_events = 0
         self.merged_users = 0  # whose rows disagreed
@@ -144,13 +134,19 @@ class Stage:
         """
         if not rows:
             return
+        self._entry_bytes = KEY_BYTES + len(fingerprints[0])
+        self._staged_events += len(keys)
+        if self._distinct is not None:
+            self._distinct.update(keys)
+            if len(self._distinct) > MOST_KEYS:
+                self._distinct = None
         states = self._first_states(Kind.EVENT, keys, fingerprints)
         if _UNCHANGED in states:
             payloads = [b"" if state == _UNCHANGED else each for each, state in zip(payloads, states, strict=True)]
         insert_many(
             self._database,
-            "INSERT INTO events (first_row, user, keys, fingerprints, payloads) VALUES",
-            list(_runs(rows, keys, fingerprints, payloads)),
+            "INSERT INTO events (first_row, entries, payloads) VALUES",
+            _runs(rows, keys, fingerprints, payloads),
         )
         self._set_states(Kind.EVENT, rows, states)
 
@@ -197,16 +193,16 @@ class Stage:
         ids_are_given: the events' ids come from the query, so that two users may share one by mistake.
         """
         self._has_all_users = True
-        if self.count_pending(Kind.EVENT):
-            self._order_events()
         self._drop_duplicate_events()
         if ids_are_given:
             self._refuse_shared_event_ids()
+        if self.count_pending(Kind.EVENT):
+            self._order_events()
         self._put_events_of_late_users_last()
 
     def _order_events(self) -> None:
         """User by user, in the order of the keys: they enter the ledger in less than half the time of any other."""
-        self._database.execute("CREATE INDEX IF NOT EXISTS events_in_order ON events (user, first_row, keys)")
+        self._database.execute(f"CREATE INDEX IF NOT EXISTS events_in_order ON events ({_USER_OF_RUN})")
 
     def _put_events_of_late_users_last(self) -> None:
         """They must not overtake their user's update."""
@@ -224,11 +220,14 @@ class Stage:
         for table in ("user_rows", "users", "events", "undelivered"):
             self._database.execute(f"DELETE FROM {table}")
         self.duplicate_events = self.merged_users = self.left_users = 0
+        self._distinct, self._staged_events = set(), 0
         self._states = {kind: bytearray() for kind in Kind}
 
     def _drop_duplicate_events(self) -> None:
         """Of several events with one id the last one counts, and of equal ones the first."""
-        users = list(self._users_with_doubled_events())
+        has_none = self._distinct is not None and len(self._distinct) == self._staged_events
+        self._distinct = None
+        users = [] if has_none else list(self._users_with_doubled_events())
         if not users:
             return
         self._order_events()
@@ -251,15 +250,23 @@ class Stage:
 
     def _users_with_doubled_events(self) -> Iterator[bytes]:
         """The keys of users who have, or may have, two events of one id."""
-        runs = self._database.execute("SELECT user, keys FROM events ORDER BY user, first_row")
+        # By an index, SQLite would look for each run in the whole of the file.
+        runs = self._database.execute(f"SELECT {_USER_OF_RUN}, entries FROM events NOT INDEXED ORDER BY 1")
         for user, runs_of_user in groupby(runs, key=itemgetter(0)):
             keys: list[bytes] = []
-            for _, of_run in runs_of_user:
-                keys += _parts(of_run, KEY_BYTES)
+            for _, entries in runs_of_user:
+                keys += self._keys_in(entries)
                 if len(keys) > MOST_KEYS:
                     break
             if len(keys) > MOST_KEYS or len(set(keys)) < len(keys):
                 yield user
+
+    def _keys_in(self, entries: bytes) -> list[bytes]:
+        return [entries[start : start + KEY_BYTES] for start in range(0, len(entries), self._entry_bytes)]
+
+    def _fingerprints_in(self, entries: bytes) -> list[bytes]:
+        size = self._entry_bytes
+        return [entries[start : start + size - KEY_BYTES] for start in range(KEY_BYTES, len(entries), size)]
 
     @contextmanager
     def _unpacked(self, events: Iterable[tuple[int, bytes, bytes]]) -> Iterator[None]:
@@ -308,19 +315,19 @@ class Stage:
 
     def _events_of(self, user_key: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         """Row, key and fingerprint of each event of a user, in the order of the rows."""
-        return self._all_events("WHERE user = ? ORDER BY first_row", user_key[:USER_BYTES])
+        return self._all_events(f"WHERE {_USER_OF_RUN} = ? ORDER BY first_row", user_key[:USER_BYTES])
 
     def _all_events(self, which: str = "", *values: object) -> Iterator[tuple[int, bytes, bytes]]:
-        runs = self._database.execute(f"SELECT first_row, keys, fingerprints FROM events {which}", values)
-        for first_row, keys, fingerprints in runs:
-            yield from zip(count(first_row), _parts(keys, KEY_BYTES), _fingerprints_of(keys, fingerprints))
+        runs = self._database.execute(f"SELECT first_row, entries FROM events {which}", values)
+        for first_row, entries in runs:
+            yield from zip(count(first_row), self._keys_in(entries), self._fingerprints_in(entries))
 
     def keys(self) -> Iterator[bytes]:
         """The keys of all records that are staged."""
         for (key,) in self._database.execute("SELECT key FROM users"):
             yield key
-        for (keys,) in self._database.execute("SELECT keys FROM events"):
-            yield from _parts(keys, KEY_BYTES)
+        for (entries,) in self._database.execute("SELECT entries FROM events"):
+            yield from self._keys_in(entries)
 
     def _set_states(self, kind: Kind, rows: Sequence[int], states: bytes) -> None:
         if (
@@ -377,13 +384,13 @@ class Stage:
             f"SELECT {_USER_OF_KEY}, identity FROM users WHERE key >= ? AND key < ? ORDER BY key", (first, before)
         )
         runs = self._database.execute(
-            "SELECT user, first_row, keys, fingerprints, payloads FROM events"
-            " WHERE user >= ? AND user < ? ORDER BY user, first_row",
+            f"SELECT {_USER_OF_RUN}, first_row, entries, payloads FROM events"
+            f" WHERE {_USER_OF_RUN} >= ? AND {_USER_OF_RUN} < ? ORDER BY {_USER_OF_RUN}, first_row",
             (first, before),
         )
         user, identity = b"", ""
-        for user_of_run, first_row, keys, fingerprints, payloads in runs:
-            length = len(keys) // KEY_BYTES
+        for user_of_run, first_row, entries, payloads in runs:
+            length = len(entries) // self._entry_bytes
             wanted = states[first_row : first_row + length].count(state)
             if not wanted:
                 continue
@@ -393,8 +400,8 @@ class Stage:
                 repeat(Kind.EVENT),
                 count(first_row),
                 repeat(identity),
-                _parts(keys, KEY_BYTES),
-                _fingerprints_of(keys, fingerprints),
+                self._keys_in(entries),
+                self._fingerprints_in(entries),
                 payloads.split(_BETWEEN_PAYLOADS),
             )
             records = list(map(Record, *parts))
@@ -477,7 +484,8 @@ class Stage:
         states = self._states[Kind.USER]
         count = 0
         people = self._database.execute(
-            f"SELECT DISTINCT user FROM undelivered JOIN events ON {_RUN_OF_EVENT} WHERE outcome = 'held'"
+            f"SELECT DISTINCT {_USER_OF_RUN} FROM undelivered JOIN events ON {_RUN_OF_UNDELIVERED}"
+            " WHERE outcome = 'held'"
         ).fetchall()
         for (user,) in people:
             (row,) = self._database.execute("SELECT row FROM users WHERE key >= ? ORDER BY key", (user,)).fetchone()
@@ -535,7 +543,7 @@ class Stage:
         failed = (Outcome.REJECTED, Outcome.UNACKNOWLEDGED)
         for kind, own, tables in (
             (Kind.USER, "key, fingerprint", "users CROSS JOIN undelivered ON undelivered.row = users.row"),
-            (Kind.EVENT, f"{_OWN_KEY}, {_OWN_FINGERPRINT}", f"undelivered CROSS JOIN events ON {_RUN_OF_EVENT}"),
+            (Kind.EVENT, ", ".join(self._own()), f"undelivered CROSS JOIN events ON {_RUN_OF_UNDELIVERED}"),
         ):
             if not any(_CODES[outcome] in self._states[kind] for outcome in failed):
                 continue  # users are looked for by row, which has no index
@@ -552,10 +560,12 @@ class Stage:
 
     def refusals(self) -> Iterator[list[Failure]]:
         """The records that never left, as they can't be sent, some at a time."""
+        key, fingerprint = self._own()
         rows = self._database.execute(
-            f"SELECT coalesce(own_key, {_OWN_KEY}), coalesce(own_fingerprint, {_OWN_FINGERPRINT}), kind,"
+            f"SELECT coalesce(own_key, {key}), coalesce(own_fingerprint, {fingerprint}), kind,"
             " undelivered.row, identity, outcome, status_code, code, message, attempts FROM undelivered"
-            f" LEFT JOIN events ON kind = ? AND own_key IS NULL AND {_RUN_OF_EVENT} WHERE outcome = ? AND NOT attempts",
+            f" LEFT JOIN events ON kind = ? AND own_key IS NULL AND {_RUN_OF_UNDELIVERED}"
+            " WHERE outcome = ? AND NOT attempts",
             (Kind.EVENT.value, Outcome.REJECTED.value),
         )
         while page := rows.fetchmany(KEYS_PER_LOOKUP):
@@ -563,6 +573,12 @@ class Stage:
                 Failure(key, fingerprint, Undelivered(Kind(kind), row, identity, Outcome(outcome), *rest))
                 for key, fingerprint, kind, row, identity, outcome, *rest in page
             ]
+
+    def _own(self) -> tuple[str, str]:
+        """Key and fingerprint of an undelivered event, in SQL, from the run that it was staged with."""
+        start = f"1 + {self._entry_bytes} * (undelivered.row - first_row)"
+        key = f"substr(entries, {start}, {KEY_BYTES})"
+        return key, f"substr(entries, {KEY_BYTES} + {start}, {self._entry_bytes - KEY_BYTES})"
 
     def reject(self, failures: Sequence[Failure], code: str) -> None:
         """What was not acknowledged is rejected after all, with this code of ours."""
@@ -638,8 +654,7 @@ CREATE TABLE users (
     payload BLOB NOT NULL
 );
 CREATE TABLE events (  -- runs of neighbours that belong to one user
-    first_row INTEGER PRIMARY KEY, user BLOB NOT NULL, keys BLOB NOT NULL, fingerprints BLOB NOT NULL,
-    payloads BLOB NOT NULL
+    first_row INTEGER PRIMARY KEY, entries BLOB NOT NULL, payloads BLOB NOT NULL
 );
 CREATE TABLE unpacked (row INTEGER NOT NULL, key BLOB NOT NULL, fingerprint BLOB NOT NULL);
 CREATE TABLE undelivered (

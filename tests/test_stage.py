@@ -72,6 +72,20 @@ def test_memory_stays_flat_however_many_events_are_staged(tmp_path: Path) -> Non
     assert float(growth_mb) < 60  # their payloads alone are 100 MB
 
 
+@pytest.mark.parametrize("most", [1, 3, 1000])
+def test_doubled_events_are_found_however_many_keys_are_compared_in_memory(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("pipeline.stage.MOST_KEYS", most)
+    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
+    ids = ["a", "b", "a", "c", "a", "d"]
+    stage_events(opened, *(event(opened, row, each) for row, each in enumerate(ids, start=1)))
+    stage_events(opened, event(opened, 7, "a", BOB), event(opened, 8, "c"), event(opened, 9, "e", BOB))
+    opened.stage.finish_staging()
+    assert sorted(record.row for record in opened.stage.pending(Kind.EVENT)) == [1, 2, 4, 6, 7, 9]
+    assert opened.stage.duplicate_events == 3
+
+
 def test_records_come_in_the_order_of_the_users_keys_and_within_a_user_by_row(opened: Opened) -> None:
     opened.stage.stage_users([user(opened, 1, CY), user(opened, 2, ADA), user(opened, 3, BOB)])
     stage_events(opened, event(opened, 9, "z", ADA), event(opened, 5, "y", CY), event(opened, 7, "x", ADA))
