@@ -309,13 +309,32 @@ def user_payloads(people: Sequence[str], values: Sequence[UserValues], rules: Ru
 
 
 class Events(NamedTuple):
-    """The events of some rows. places: of the rows that have one; ids and payloads: theirs. problems: the places of the
-    rows whose event can't be sent, and why."""
+    """The events of some rows, as far as looking them up in the ledger needs it; `event_payloads` makes the rest.
+
+    places: of the rows that have one. contents: all that each says but for NULLs, in JSON. given_ids: those of the
+    query, "" where it gives none. names, people: in JSON. fields: the members of `dataFields`. problems: the places of
+    the rows whose event can't be sent, and why.
+    """
 
     places: Sequence[int] = ()
-    ids: Sequence[str] = ()
-    payloads: Sequence[bytes] = ()
+    contents: Sequence[str] = ()
+    given_ids: Sequence[str] = ()
+    names: Sequence[str] = ()
+    people: Sequence[str] = ()
+    microseconds: Sequence[int] = ()
+    fields: Sequence[str] = ()
     problems: Sequence[tuple[int, InvalidRecord]] = ()
+
+    @property
+    def identities(self) -> Sequence[str]:
+        """What tells each event of a user from all others: its id, or the content that the id is derived from."""
+        if not any(self.given_ids):
+            return self.contents
+        return [given or content for given, content in zip(self.given_ids, self.contents, strict=True)]
+
+    def some(self, which: Sequence[int]) -> Events:
+        """Those at these indexes."""
+        return Events._make([*([part[index] for index in which] for part in self[:-1]), ()])
 
 
 def events(columns: Columns, people: Sequence[str], rules: Rules) -> Events:
@@ -329,7 +348,7 @@ def events(columns: Columns, people: Sequence[str], rules: Rules) -> Events:
     if None in moments or "" in moments:
         return _events_of_some(columns, people, rules)
     try:
-        return Events(range(len(people)), *_convert_events(columns, people, rules))
+        return _convert_events(columns, people, rules)
     except InvalidRecord as problem:
         if len(people) == 1:
             return Events(problems=[(0, problem)])
@@ -355,15 +374,14 @@ def _events_at(places: Sequence[int], columns: Columns, people: Sequence[str], r
 def _joined(parts: Iterable[tuple[Sequence[int], Events]]) -> Events:
     """Events of parts of a block, given with the places that these parts have in it."""
     places: list[int] = []
-    ids: list[str] = []
-    payloads: list[bytes] = []
+    others: list[Any] = [[] for _ in Events._fields[1:-1]]
     problems: list[tuple[int, InvalidRecord]] = []
     for of_part, found in parts:
         places += [of_part[place] for place in found.places]
-        ids += found.ids
-        payloads += found.payloads
+        for joined, part in zip(others, found[1:-1], strict=True):
+            joined += part
         problems += [(of_part[place], problem) for place, problem in found.problems]
-    return Events(places, ids, payloads, problems)
+    return Events._make([places, *others, problems])
 
 
 def selected(columns: Columns, places: Sequence[int]) -> Columns:
@@ -383,30 +401,60 @@ def _problem_without_time(columns: Columns, place: int, rules: Rules) -> Invalid
     return None
 
 
-def _convert_events(columns: Columns, people: Sequence[str], rules: Rules) -> tuple[list[str], list[bytes]]:
-    """Rows that all carry an event -> ids and payloads, put together from parts that are JSON already."""
+def _convert_events(columns: Columns, people: Sequence[str], rules: Rules) -> Events:
+    """Rows that all carry an event -> the parts of their events."""
     names = _event_names(columns, len(people), rules)
     microseconds = _event_times(columns, rules)
     who = list(map(quote, people))
     values = [json_column(columns[field.column], field, rules.zone) for field in rules.event_layout.fields]
     fields = rules.event_layout.fill_all(values, len(people))
-    ids = derived_event_ids(names, who, microseconds, fields)
-    quoted_ids = [f'"{each}"' for each in ids]
+    contents = event_contents(names, who, microseconds, fields)
+    given = [""] * len(people)
     if rules.id_column is not None:
         given = [_given_event_id(value, rules.id_column) for value in columns[rules.id_column]]
-        ids = [one or other for one, other in zip(given, ids, strict=True)]
-        quoted_ids = list(map(quote, ids))
     if rules.clear_nulls:
         fields = rules.event_layout.fill_all(values, len(people), nulls=True)
-    opening = '{"userId":' if rules.by_user_id else '{"email":'
-    payloads = [
-        f'{opening}{person},"eventName":{name},"id":{event_id},"createdAt":{moment // 1_000_000},'
-        f'"dataFields":{{{each}}}}}'.encode()
-        for person, name, event_id, moment, each in zip(who, names, quoted_ids, microseconds, fields, strict=True)
+    found = Events(range(len(people)), contents, given, names, who, microseconds, fields)
+    if max(map(len, contents)) + max(map(len, fields)) > MAX_RECORD_BYTES // 8:  # in characters; none has over 4 bytes
+        largest = max(event_payloads(found, rules), key=len)
+        if len(largest) > MAX_RECORD_BYTES:
+            raise _too_large(largest)
+    return found
+
+
+def event_contents(
+    names: Sequence[str], people: Sequence[str], microseconds: Sequence[int], fields: Sequence[str]
+) -> list[str]:
+    """The same for the same event in every run, on every machine: its name, person, time and fields but for NULLs.
+
+    All of them in JSON; the fields without braces and in the order of their names, so that the order of EVENT_FIELDS
+    does not matter.
+    """
+    return [
+        f'["{ID_VERSION}",{name},{who},{moment},{{{each}}}]'
+        for name, who, moment, each in zip(names, people, microseconds, fields, strict=True)
     ]
-    if max(map(len, payloads)) > MAX_RECORD_BYTES:
-        raise _too_large(max(payloads, key=len))
-    return ids, payloads
+
+
+def event_ids(contents: Sequence[str]) -> list[str]:
+    """The ids that are derived from these contents."""
+    sha256 = hashlib.sha256
+    return [f"{ID_VERSION}-{sha256(content.encode()).hexdigest()[:40]}" for content in contents]
+
+
+def event_payloads(found: Events, rules: Rules) -> list[bytes]:
+    """The bodies of events/track, which are also elements of events/trackBulk."""
+    opening = '{"userId":' if rules.by_user_id else '{"email":'
+    ids = [f'"{derived}"' for derived in event_ids(found.contents)]
+    if any(found.given_ids):
+        ids = [quote(given) if given else derived for given, derived in zip(found.given_ids, ids, strict=True)]
+    return [
+        f'{opening}{person},"eventName":{name},"id":{each_id},"createdAt":{moment // 1_000_000},'
+        f'"dataFields":{{{each}}}}}'.encode()
+        for person, name, each_id, moment, each in zip(
+            found.people, found.names, ids, found.microseconds, found.fields, strict=True
+        )
+    ]
 
 
 def _too_large(payload: bytes) -> InvalidRecord:
@@ -452,19 +500,3 @@ def _given_event_id(value: Any, column: str) -> str:
     if len(event_id.encode("utf-8")) > MAX_EVENT_ID_BYTES:
         raise InvalidRecord(f"{column} is longer than {MAX_EVENT_ID_BYTES} bytes")
     return event_id if event_id.strip() else ""
-
-
-def derived_event_ids(
-    names: Sequence[str], people: Sequence[str], microseconds: Sequence[int], fields: Sequence[str]
-) -> list[str]:
-    """The same for the same event in every run, on every machine: its name, person, time and fields but for NULLs.
-
-    All of them in JSON; the fields without braces and in the order of their names, so that the order of EVENT_FIELDS
-    does not matter.
-    """
-    sha256 = hashlib.sha256
-    contents = [
-        f'["{ID_VERSION}",{name},{who},{moment},{{{each}}}]'.encode()
-        for name, who, moment, each in zip(names, people, microseconds, fields, strict=True)
-    ]
-    return [f"{ID_VERSION}-{sha256(content).hexdigest()[:40]}" for content in contents]

@@ -22,7 +22,7 @@ from pipeline.fields import FieldMap, FieldType
 from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.payloads import Columns, Rules, Said
 from pipeline.records import Kind, Outcome, Record, Undelivered
-from pipeline.stage import Failure, Stage, UserRow
+from pipeline.stage import UNCHANGED, Failure, Stage, UserRow
 from pipeline.values import InvalidRecord, canonical, cell_text
 
 RECORDS_PER_STAGING = 2_000
@@ -48,6 +48,11 @@ class _Events(NamedTuple):
     keys: list[bytes]
     fingerprints: list[bytes]
     payloads: list[bytes]
+    states: bytearray
+
+
+def _no_events() -> _Events:
+    return _Events([], [], [], [], bytearray())
 
 
 class Planner:
@@ -75,7 +80,7 @@ class Planner:
         self._rules = rules
         self._columns = columns
         self._user_rows: list[UserRow] = []
-        self._events = _Events([], [], [], [])
+        self._events = _no_events()
         self._refusals: list[Failure] = []
         self._waiting_bytes = 0
         self._keys: dict[str, bytes] = {}  # of users, by identity
@@ -220,19 +225,33 @@ class Planner:
         found = payloads.events(columns, people, self._rules)
         for place, problem in found.problems:
             self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
-        keys = self._ledger.event_keys([user_keys[place] for place in found.places], found.ids)
+        keys = self._ledger.event_keys([user_keys[place] for place in found.places], found.identities)
+        if self._rules.id_column is None:
+            # A key that stands for all that the event says tells its content from any other.
+            fingerprints = [key[USER_BYTES:] for key in keys]
+            states = self._stage.first_states(Kind.EVENT, keys, fingerprints)
+            contents = self._payloads_of_news(found, states)
+        else:
+            contents = payloads.event_payloads(found, self._rules)
+            fingerprints = self._ledger.fingerprints(contents)
+            states = self._stage.first_states(Kind.EVENT, keys, fingerprints)
         waiting = self._events
         waiting.rows.extend([numbers[place] for place in found.places])
         waiting.keys.extend(keys)
-        waiting.fingerprints.extend(self._fingerprints(keys, found.payloads))
-        waiting.payloads.extend(found.payloads)
-        self._waiting_bytes += sum(map(len, found.payloads))
+        waiting.fingerprints.extend(fingerprints)
+        waiting.payloads.extend(contents)
+        waiting.states.extend(states)
+        self._waiting_bytes += sum(map(len, contents))
 
-    def _fingerprints(self, keys: Sequence[bytes], contents: Sequence[bytes]) -> list[bytes]:
-        """An id that is derived from all that the event says tells its content from any other."""
-        if self._rules.id_column is None:
-            return [key[USER_BYTES:] for key in keys]
-        return self._ledger.fingerprints(contents)
+    def _payloads_of_news(self, found: payloads.Events, states: bytes) -> list[bytes]:
+        """What is unchanged needs no payload."""
+        if UNCHANGED not in states:
+            return payloads.event_payloads(found, self._rules)
+        news = [at for at, state in enumerate(states) if state != UNCHANGED]
+        contents = [b""] * len(states)
+        for at, payload in zip(news, payloads.event_payloads(found.some(news), self._rules), strict=True):
+            contents[at] = payload
+        return contents
 
     # What can't be sent ---------------------------------------------------------------------------------------
 
@@ -266,9 +285,10 @@ class Planner:
 
     def _flush(self) -> None:
         self._stage.stage_user_rows(self._user_rows)
-        self._stage.stage_events(*self._events)
+        events = self._events
+        self._stage.stage_events(*events[:-1], states=bytes(events.states))
         self._stage.note_refusals(self._refusals)
-        self._user_rows, self._events, self._refusals = [], _Events([], [], [], []), []
+        self._user_rows, self._events, self._refusals = [], _no_events(), []
         self._waiting_bytes = 0
 
 

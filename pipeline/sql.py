@@ -37,8 +37,10 @@ def rows_of_keys(
     """These columns of a table, where its `project` and `key` are these."""
     rows = []
     for chunk in chunks(keys):
-        statement = f"SELECT {columns} FROM {table} WHERE project = {project:d} AND key IN ({_places(len(chunk))})"
-        rows += database.execute(statement, list(chunk)).fetchall()
+        # A list after IN would be sorted first, which takes a fifth longer.
+        wanted = f"(VALUES {_places(len(chunk), '(?)')}) AS wanted"
+        found = f"{wanted} CROSS JOIN {table} ON project = {project:d} AND key = wanted.column1"
+        rows += database.execute(f"SELECT {columns} FROM {found}", list(chunk)).fetchall()
     return rows
 
 
@@ -57,5 +59,5 @@ def chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 @lru_cache
-def _places(count: int) -> str:
-    return ",".join("?" * count)
+def _places(count: int, place: str = "?") -> str:
+    return ",".join([place] * count)

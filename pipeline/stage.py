@@ -45,7 +45,7 @@ _LATE = 2  # pending, too, but offered after all others: it, or its user, had tr
 _HELD = 3  # refused, and to be tried once more in this run
 _CODES = {outcome: code for code, outcome in enumerate(Outcome, start=4)}
 _DELIVERED = _CODES[Outcome.DELIVERED]
-_UNCHANGED = _CODES[Outcome.UNCHANGED]
+UNCHANGED = _CODES[Outcome.UNCHANGED]
 
 
 class Failure(NamedTuple):
@@ -122,15 +122,21 @@ class Stage:
             list(map(_ALL_BUT_KIND, records)),
         )
         sendable = [each for each in records if each.payload]
-        states = self._first_states(Kind.USER, [each.key for each in sendable], [each.fingerprint for each in sendable])
+        states = self.first_states(Kind.USER, [each.key for each in sendable], [each.fingerprint for each in sendable])
         self._set_states(Kind.USER, [each.row for each in sendable], states)
 
     def stage_events(
-        self, rows: Sequence[int], keys: Sequence[bytes], fingerprints: Sequence[bytes], payloads: Sequence[bytes]
+        self,
+        rows: Sequence[int],
+        keys: Sequence[bytes],
+        fingerprints: Sequence[bytes],
+        payloads: Sequence[bytes],
+        states: bytes | None = None,
     ) -> None:
         """Events to track, in the order of their rows. Doubled ones are settled when the stage is finished.
 
         What is unchanged is staged without its payload, so that two events of one id are still found.
+        states: their `first_states`, where they are known.
         """
         if not rows:
             return
@@ -140,9 +146,9 @@ class Stage:
             self._distinct.update(keys)
             if len(self._distinct) > MOST_KEYS:
                 self._distinct = None
-        states = self._first_states(Kind.EVENT, keys, fingerprints)
-        if _UNCHANGED in states:
-            payloads = [b"" if state == _UNCHANGED else each for each, state in zip(payloads, states, strict=True)]
+        states = self.first_states(Kind.EVENT, keys, fingerprints) if states is None else states
+        if UNCHANGED in states:
+            payloads = [b"" if state == UNCHANGED else each for each, state in zip(payloads, states, strict=True)]
         insert_many(
             self._database,
             "INSERT INTO events (first_row, entries, payloads) VALUES",
@@ -150,37 +156,31 @@ class Stage:
         )
         self._set_states(Kind.EVENT, rows, states)
 
-    def _first_states(self, kind: Kind, keys: Sequence[bytes], fingerprints: Sequence[bytes]) -> bytes:
+    def first_states(self, kind: Kind, keys: Sequence[bytes], fingerprints: Sequence[bytes]) -> bytes:
         """The states that records begin with."""
         accepted, troubled = self._look_up(keys)
         if not accepted and not troubled:
             return bytes([_PENDING]) * len(keys)
+        if len(accepted) == len(keys) and list(map(accepted.get, keys)) == list(fingerprints):
+            return bytes([UNCHANGED]) * len(keys)
         states = bytearray()
         leaves_known = self._leaves_known_users and kind is Kind.USER
         for key, fingerprint in zip(keys, fingerprints, strict=True):
             is_unchanged = accepted.get(key) == fingerprint
             if is_unchanged or (leaves_known and key in accepted):
-                states.append(_UNCHANGED)
+                states.append(UNCHANGED)
                 self.left_users += not is_unchanged
             else:
                 states.append(_LATE if key in troubled else _PENDING)
         return bytes(states)
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Mapping[bytes, bytes], Container[bytes]]:
-        """The fingerprints accepted, and the keys of what had trouble; some keys at a time, in the ledger's order."""
-        accepted: dict[bytes, bytes] = {}
-        troubled: set[bytes] = set()
+        """The fingerprints accepted, and the keys of what had trouble."""
         if self._known is None and self._late is None:
-            return accepted, troubled
-        in_order = sorted(keys)
-        for start in range(0, len(in_order), KEYS_PER_LOOKUP):
-            chunk = in_order[start : start + KEYS_PER_LOOKUP]
-            if self._known is not None:
-                accepted.update(self._known(chunk))
-            if self._late is not None:
-                late = self._late(chunk)
-                troubled.update(key for key in chunk if key in late)
-        return accepted, troubled
+            return {}, ()
+        in_order = sorted(keys)  # in which the ledger has them
+        accepted = self._known(in_order) if self._known is not None else {}
+        return accepted, self._late(in_order) if self._late is not None else ()
 
     def end_reading(self) -> None:
         """All rows are staged: keep them, although a disk that is full later on undoes what was done since."""
@@ -489,7 +489,7 @@ class Stage:
         ).fetchall()
         for (user,) in people:
             (row,) = self._database.execute("SELECT row FROM users WHERE key >= ? ORDER BY key", (user,)).fetchone()
-            if states[row] == _UNCHANGED:
+            if states[row] == UNCHANGED:
                 states[row] = _PENDING
                 count += 1
         return count

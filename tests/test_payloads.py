@@ -59,7 +59,7 @@ def of_rows(*rows: Mapping[str, Any]) -> payloads.Columns:
 def events_of(rows: Sequence[Mapping[str, Any]], people: Sequence[str], rules: Rules) -> list[Any]:
     """For each row its id and payload, or the reason why there can't be one, or None."""
     found = payloads.events(of_rows(*rows), people, rules)
-    events = dict(zip(found.places, zip(found.ids, found.payloads, strict=True), strict=True))
+    events = dict(zip(found.places, ids_and_payloads(found, rules), strict=True))
     problems = {place: str(problem) for place, problem in found.problems}
     assert not events.keys() & problems.keys()
     return [events.get(place) or problems.get(place) for place in range(len(rows))]
@@ -79,7 +79,12 @@ def event(row: Mapping[str, Any], who: str, rules: Rules) -> tuple[str, bytes] |
     found = payloads.events(of_rows(row), [who], rules)
     for _, problem in found.problems:
         raise problem
-    return (found.ids[0], found.payloads[0]) if found.places else None
+    return ids_and_payloads(found, rules)[0] if found.places else None
+
+
+def ids_and_payloads(found: payloads.Events, rules: Rules) -> list[tuple[str, bytes]]:
+    bodies = payloads.event_payloads(found, rules)
+    return [(json.loads(body)["id"], body) for body in bodies]
 
 
 def has_event(row: Mapping[str, Any], rules: Rules) -> bool:
@@ -973,13 +978,14 @@ parts = st.tuples(texts, texts, st.integers(0, 10**6), st.dictionaries(texts, te
 def test_derived_ids_are_the_same_only_for_the_same_parts(
     one: tuple[str, str, int, dict[str, str]], other: tuple[str, str, int, dict[str, str]]
 ) -> None:
-    ids = [
-        payloads.derived_event_ids(
+    contents = [
+        payloads.event_contents(
             [json.dumps(name)], [json.dumps(who)], [time], [json.dumps(fields, sort_keys=True)[1:-1]]
         )
         for name, who, time, fields in (one, other)
     ]
-    assert (ids[0] == ids[1]) == (one == other)
+    ids = [payloads.event_ids(content) for content in contents]
+    assert (ids[0] == ids[1]) == (contents[0] == contents[1]) == (one == other)
 
 
 def test_huge_numbers_are_refused_without_being_written_out() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import payloads
 from pipeline.fields import FieldMap
 from pipeline.ledger import USER_BYTES
 from pipeline.payloads import MAX_RECORD_BYTES, Rules
@@ -97,7 +98,9 @@ def test_row_becomes_a_user_and_an_event(opened: Opened) -> None:
         f'{{"email":"ada@example.com","eventName":"page_view","id":"{event_id}","createdAt":1768293912,'
         '"dataFields":{"page":"pricing"}}'
     ).encode()
-    (key,) = opened.ledger.event_keys([key], [event_id])
+    content = payloads.event_contents(['"page_view"'], ['"ada@example.com"'], [1768293912000000], ['"page":"pricing"'])
+    assert [event_id] == payloads.event_ids(content)
+    (key,) = opened.ledger.event_keys([key], content)
     assert found == Record(Kind.EVENT, 1, "ada@example.com", key, key[USER_BYTES:], event_payload)
 
 
