@@ -7,8 +7,7 @@ Sends nothing.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import groupby, repeat
@@ -128,8 +127,7 @@ class Planner:
         known = self._keys
         if types_of(names) == {str}:
             distinct = set(names)
-            for name in distinct.difference(known):
-                self._learn(name)
+            self._learn(distinct.difference(known))
             if known.keys() >= distinct:  # as nearly always, all are written as Iterable has them
                 return names
         people: list[str | None] = []
@@ -144,11 +142,14 @@ class Planner:
                 self._refuse_row_of_nobody(columns, place, numbers[place], problem)
         return people
 
-    def _learn(self, name: str) -> None:
-        """Remember a user who is written as Iterable has them."""
-        with suppress(InvalidRecord):
-            if payloads.identity(name, self._rules) == name:
-                self._key_of(name)
+    def _learn(self, names: Iterable[str]) -> None:
+        """Remember those users who are written as Iterable has them."""
+        for name in names:
+            try:
+                if payloads.identity(name, self._rules) == name:
+                    self._key_of(name)
+            except InvalidRecord:
+                continue
 
     def _plan_users(self, columns: Columns, numbers: Sequence[int], people: Sequence[str]) -> list[bytes]:
         """Stages what each row says about its user, unless the user's row before said the same; returns the keys."""
