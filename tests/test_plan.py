@@ -22,6 +22,8 @@ from pipeline.records import Kind, Outcome, Record, Undelivered, Unreadable
 from tests.opened import Opened, open_both
 
 NOW_S = 1_768_293_912.0  # 2026-01-13 08:45:12 in UTC
+# A change of this key would send every event of every project once more.
+PINNED_KEY = "9e5b2f6943190cafd3e788c5caafe8e48c3b314b"
 ROW: dict[str, Any] = {
     "id": 1,
     "email": "ada@example.com",
@@ -101,6 +103,7 @@ def test_row_becomes_a_user_and_an_event(opened: Opened) -> None:
     content = payloads.event_contents(['"page_view"'], ['"ada@example.com"'], [1768293912000000], ['"page":"pricing"'])
     assert [event_id] == payloads.event_ids(content)
     (key,) = opened.ledger.event_keys([key], content)
+    assert key.hex() == PINNED_KEY
     assert found == Record(Kind.EVENT, 1, "ada@example.com", key, key[USER_BYTES:], event_payload)
 
 
