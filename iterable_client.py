@@ -253,7 +253,7 @@ class IterableClient:
         except UnencodableError as error:
             return self._fail(name, Answer(None, problem=str(error)), 0, identity)
         allowed = min(self.max_retries, self.max_retries if max_attempts is None else max_attempts)
-        attempts, after = 0, ""
+        attempts, answer = 0, Answer(None, problem="the run is ending", failure=Failure.ABANDONED)
         try:
             while True:
                 headers = self._update_headers(email, user_id)
@@ -270,10 +270,8 @@ class IterableClient:
                     self._pacers[name].slow_down(min(wait_s, MAX_WAIT_S))
                 if attempts >= allowed or not self._is_worth_repeating(answer):
                     return self._fail(name, answer, attempts, identity)
-                after = f", after {answer.problem or answer.status_code}"
                 self._wait_for_retry(name, answer, wait_s, attempts, allowed)
         except Abandoned:
-            answer = Answer(None, problem=f"the run is ending{after}", failure=Failure.ABANDONED)
             return self._fail(name, answer, attempts, identity)
 
     def _wait_for_retry(self, name: str, answer: Answer, wait_s: float, attempts: int, allowed: int) -> None:

@@ -124,7 +124,7 @@ class Breaker:
     def let_begun_calls_end(self) -> bool:
         """Let calls whose first attempts have failed have the rest of them. Whether there are any that wait."""
         with self._change:
-            self._lets_begun_end = True
+            self._lets_begun_end = self.is_open
             self._change.notify_all()
             return self._begun_blocked > 0
 
@@ -175,15 +175,12 @@ class Breaker:
         if self.must_end_run():
             return
         self._last = failed
-        if turn.counted_at == self.closings:
-            return
-        turn.counted_at = self.closings
-        self.in_a_row += 1
-        self._strain += (PART_COUNTS if turn.is_part else 1) / FAILURES[failed.failure].ends_run_after
-        self.is_open = self.is_open or self._strain >= self._patience * ALMOST_ONE
-        if FAILURES[failed.failure].ends_run_at_once:
+        if turn.counted_at != self.closings:
+            turn.counted_at = self.closings
+            self.in_a_row += 1
+            self._strain += (PART_COUNTS if turn.is_part else 1) / FAILURES[failed.failure].ends_run_after
+        if self._strain >= self._patience * ALMOST_ONE or FAILURES[failed.failure].ends_run_at_once:
             self.is_open = True
-        if self.is_open:
             self._change.notify_all()
 
     def _block(self, turn: Turn, until: Callable[[], bool], *, has_begun: bool = False) -> None:
@@ -215,9 +212,11 @@ class Breaker:
             with self._change:
                 left = until - time.monotonic()
                 self._change.wait_for(lambda: self.is_stopping or self._holds_begun_calls(), max(left, 0.0))
-            if not self._holds_begun_calls():
+                is_held = self._holds_begun_calls()
+            if is_held:
+                self._block(turn, lambda: not self._holds_begun_calls(), has_begun=True)
+            elif time.monotonic() >= until:
                 break
-            self._block(turn, lambda: not self._holds_begun_calls(), has_begun=True)
         return self.is_stopping
 
     def _holds_begun_calls(self) -> bool:

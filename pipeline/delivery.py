@@ -34,8 +34,7 @@ logger = logging.getLogger("pipeline.delivery")
 WAITING_BATCHES = 4  # ready for the next worker that is free; more would only take memory
 MAX_BYTES_UNDER_WAY = 20_000_000  # with those that wait; each is in memory three times while it is sent
 MAX_BLOCKED = 5  # batches that failed while Iterable has accepted nothing yet
-PROBES = 2  # before the run stops, as the first record may be a bad one, too;
-MANY_FAILURES = 10  # after so many in a row, one is enough
+PROBES = 2  # before the run stops, as the first record may be a bad one, too; both take some 7 s where all is lost
 RECORDS_PER_COMMIT = 2000
 BYTES_PER_COMMIT = 4_000_000
 SECONDS_PER_COMMIT = 0.5
@@ -228,8 +227,7 @@ class Delivery:
 
     def _probe_or_stop(self) -> None:
         """Find out whether the records are to blame for the last failures: try one that has not failed before."""
-        probes = 1 if self._breaker.in_a_row > MANY_FAILURES else PROBES
-        probe = self._find_probe() if self._probes < probes else None
+        probe = self._find_probe() if self._probes < PROBES else None
         if probe is not None:
             self._probes += 1
             self._submit(probe)
@@ -296,7 +294,7 @@ class Delivery:
         if report.settled is None:
             self._finish(report.batch)
         elif report.batch.is_repeat:
-            self._probes = 0 if report.settled.delivered else self._probes
+            self._probes = 0 if _was_read(report.settled) else self._probes
         else:
             self._settle(report.batch, report.settled)
 
@@ -308,7 +306,8 @@ class Delivery:
             self._stage.note(settled.failed, is_blamed=settled.failure is not Failure.ABANDONED)
         if settled.unknown:
             self._note_unknown(settled.unknown)
-        if settled.failure in (None, Failure.REJECTED):
+        if _was_read(settled):
+            self._probes = 0
             self._room[batch.kind] = self._mode.workers + WAITING_BATCHES
         self._advance(batch.kind, len(settled.delivered) + len(settled.failed) + len(settled.unknown))
 
@@ -322,7 +321,6 @@ class Delivery:
     def _note_delivered(self, batch: Batch, settled: Settled) -> None:
         self._accepted += settled.delivered
         self._accepted_bytes += size_of(settled.delivered)
-        self._probes = 0
         if self._known_good is None or (batch.kind is Kind.USER and self._known_good.kind is Kind.EVENT):
             self._known_good = settled.delivered[0]
         if batch.kind is Kind.USER:
@@ -423,6 +421,11 @@ class Delivery:
         with suppress(sqlite3.Error):
             note_troubles(self._ledger, self._stage, self._query, counts=self._breaker.has_accepted)
         self._progress.finish()
+
+
+def _was_read(settled: Settled) -> bool:
+    """Whether Iterable has read the request, whatever it thought of the records."""
+    return settled.failure in (None, Failure.REJECTED)
 
 
 class _Fields:

@@ -17,7 +17,6 @@ from pipeline.modes import Mode
 from pipeline.records import Kind, OfUser, Record, records_of, size_of, take_page
 from pipeline.stage import Stage
 
-KEYS_PER_LOOKUP = 500
 MAX_PARKED = 64  # batches of events that wait for an earlier one of their user
 MAX_PARKED_BYTES = 4_000_000
 
@@ -254,11 +253,8 @@ class Feed:
         if not self._knew_any:
             return
         records = list(records_of(page))
-        changed: list[bytes] = []
-        for start in range(0, len(records), KEYS_PER_LOOKUP):
-            some = records[start : start + KEYS_PER_LOOKUP]
-            known = self._ledger.known([each.key for each in some])
-            changed += [each.key for each in some if known.get(each.key, each.fingerprint) != each.fingerprint]
+        known = self._ledger.known([each.key for each in records])
+        changed = [each.key for each in records if known.get(each.key, each.fingerprint) != each.fingerprint]
         if changed:
             self._ledger.void(changed)
 

@@ -325,13 +325,6 @@ class Events(NamedTuple):
     fields: Sequence[str] = ()
     problems: Sequence[tuple[int, InvalidRecord]] = ()
 
-    @property
-    def identities(self) -> Sequence[str]:
-        """What tells each event of a user from all others: its id, or the content that the id is derived from."""
-        if not any(self.given_ids):
-            return self.contents
-        return [given or content for given, content in zip(self.given_ids, self.contents, strict=True)]
-
     def some(self, which: Sequence[int]) -> Events:
         """Those at these indexes."""
         return Events._make([*([part[index] for index in which] for part in self[:-1]), ()])
@@ -442,12 +435,26 @@ def event_ids(contents: Sequence[str]) -> list[str]:
     return [f"{ID_VERSION}-{sha256(content.encode()).hexdigest()[:40]}" for content in contents]
 
 
+def event_identities(found: Events, rules: Rules) -> Sequence[str]:
+    """What tells each event of a user from all others: its id or, as long as all are derived, what it is derived from.
+
+    The ledger knows events by it: a change of this would send every event of every project again.
+    """
+    return found.contents if rules.id_column is None else _ids(found)
+
+
+def _ids(found: Events) -> list[str]:
+    derived = event_ids(found.contents)
+    return [given or other for given, other in zip(found.given_ids, derived, strict=True)]
+
+
 def event_payloads(found: Events, rules: Rules) -> list[bytes]:
     """The bodies of events/track, which are also elements of events/trackBulk."""
     opening = '{"userId":' if rules.by_user_id else '{"email":'
-    ids = [f'"{derived}"' for derived in event_ids(found.contents)]
-    if any(found.given_ids):
-        ids = [quote(given) if given else derived for given, derived in zip(found.given_ids, ids, strict=True)]
+    if rules.id_column is None:
+        ids = [f'"{each}"' for each in event_ids(found.contents)]
+    else:
+        ids = list(map(quote, _ids(found)))
     return [
         f'{opening}{person},"eventName":{name},"id":{each_id},"createdAt":{moment // 1_000_000},'
         f'"dataFields":{{{each}}}}}'.encode()

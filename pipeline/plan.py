@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import date, datetime
-from decimal import Decimal
 from itertools import groupby, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from iterable.export import types_of
 from pipeline import payloads
-from pipeline.fields import FieldMap, FieldType
 from pipeline.ledger import USER_BYTES, Ledger
 from pipeline.payloads import Columns, Rules, Said
 from pipeline.records import Kind, Outcome, Record, Undelivered
@@ -28,7 +24,7 @@ RECORDS_PER_STAGING = 2_000
 BYTES_PER_STAGING = 2**20
 REMEMBERED_USERS = 40_000
 SLOTS = 2**19
-_SIMPLE_TYPES = frozenset({str, int, float, bool, Decimal, date, datetime, UUID, bytes})
+_TEXT_OR_NULL = frozenset({str, type(None)})
 BETWEEN_VALUES = "\n"  # JSON has none
 
 
@@ -176,14 +172,14 @@ class Planner:
         return places
 
     def _hashes(self, columns: Columns, people: Sequence[str]) -> Iterator[int]:
-        """A hash for what each row says of its user: of its cells, where equal ones are sent alike, or of the JSON."""
-        fields = self._rules.user_layout.fields
-        types = [types_of(columns[field.column]) - {type(None)} for field in fields]
-        if all(map(_are_sent_alike_if_equal, types, fields)):
-            cells = [columns[field.column] for field in fields]
-            return map(hash, zip(people, *cells, repeat(hash(tuple(types)))))
-        values = payloads.user_values(columns, len(people), self._rules)
-        return map(hash, zip(people, values, strict=True))
+        """A hash for what each row says of its user. Of text alone, as numbers share theirs: hash(-1) == hash(-2)."""
+        columns_of_user = [columns[field.column] for field in self._rules.user_layout.fields]
+        is_text = [types_of(column) <= _TEXT_OR_NULL for column in columns_of_user]
+        cells = [
+            column if as_it_is else list(map(repr, column))
+            for column, as_it_is in zip(columns_of_user, is_text, strict=True)
+        ]
+        return map(hash, zip(people, *cells, repeat(hash(tuple(is_text)))))
 
     def _key_of(self, who: str) -> bytes:
         if len(self._keys) >= REMEMBERED_USERS:
@@ -226,7 +222,9 @@ class Planner:
         found = payloads.events(columns, people, self._rules)
         for place, problem in found.problems:
             self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
-        keys = self._ledger.event_keys([user_keys[place] for place in found.places], found.identities)
+        keys = self._ledger.event_keys(
+            [user_keys[place] for place in found.places], payloads.event_identities(found, self._rules)
+        )
         if self._rules.id_column is None:
             # A key that stands for all that the event says tells its content from any other.
             fingerprints = [key[USER_BYTES:] for key in keys]
@@ -291,11 +289,6 @@ class Planner:
         self._stage.note_refusals(self._refusals)
         self._user_rows, self._events, self._refusals = [], _no_events(), []
         self._waiting_bytes = 0
-
-
-def _are_sent_alike_if_equal(types: frozenset[type], field: FieldMap) -> bool:
-    """Not so are 1 and True, and one moment in two time zones as text."""
-    return len(types) <= 1 and types <= _SIMPLE_TYPES and (datetime not in types or field.type is not FieldType.TEXT)
 
 
 def _cells(columns: Columns, place: int, names: Sequence[str]) -> str:

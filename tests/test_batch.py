@@ -892,7 +892,7 @@ def test_run_that_stops_while_waiting_for_a_second_try_leaves_what_was_sent_unac
     sender = SingleSender(run.client) if kind == "single" else BulkSender(run.client)
     reports = list(sender.send(users(3), run.turn()))
     assert told(reports) == {"unacknowledged": rows}
-    assert {report.failure for report in reports} == {Failure.ABANDONED}
+    assert {report.failure for report in reports} == {Failure.UNACKNOWLEDGED}
     run.client.session.close()
 
 

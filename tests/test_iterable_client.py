@@ -973,7 +973,7 @@ def abandon(seconds: float) -> None:
 def test_abandoned_back_off_ends_the_call_after_its_attempts(iterable: StandIn) -> None:
     fault = iterable.inject(Fault(path=UPDATE, status=503))
     result = client_of(iterable, sleep=abandon).update_user(ADA)
-    assert result == failed("the run is ending, after 503 (1 attempt)", Failure.ABANDONED, attempts=1)
+    assert result == failed("503 an empty answer (1 attempt)", Failure.UNACKNOWLEDGED, status=503, attempts=1)
     assert fault.matched == 1
 
 

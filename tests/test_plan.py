@@ -107,6 +107,20 @@ def test_row_becomes_a_user_and_an_event(opened: Opened) -> None:
     assert found == Record(Kind.EVENT, 1, "ada@example.com", key, key[USER_BYTES:], event_payload)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [(-1, -2), (-2, -1), (-1.0, -2.0), (1, True), (1, 1.0), ("1", 1), (0, 2**61 - 1), (0.0, -0.0), (None, "None")],
+    ids=str,
+)
+@pytest.mark.parametrize("rows_per_block", [1, 2])
+def test_later_value_of_a_user_counts_also_where_its_hash_is_the_same(
+    opened: Opened, values: tuple[Any, Any], rows_per_block: int
+) -> None:
+    plan(opened, [ROW | NO_EVENT | {"plan_type": value} for value in values], rows_per_block=rows_per_block)
+    (found,) = opened.stage.pending(Kind.USER)
+    assert f'"plan_type":{json.dumps(values[1])}'.encode() in found.payload
+
+
 def test_no_rows_plan_nothing(opened: Opened) -> None:
     assert plan(opened, []) == Plan([], [], [], 0)
 
