@@ -30,7 +30,6 @@ DEFAULT_COLUMNS = (
 ROWS_PER_BLOCK = 100  # of more, the processor's cache would forget the first before the last are written
 
 _PLAIN_TYPES = frozenset({str, int, float, Decimal, type(None)})
-_SIZED = frozenset({str, bytes})
 _FORMULA_STARTS = frozenset("=+-@\t\r\n")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
 
@@ -41,13 +40,6 @@ class Column(tuple[Any, ...]):
     @cached_property
     def types(self) -> frozenset[type]:
         return frozenset(map(type, self))
-
-    @property
-    def size(self) -> int:
-        """The length of its texts and bytes."""
-        if self.types <= _SIZED:
-            return sum(map(len, self))
-        return sum([len(value) for value in self if type(value) in _SIZED])
 
 
 def types_of(values: Sequence[Any]) -> frozenset[type]:

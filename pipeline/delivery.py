@@ -32,7 +32,7 @@ from pipeline.workers import GATHER_S, Report, Workers
 logger = logging.getLogger("pipeline.delivery")
 
 WAITING_BATCHES = 4  # ready for the next worker that is free; more would only take memory
-MAX_BYTES_UNDER_WAY = 20_000_000  # with those that wait; each is in memory three times while it is sent
+MAX_BYTES_UNDER_WAY = 12_000_000  # with those that wait; each is in memory three times while it is sent
 MAX_BLOCKED = 5  # batches that failed while Iterable has accepted nothing yet
 PROBES = 2  # before the run stops, as the first record may be a bad one, too; both take some 7 s where all is lost
 RECORDS_PER_COMMIT = 2000

@@ -34,7 +34,6 @@ from pipeline.source import Query, UndecodableText, open_query, read_query
 from pipeline.stage import Stage
 
 KEYS_PER_LOOKUP = 500
-MAX_BLOCK_SIZE = 2**20  # characters and bytes
 
 Rows = Sequence[tuple[Any, ...]]
 
@@ -153,22 +152,11 @@ def _first(blocks: Iterable[Rows], limit: int | None) -> Iterator[Rows]:
 
 def _planned(planner: Planner, blocks: Iterable[Rows]) -> Iterator[str | Iterable[Sequence[Any]]]:
     """Plan the rows, and pass them on to the CSV."""
-    for block in blocks:
-        for rows, by_column in _by_column(block):
-            planner.plan(by_column)
-            yield csv_block(rows, by_column)
+    for rows in blocks:
+        by_column = list(map(Column, zip(*rows, strict=True)))
+        planner.plan(by_column)
+        yield csv_block(rows, by_column)
     planner.end_reading()
-
-
-def _by_column(rows: Rows) -> Iterator[tuple[Rows, list[Column]]]:
-    """Rows and their columns; in parts where they are large, as each step makes a copy of them."""
-    by_column = list(map(Column, zip(*rows, strict=True)))
-    if len(rows) == 1 or sum(column.size for column in by_column) <= MAX_BLOCK_SIZE:
-        yield rows, by_column
-        return
-    middle = len(rows) // 2
-    for part in (rows[:middle], rows[middle:]):
-        yield from _by_column(part)
 
 
 def make_plan(run: Run, read: Read) -> Plan:

@@ -93,6 +93,15 @@ def test_failure_that_leaves_no_doubt_ends_the_run_also_after_a_success(failure:
     assert "consecutive" not in breaker.verdict().reason
 
 
+def test_wrong_key_ends_the_run_also_in_a_later_attempt_of_a_call() -> None:
+    breaker = Breaker()
+    turn = breaker.turn(Kind.USER)
+    turn.may_call()
+    breaker.before_retry("503, attempt 2 of 3")
+    turn.answered(Failure.BAD_API_KEY, "why.")
+    assert breaker.must_end_run()
+
+
 def test_parts_of_a_batch_that_has_failed_count_less() -> None:
     breaker = Breaker()
     turn = tell(breaker, OUT)
@@ -325,6 +334,37 @@ def test_server_that_is_gone_when_only_late_records_are_left_costs_few_requests(
     assert ran.stop_code is ExitCode.TEMPORARY
     assert len(iterable.project.requests) <= (60 if not mode.is_bulk else 50)
     assert iterable.project.user_updates["ada@example.com"] == 1
+
+
+def test_outage_that_ends_while_probes_are_tried_is_outlived(job: Job, iterable: StandIn) -> None:
+    def recover() -> None:
+        wait_until(lambda: fault.matched > 40)
+        time.sleep(0.45)  # a record has its three attempts within 0.36 s
+        iterable.clear_faults()
+
+    iterable.latency_s = 0.02
+    fault = iterable.inject(Fault(status=503, skip=40))
+    thread = threading.Thread(target=recover)
+    thread.start()
+    ran = job.run(some_rows(), SINGLE, rates=rates(50), initial_backoff=0.1)
+    thread.join()
+    assert ran.stop is None
+    assert ran.users["delivered"] >= 745
+
+
+def test_what_failed_before_a_stop_is_offered_last_by_the_next_run(job: Job, iterable: StandIn) -> None:
+    rows: Rows = [(f"{number}@example.com", None) for number in range(200)]
+    iterable.latency_s = 0.02
+    fault = iterable.inject(Fault(status=503, skip=50))
+    assert job.run(rows, SINGLE, rates=rates(50)).stop_code is ExitCode.TEMPORARY
+    failed = {request.body for request in iterable.project.requests if request.status == 503}
+    assert 5 < len(failed) < 100
+    fault.times = 0
+    iterable.project.requests.clear()
+    assert job.run(rows, SINGLE, rates=rates(50)).stop is None
+    late = [request.body in failed for request in iterable.project.requests]
+    assert sum(late) == len(failed)
+    assert late == sorted(late)
 
 
 @each_mode

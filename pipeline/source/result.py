@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any
 
 ROWS_PER_BLOCK = 500  # of more, the processor's cache forgets the first before the last are dealt with
 BYTES_PER_FETCH = 2**22
+BYTES_PER_BLOCK = 2**20  # of which each step makes copies
 
 Row = dict[str, Any]
 Block = Sequence[tuple[Any, ...]]
@@ -34,18 +34,29 @@ def in_blocks(fetch: Callable[[int], Block], most: int) -> Iterator[Block]:
     It is asked for fewer where rows are large, so that the memory of a run does not grow with the size of its rows.
     """
     waiting: list[tuple[Any, ...]] = []
-    count = 1
+    count, size = 1, 0
     while rows := fetch(count):
         waiting += rows
-        row_bytes = max(_size(rows[0]), _size(rows[-1]), 1)
-        if len(waiting) >= ROWS_PER_BLOCK or len(waiting) * row_bytes >= BYTES_PER_FETCH:
-            yield from (waiting[start : start + ROWS_PER_BLOCK] for start in range(0, len(waiting), ROWS_PER_BLOCK))
-            waiting = []
-        count = max(1, min(most, 4 * count, BYTES_PER_FETCH // row_bytes))
+        fetched = _size(rows)
+        size += fetched
+        if len(waiting) >= ROWS_PER_BLOCK or size >= BYTES_PER_FETCH:
+            length = max(1, min(ROWS_PER_BLOCK, BYTES_PER_BLOCK * len(waiting) // max(size, 1)))
+            yield from (waiting[start : start + length] for start in range(0, len(waiting), length))
+            waiting, size = [], 0
+        count = max(1, min(most, 4 * count, BYTES_PER_FETCH * len(rows) // max(fetched, 1)))
     if waiting:
         yield waiting
 
 
-def _size(row: tuple[Any, ...]) -> int:
-    """What it takes of memory: one emoji makes four bytes of each character of a text."""
-    return sum(map(sys.getsizeof, row))
+def _size(rows: Block) -> int:
+    """The length of their texts; all else is small."""
+    return sum(map(_size_of_column, zip(*rows, strict=True)))
+
+
+def _size_of_column(values: tuple[Any, ...]) -> int:
+    if type(values[0]) is str:
+        try:
+            return sum(map(len, values))
+        except TypeError:  # they are not all texts
+            pass
+    return sum([len(value) for value in values if type(value) is str or type(value) is bytes])
