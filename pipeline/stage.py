@@ -184,6 +184,9 @@ class Stage:
 
     def end_reading(self) -> None:
         """All rows are staged: keep them, although a disk that is full later on undoes what was done since."""
+        self._keep()
+
+    def _keep(self) -> None:
         self._database.execute("COMMIT")
         self._database.execute("BEGIN")
 
@@ -192,6 +195,7 @@ class Stage:
 
         ids_are_given: the events' ids come from the query, so that two users may share one by mistake.
         """
+        self._keep()
         self._has_all_users = True
         self._drop_duplicate_events()
         if ids_are_given:
@@ -644,6 +648,7 @@ class Stage:
 
 
 _SCHEMA = """
+PRAGMA page_size = 8192;  -- a run of ten events fits into one page
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -4000;
