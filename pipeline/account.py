@@ -83,7 +83,7 @@ def conclude(run: Run, account: Account) -> Ending:
     by_kind = run.stage.count_outcomes().values()
     numbers = {outcome: sum(counts[outcome] for counts in by_kind) for outcome in Outcome}
     if numbers[Outcome.UNACKNOWLEDGED]:
-        left = f"{_records(numbers[Outcome.UNACKNOWLEDGED])} not acknowledged; the next run sends them again."
+        left = f"{_records(numbers[Outcome.UNACKNOWLEDGED])} not acknowledged; the next run tries again."
         return Ending(ExitCode.TEMPORARY, f"{left} {_example(run, Outcome.UNACKNOWLEDGED)}".rstrip())
     if numbers[Outcome.REJECTED]:
         return _conclude_rejected(run, numbers[Outcome.REJECTED])

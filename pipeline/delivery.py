@@ -301,7 +301,7 @@ class Delivery:
     def _settle(self, batch: Batch, settled: Settled) -> None:
         batch.settled.update(settled.rows())
         if settled.delivered:
-            self._note_delivered(batch, settled)
+            self._note_delivered(batch.kind, settled)
         if settled.failed:
             self._stage.note(settled.failed, is_blamed=settled.failure is not Failure.ABANDONED)
         if settled.unknown:
@@ -318,15 +318,15 @@ class Delivery:
             self._left[kind] -= count
             self._progress.advance(kind, count)
 
-    def _note_delivered(self, batch: Batch, settled: Settled) -> None:
+    def _note_delivered(self, kind: Kind, settled: Settled) -> None:
         self._accepted += settled.delivered
         self._accepted_bytes += size_of(settled.delivered)
-        if self._known_good is None or (batch.kind is Kind.USER and self._known_good.kind is Kind.EVENT):
+        if self._known_good is None or (kind is Kind.USER and self._known_good.kind is Kind.EVENT):
             self._known_good = settled.delivered[0]
-        if batch.kind is Kind.USER:
+        if kind is Kind.USER:
             self._updated_users_at = self._clock()
         if self._mode.is_bulk:
-            self._fields.take_in(batch.kind, settled)
+            self._fields.take_in(kind, settled)
 
     def _note_unknown(self, unknown: Sequence[Undelivered]) -> None:
         if self._is_second_try:
