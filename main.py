@@ -25,15 +25,15 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from pipeline import steps
-from pipeline.account import Account, conclude, conclude_after, refuse, remember, report
-from pipeline.ending import ExitCode
-from pipeline.interrupt import Interrupted, catch_signals
-from pipeline.log import Console
-from pipeline.opening import open_run
-from pipeline.settings import parse_moment
-from pipeline.since import ALL
-from pipeline.version import VERSION
+from iterable import VERSION
+from pipeline.config.settings import parse_moment
+from pipeline.model.ending import ExitCode
+from pipeline.report.log import Console
+from pipeline.run import steps
+from pipeline.run.account import Account, conclude, conclude_after, refuse, remember, report
+from pipeline.run.interrupt import Interrupted, catch_signals
+from pipeline.run.opening import open_run
+from pipeline.run.since import ALL
 
 __all__ = ["ExitCode", "main", "run"]
 
@@ -126,19 +126,19 @@ def _when(text: str) -> datetime | str:
 def _chosen(options: argparse.Namespace) -> Callable[[argparse.Namespace], ExitCode]:
     """What is to be done. What only looks is loaded when it is asked for."""
     if options.check:
-        from pipeline.check import run_check
+        from pipeline.inspect.check import run_check
 
         return run_check
     if options.history is not None:
-        from pipeline.history import run_history
+        from pipeline.inspect.history import run_history
 
         return run_history
     if options.explain is not None:
-        from pipeline.explain import run_explain
+        from pipeline.inspect.explain import run_explain
 
         return run_explain
     if options.verify is not None:
-        from pipeline.verify import run_verify
+        from pipeline.inspect.verify import run_verify
 
         return run_verify
     return run

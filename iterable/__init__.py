@@ -4,4 +4,5 @@ bodies: payload -> JSON. answers: an HTTP answer -> success or Failure. pacing: 
 session. redaction: no secrets and no people in logs. export: rows -> a harmless CSV.
 """
 
-__version__ = "1.1.0"
+VERSION = "1.1.0"
+__version__ = VERSION

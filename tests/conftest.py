@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,24 @@ from tempfile import TemporaryDirectory
 import hypothesis
 import pytest
 
+from pipeline.report.log import OUR_LOGGERS
 from pipeline.sandbox import StandIn, create_sample_database
 from tests.program import Program
 
 # The same examples in each run: a change is what makes a test fail, not chance.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were() -> Iterator[None]:
+    """A console or a log that a test opens changes our loggers, and tests run in any order."""
+    loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
+    before = [(each.level, each.propagate, list(each.handlers)) for each in loggers]
+    yield
+    for each, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        each.setLevel(level)
+        each.propagate, each.handlers = propagate, handlers
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from iterable_client import IterableClient
-from pipeline.batch import BulkSender, Sender, SingleSender
-from pipeline.breaker import Breaker
-from pipeline.delivery import Delivered, Delivery
-from pipeline.ending import Ending, ExitCode
-from pipeline.modes import MAX_BYTES_A_BATCH, Mode, single_mode
-from pipeline.records import Kind, Outcome, Record, Undelivered
+from pipeline.delivery.breaker import Breaker
+from pipeline.delivery.delivery import Delivered, Delivery
+from pipeline.delivery.modes import MAX_BYTES_A_BATCH, Mode, single_mode
+from pipeline.delivery.senders import BulkSender, Sender, SingleSender
+from pipeline.model.ending import Ending, ExitCode
+from pipeline.model.records import Kind, Outcome, Record, Undelivered
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from tests.opened import Opened, open_both
 

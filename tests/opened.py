@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.ledger import Ledger, Project, open_ledger, read_ledger
-from pipeline.payloads import Rules
-from pipeline.plan import Planner
-from pipeline.records import Record
-from pipeline.stage import Stage, open_stage
+from pipeline.ledger.ledger import Ledger, Project, open_ledger, read_ledger
+from pipeline.model.records import Record
+from pipeline.stage.stage import Stage, open_stage
+from pipeline.transform.payloads import Rules
+from pipeline.transform.planner import Planner
 
 
 class Opened(NamedTuple):

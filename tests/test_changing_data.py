@@ -20,7 +20,7 @@ from typing import IO
 
 import pytest
 
-from pipeline.records import Kind, Record
+from pipeline.model.records import Kind, Record
 from pipeline.sandbox import Fault, StandIn
 from tests.job import MODES, Job, make_record
 from tests.opened import Opened, open_both

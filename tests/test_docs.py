@@ -16,10 +16,10 @@ from sqlalchemy import dialects
 from sqlalchemy.exc import NoSuchModuleError
 
 from main import ExitCode
-from pipeline.modes import bulk_mode, single_mode
-from pipeline.records import Outcome
+from pipeline.config.settings import SETTINGS
+from pipeline.delivery.modes import bulk_mode, single_mode
+from pipeline.model.records import Outcome
 from pipeline.sandbox import SANDBOX_KEY, StandIn
-from pipeline.settings import SETTINGS
 from tests.program import ROOT, Program, use_query
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -217,11 +217,9 @@ def test_files_that_are_named_exist(text: str) -> None:
 
 
 def test_every_module_is_in_the_reading_order() -> None:
-    modules = [
-        f"pipeline/{path.name}/" if path.is_dir() else f"pipeline/{path.name}"
-        for path in sorted((ROOT / "pipeline").iterdir())
-        if not path.name.startswith("__") and (path.suffix == ".py" or path.is_dir())
-    ]
+    modules = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "pipeline").rglob("*.py"))]
+    modules = [each for each in modules if not re.search(r"/__|/(sandbox|source)/", each)]
+    modules += ["pipeline/sandbox/", "pipeline/source/"]
     assert [module for module in [*modules, "main.py", "iterable_client.py"] if f"`{module}`" not in CONTRIBUTING] == []
 
 

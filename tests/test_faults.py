@@ -26,8 +26,8 @@ from urllib.parse import quote
 
 import pytest
 
-from pipeline.ledger import LEDGER_NAME
-from pipeline.log import LOG_NAME
+from pipeline.ledger.ledger import LEDGER_NAME
+from pipeline.report.log import LOG_NAME
 from pipeline.sandbox import Answer, Fault, Project, StandIn
 from tests.program import Finished, Program, has_logged, make_table, use_query, wait_until
 
@@ -298,9 +298,9 @@ def test_a_signal_in_the_query_of_postgresql_ends_it(
     number: signal.Signals, program: Program, iterable: StandIn, postgresql_url: str
 ) -> None:
     use_query(program, "SELECT 'a@example.com' AS email, NULL AS event_time, pg_sleep(600)::text AS page")
-    process = program.start(DATABASE_URL=postgresql_url)
+    process = program.start(DATABASE_URL=f"{postgresql_url}&application_name=run-{number:d}")
     with closing(connect_to(postgresql_url)) as database:
-        asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        asleep = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND application_name = 'run-{number:d}'"
         wait_until(lambda: database.execute(asleep).fetchone()[0])
         process.send_signal(number)
         assert_interrupted(program.wait_for(process), SIGNALS[number], None)
@@ -481,7 +481,7 @@ def test_a_full_disk_for_the_log_does_not_stop_the_run(program: Program, iterabl
 
 def test_a_bug_at_the_very_end_is_70_and_not_what_rejected_records_are(sample: Path) -> None:
     code = (
-        "import main, pipeline.results as results; results.write_results = None; "
+        "import main, pipeline.report.results as results; results.write_results = None; "
         "raise SystemExit(main.main(['--sandbox', '--quiet']))"
     )
     environment = {"PATH": os.environ["PATH"], "OUTPUT_DIR": str(sample.parent)}

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from iterable.pacing import rates
-from pipeline.opening import make_client
+from pipeline.config.settings import load_settings
+from pipeline.run.opening import make_client
 from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
-from pipeline.settings import load_settings
 from tests.program import ROOT, Program, make_table, use_query
 
 COLUMNS = "id,email,first_name,last_name,plan_type,candidate,page,device,browser,location,event_time"

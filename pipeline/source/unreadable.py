@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pipeline.records import Unreadable
+from pipeline.model.records import Unreadable
 
 if TYPE_CHECKING:
     from psycopg.abc import Buffer, Loader

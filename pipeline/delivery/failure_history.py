@@ -1,0 +1,48 @@
+"""What was refused or not acknowledged in this run -> the ledger, so that later runs offer it after all others.
+
+A record that was not acknowledged in several runs in a row is rejected: a silent 75 each night would hide it.
+"""
+
+from __future__ import annotations
+
+from pipeline.ledger.ledger import Failed, Ledger
+from pipeline.model.ending import KEEPS_FAILING
+from pipeline.model.records import Outcome
+from pipeline.stage.stage import Failure, Stage
+
+MAX_STREAK = 3  # runs in a row, each of which had something else accepted
+
+
+def note_troubles(ledger: Ledger, stage: Stage, query: str, *, counts: bool) -> None:
+    """Called once, when each record that was tried has its outcome. counts: whether anything was accepted in this run;
+    the failures of other runs may be the project's, and count neither for a record nor against it."""
+    for failures in stage.failures():
+        hopeless = _keep_failing(ledger, failures, counts)
+        stage.reject([each for each in failures if each.key in hopeless], KEEPS_FAILING)
+        is_new = ledger.note_troubles([_failed(each, hopeless) for each in failures], query, counts=counts)
+        stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
+    ledger.commit()
+
+
+def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool) -> None:
+    """The same for records that can't be sent. keep=False only looks which of them are known, as a dry run does."""
+    for failures in stage.refusals():  # all are looked at before the first is noted, as rows may be alike
+        is_new = ledger.are_new([_failed(each, set()) for each in failures])
+        stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
+    if keep:
+        for failures in stage.refusals():
+            ledger.note_troubles([_failed(each, set()) for each in failures], query, counts=False)
+
+
+def _keep_failing(ledger: Ledger, failures: list[Failure], counts: bool) -> set[bytes]:
+    keys = [each.key for each in failures if each.undelivered.outcome is Outcome.UNACKNOWLEDGED]
+    return {key for key, trouble in ledger.troubles(keys).items() if trouble.streak + counts >= MAX_STREAK}
+
+
+def _failed(failure: Failure, hopeless: set[bytes]) -> Failed:
+    key, fingerprint, undelivered = failure
+    is_unacknowledged = undelivered.outcome is Outcome.UNACKNOWLEDGED
+    outcome, code = undelivered.outcome, undelivered.code
+    if key in hopeless:
+        outcome, code = Outcome.REJECTED, KEEPS_FAILING
+    return Failed(key, fingerprint, outcome, undelivered.status_code, code, undelivered.message, is_unacknowledged)

@@ -1,0 +1,264 @@
+"""`--check`: looks at everything that a run needs, and at what the query's columns become; sends no user and no event.
+
+In: settings. Out: `Finding`s, one line each with what to do, and the mapping. Its exit code is the one that a run would
+end with, as far as that can be seen from the first rows. Locks and writes nothing, and works while a run is active.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from iterable.redaction import Redactor
+from iterable_client import Failure, IterableClient
+from pipeline.config.settings import Settings, SettingsError
+from pipeline.delivery.breaker import Breaker
+from pipeline.inspect import mapping
+from pipeline.inspect.findings import Area, Finding, about_dropped, about_fields, bad, good, note
+from pipeline.inspect.first_rows import FirstRows
+from pipeline.inspect.mapping import Mapped
+from pipeline.inspect.session import print_json
+from pipeline.ledger.ledger import (
+    LEDGER_NAME,
+    Ledger,
+    LedgerBusyError,
+    LedgerDamagedError,
+    LedgerError,
+    is_run_active,
+    open_ledger,
+    read_ledger,
+)
+from pipeline.model.ending import CHECK_ADDRESS, CHECK_KEY, FAILURES, ExitCode
+from pipeline.report.log import Console
+from pipeline.report.retention import crowding
+from pipeline.run.account import refuse
+from pipeline.run.forgotten import ForgottenListError, read_forgotten
+from pipeline.run.interrupt import Interrupt, Interrupted, catch_signals
+from pipeline.run.opening import about_new_key, make_client, settings_for
+from pipeline.run.since import Since
+
+
+@dataclass
+class Report:
+    """All that was found. looked_at: rows; None where the query could not be run."""
+
+    findings: list[Finding] = field(default_factory=list)
+    mapping: Sequence[Mapped] = ()
+    since: Since | None = None
+    looked_at: int | None = None
+    bad_rows: int = 0
+
+    @property
+    def code(self) -> ExitCode:
+        """That of the first finding which keeps a run from sending; else 1 where records would be refused."""
+        codes = [each.code for each in self.findings if each.code is not ExitCode.SUCCESS]
+        return next((code for code in codes if code is not ExitCode.REJECTED), min(codes, default=ExitCode.SUCCESS))
+
+
+def run_check(options: argparse.Namespace) -> ExitCode:
+    """Show what is found, as it is found; or all of it as JSON."""
+    console = Console(quiet=options.quiet, verbose=options.verbose, json=options.json)
+    report = Report()
+    try:
+        with ExitStack() as stack:
+            interrupt = stack.enter_context(catch_signals())
+            for finding in _findings(options, console, interrupt, report, stack):
+                report.findings.append(finding)
+                if not options.json:
+                    _tell(console, finding)
+    except Interrupted as problem:
+        return refuse(problem, console)
+    if options.json:
+        return print_json(console, as_json(report, console.redactor), report.code)
+    for line in mapping.as_lines(report.mapping):
+        console.say(line)
+    console.say(_last_line(report))
+    return report.code
+
+
+def _tell(console: Console, finding: Finding) -> None:
+    if finding.code is not ExitCode.SUCCESS and console.quiet:
+        console.error(finding.line())
+        return
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    for line in finding.lines() if is_terminal else [finding.line()]:
+        console.say(line)
+
+
+def _last_line(report: Report) -> str:
+    if report.code is ExitCode.SUCCESS:
+        return "Ready to run."
+    if report.code is ExitCode.REJECTED:
+        return "Ready to run. Exit code 1, as some records can't be sent or would be refused."
+    return f"Fix what is marked BAD, and check again. A run would end with exit code {report.code:d}."
+
+
+def as_json(report: Report, redactor: Redactor) -> dict[str, Any]:
+    since = report.since
+    return {
+        "exit_code": int(report.code),
+        "findings": [
+            {
+                "mark": each.mark.value,
+                "area": each.area.value,
+                "text": redactor.line(each.text),
+                "remedy": redactor.line(each.remedy),
+                "code": int(each.code),
+            }
+            for each in report.findings
+        ],
+        "rows": None if report.looked_at is None else {"looked_at": report.looked_at, "bad": report.bad_rows},
+        "since": {"from": since.shown(), "full_read": since.is_full, "why": since.why} if since else None,
+        "mapping": mapping.as_json(report.mapping),
+    }
+
+
+def _findings(
+    options: argparse.Namespace, console: Console, interrupt: Interrupt, report: Report, stack: ExitStack
+) -> Iterator[Finding]:
+    try:
+        settings, _ = settings_for(options, stack)
+        client = make_client(settings, Breaker())
+    except SettingsError as error:
+        for problem in error.problems:
+            yield bad(Area.SETTINGS, problem, "", ExitCode.SETTINGS)
+        return
+    console.redactor = Redactor(settings.secrets())
+    yield good(Area.SETTINGS, "all settings can be read")
+    yield from (note(Area.SETTINGS, warning) for warning in settings.warnings)
+    yield from look_at_output(settings)
+    looked = look_at_ledger(settings, options, stack)
+    yield from looked.findings
+    rows = FirstRows(settings, options, looked.ledger, interrupt)
+    yield from rows.look()
+    report.since, report.looked_at, report.bad_rows = rows.since, rows.looked_at, rows.bad_rows
+    types: dict[str, str] | None = None
+    for found in look_at_iterable(client, settings):
+        if isinstance(found, Finding):
+            yield found
+        else:
+            types = mapping.with_parents(found)
+    if rows.rules is not None:
+        yield from about_fields(rows.rules, rows.samples, types)
+        yield from about_dropped(rows.rules, looked.ledger.dropped_fields())
+        report.mapping = mapping.make_mapping(rows.rules, rows.samples, types)
+
+
+# The output folder and the ledger -------------------------------------------------------------------------------------
+
+
+def look_at_output(settings: Settings) -> Iterator[Finding]:
+    folder = settings.output_dir
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".check-"):
+            free_bytes = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    except OSError as error:
+        yield bad(
+            Area.OUTPUT,
+            f"{folder} can't be written ({error.strerror})",
+            "create it or fix its permissions, or name another one with OUTPUT_DIR",
+            ExitCode.NO_OUTPUT,
+        )
+        return
+    yield good(Area.OUTPUT, f"{folder} can be written, {free_bytes // 2**20:,} MiB are free")
+    crowded = crowding(folder, free_bytes) if settings.keep_days == 0 else None
+    if crowded is not None:
+        yield note(Area.OUTPUT, crowded)
+
+
+@dataclass(frozen=True)
+class LookedAtLedger:
+    """ledger: an empty one where there is none that can be read."""
+
+    ledger: Ledger
+    findings: Sequence[Finding]
+
+
+def look_at_ledger(settings: Settings, options: argparse.Namespace, stack: ExitStack) -> LookedAtLedger:
+    folder, project, now = settings.output_dir, settings.project(), time.time()
+    if not options.sandbox:
+        try:
+            ledger = stack.enter_context(read_ledger(folder, project, now=now))
+            return LookedAtLedger(ledger, list(_about_ledger(ledger, settings, options)))
+        except LedgerError as problem:
+            finding = bad(Area.LEDGER, str(problem), _ledger_remedy(problem), problem.code)
+        except LedgerBusyError as problem:
+            finding = bad(Area.LEDGER, str(problem), "wait until that program has ended", problem.code)
+        except sqlite3.Error as problem:
+            text = f"the ledger {folder / LEDGER_NAME} can't be read ({problem})"
+            finding = bad(Area.LEDGER, text, "bring it back from a backup, or move it away", ExitCode.NO_OUTPUT)
+    else:
+        finding = good(Area.LEDGER, "a sandbox run keeps none")
+    ledger = stack.enter_context(open_ledger(folder, project, now=now, lasting=False))
+    return LookedAtLedger(ledger, [finding])
+
+
+def _ledger_remedy(problem: LedgerError) -> str:
+    if isinstance(problem, LedgerDamagedError):
+        return "bring it back from a backup, or let the next run go on"
+    return "fix its permissions, or move it away"
+
+
+def _about_ledger(ledger: Ledger, settings: Settings, options: argparse.Namespace) -> Iterator[Finding]:
+    if is_run_active(settings.output_dir):
+        text = f"another run is active; it holds {settings.output_dir / LEDGER_NAME}"
+        yield bad(Area.LEDGER, text, "wait until that run has ended", ExitCode.TEMPORARY)
+    else:
+        yield good(Area.LEDGER, f"{ledger.count_known():,} records are known to be in Iterable; no other run is active")
+    for warning in (ledger.note, about_new_key(settings, ledger, options)):
+        if warning:
+            yield note(Area.LEDGER, warning)
+
+
+# Iterable -------------------------------------------------------------------------------------------------------------
+
+
+def look_at_iterable(client: IterableClient, settings: Settings) -> Iterator[Finding | Mapping[str, Any]]:
+    """Whether Iterable accepts the key; and, where the key may read them, the types of the project's fields."""
+    if settings.use_jwt_auth:
+        yield from _check_jwt_key(client)
+        return
+    ok, answer = client.get_user_fields()
+    if not ok:
+        yield _explain(answer)
+        return
+    fields = answer["fields"] if isinstance(answer.get("fields"), dict) else {}
+    yield good(Area.KEY, f"Iterable accepted the key; the project has {len(fields):,} user fields")
+    yield fields
+    if settings.skip_forgotten:
+        yield _check_forgotten(client, settings)
+
+
+def _check_jwt_key(client: IterableClient) -> Iterable[Finding]:
+    """A client-side key may not ask for fields. An update that names nobody changes nothing, and is refused."""
+    ok, answer = client.update_user(None)
+    if not (ok or answer["failure"] in (Failure.REJECTED, Failure.UNAUTHORIZED)):
+        return [_explain(answer)]
+    text = "whether the JWT secret is right shows with the first user only, and a client-side key can't list fields"
+    return [good(Area.KEY, "Iterable answers and knows the key"), note(Area.KEY, text)]
+
+
+def _check_forgotten(client: IterableClient, settings: Settings) -> Finding:
+    try:
+        hashes = read_forgotten(client, by_user_id=settings.iterable_identifier == "userId")
+    except ForgottenListError as problem:
+        return bad(Area.KEY, str(problem), "", problem.code)
+    return good(Area.KEY, f"Iterable lists {len(hashes):,} forgotten people (SKIP_FORGOTTEN)")
+
+
+def _explain(details: Mapping[str, Any]) -> Finding:
+    failure, error = details["failure"], str(details["error"])
+    code = FAILURES[failure].code
+    if failure in (Failure.BAD_API_KEY, Failure.UNAUTHORIZED):
+        return bad(Area.KEY, error, CHECK_KEY, code)
+    if failure in (Failure.UNREADABLE, Failure.REDIRECTED, Failure.BAD_CERTIFICATE):
+        return bad(Area.ANSWER, error, CHECK_ADDRESS, code)
+    return bad(Area.CONNECTION, error, "check the network, or try again later", code)

@@ -1,0 +1,238 @@
+"""`--explain WHO`: one person's rows, what a run would send of them, what the ledger knows, and Iterable's copy.
+
+The rows pass through the query and the plan of a run. The person's data goes to stdout and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from heapq import merge
+from operator import attrgetter
+from typing import Any
+
+from iterable_client import Failure
+from pipeline.inspect.explanation import (
+    MAX_SHOWN,
+    Before,
+    Copy,
+    CopyState,
+    Events,
+    Explanation,
+    Known,
+    Rows,
+    State,
+    Told,
+    as_json,
+    as_text,
+)
+from pipeline.inspect.readback import compare, differing
+from pipeline.inspect.session import (
+    CLIENT_SIDE,
+    Look,
+    Planned,
+    get_user,
+    is_client_side,
+    notes_on,
+    open_look,
+    plan_rows,
+    print_json,
+    why_not_read,
+)
+from pipeline.ledger.ledger import Trouble
+from pipeline.model.ending import ExitCode, RunError
+from pipeline.model.records import Kind, Record, pages
+from pipeline.model.text import text_of
+from pipeline.report.log import Console
+from pipeline.run.account import refuse
+from pipeline.run.forgotten import MESSAGE, ForgottenListError, hash_of, read_forgotten
+from pipeline.run.interrupt import Interrupted
+from pipeline.transform import payloads
+from pipeline.transform.payloads import Rules
+from pipeline.transform.values import InvalidRecord
+
+
+def run_explain(options: argparse.Namespace) -> ExitCode:
+    """Print what is known of `options.explain`. 0: something is; 1: nobody knows this person."""
+    console = Console(quiet=options.quiet, verbose=options.verbose, json=options.json)
+    try:
+        with open_look(options, console) as look:
+            explanation = explain(look, options.explain)
+    except (RunError, Interrupted) as problem:
+        return refuse(problem, console)
+    if options.json:
+        return print_json(console, as_json(explanation), explanation.exit_code)
+    if not options.quiet:
+        console.show(as_text(explanation))
+    return explanation.exit_code
+
+
+def explain(look: Look, who: str) -> Explanation:
+    """Raises RunError, where the query can't be read or the ledger can't."""
+    planned = plan_rows(look, lambda rules: _is_meant(who, rules))
+    person = _Person(look, planned, _identity(who, planned.rules))
+    user = person.user()
+    events = person.events()
+    return Explanation(
+        who=person.identity or who,
+        identifier=look.settings.iterable_identifier,
+        notes=_notes(look, person),
+        rows=Rows(look.settings.query_file.name, planned.columns, planned.read, len(planned.numbers), planned.last),
+        user=user,
+        events=events,
+        known=person.known(),
+        copy=_read_copy(look, person.identity, user),
+    )
+
+
+# Who ------------------------------------------------------------------------------------------------------------------
+
+
+def _identity(who: Any, rules: Rules) -> str | None:
+    """As records have it: an e-mail in lower case, a user id to the letter; None for what can be neither."""
+    try:
+        return payloads.identity(who, rules)
+    except InvalidRecord:
+        return None
+
+
+def _is_meant(who: str, rules: Rules) -> Callable[[Any], bool]:
+    identity = _identity(who, rules)
+    if identity is not None:
+        return lambda value: _identity(value, rules) == identity
+    # It is no identity, and yet it may stand in rows, which are rejected for that.
+    return lambda value: value is not None and text_of(value).strip().lower() == who.strip().lower()
+
+
+# What a run would send, and what the ledger knows ---------------------------------------------------------------------
+
+
+class _Person:
+    """One person's records in the stage, each with what a run would do with it."""
+
+    def __init__(self, look: Look, planned: Planned, identity: str | None) -> None:
+        self.identity = identity
+        self._look = look
+        self._planned = planned
+        self._key = look.ledger.user_key(identity) if identity is not None else b""
+        self._accepted = look.ledger.accepted_of(self._key) if identity is not None else {}
+        self._seen: set[bytes] = set()
+        self.forgotten = _is_forgotten(look, identity)
+
+    def user(self) -> Told | None:
+        told = [*self._records(Kind.USER), *self._refused(Kind.USER)]
+        return told[-1] if told else None
+
+    def events(self) -> Events:
+        counts: Counter[State] = Counter()
+        last = deque[Told](maxlen=MAX_SHOWN)
+        for told in merge(self._records(Kind.EVENT), self._refused(Kind.EVENT), key=attrgetter("row")):
+            counts[told.state] += 1
+            last.append(told)
+        repeated = None if self._planned.all_staged else self._look.stage.duplicate_events
+        return Events(counts, repeated, last)
+
+    def known(self) -> Known:
+        """Call it when the events were looked at."""
+        of_events = {key: at for key, at in self._accepted.items() if key != self._key}
+        gone = [at for key, at in of_events.items() if key not in self._seen]
+        return Known(self._accepted.get(self._key), len(of_events), gone)
+
+    def _records(self, kind: Kind) -> Iterator[Told]:
+        by_user = self._look.stage.pending_by_user(kind)
+        for page in pages(each for each in by_user if each.records[0].identity == self.identity):
+            keys = [record.key for record in page]
+            self._seen.update(keys)
+            fingerprints, troubles = self._look.ledger.known(keys), self._look.ledger.troubles(keys)
+            for record in page:
+                yield self._told(record, fingerprints.get(record.key), troubles.get(record.key))
+
+    def _told(self, record: Record, fingerprint: bytes | None, trouble: Trouble | None) -> Told:
+        state, reason = _state(record, fingerprint), None
+        if self.forgotten is True and state is not State.UNCHANGED:
+            state, reason = State.REJECTED, MESSAGE
+        return Told(
+            row=self._planned.number(record.row),
+            state=state,
+            payload=json.loads(record.payload),
+            reason=reason,
+            accepted_at=self._accepted.get(record.key),
+            before=_before(trouble, record.fingerprint),
+        )
+
+    def _refused(self, kind: Kind) -> Iterator[Told]:
+        for each in self._look.stage.undelivered():
+            if each.kind is kind and self._planned.is_asked_for(each.row):
+                accepted_at = self._accepted.get(self._key) if kind is Kind.USER else None
+                yield Told(self._planned.number(each.row), State.REJECTED, reason=each.message, accepted_at=accepted_at)
+
+
+def _state(record: Record, fingerprint: bytes | None) -> State:
+    if fingerprint is None:
+        return State.NEW
+    if fingerprint == record.fingerprint:
+        return State.UNCHANGED
+    return State.CHANGED if fingerprint else State.UNSURE
+
+
+def _before(trouble: Trouble | None, fingerprint: bytes) -> Before | None:
+    if trouble is None:
+        return None
+    return Before(
+        outcome=trouble.outcome.value,
+        status_code=trouble.status_code,
+        code=trouble.code,
+        runs_in_a_row=trouble.streak,
+        noted_at=trouble.noted_at,
+        is_same=trouble.fingerprint == fingerprint,
+    )
+
+
+def _is_forgotten(look: Look, identity: str | None) -> bool | ForgottenListError:
+    """Whether a run would keep this person back; where SKIP_FORGOTTEN asks for it, and Iterable's list can be read."""
+    if identity is None or not look.settings.skip_forgotten:
+        return False
+    try:
+        return hash_of(identity) in read_forgotten(look.client, by_user_id=look.by_user_id)
+    except ForgottenListError as problem:
+        return problem
+
+
+def _notes(look: Look, person: _Person) -> list[str]:
+    notes = notes_on(look)
+    if isinstance(person.forgotten, ForgottenListError):
+        notes.append(str(person.forgotten))
+    if person.identity is None:
+        kind = "a user id" if look.by_user_id else "an e-mail address"
+        notes.append(f"This is not {kind}, by which ITERABLE_IDENTIFIER tells people apart.")
+    return notes
+
+
+# Iterable's copy ------------------------------------------------------------------------------------------------------
+
+
+def _read_copy(look: Look, identity: str | None, user: Told | None) -> Copy:
+    if identity is None:
+        return Copy(CopyState.NOT_READ, problem="Iterable can't know such a person.")
+    if look.settings.use_jwt_auth:
+        return Copy(CopyState.NOT_READ, problem=CLIENT_SIDE)
+    ok, profile = get_user(look, identity)
+    if not ok:
+        return _unread(profile)
+    if not profile:
+        return Copy(CopyState.NOT_FOUND)
+    if user is None or user.payload is None:
+        return Copy(CopyState.UNCOMPARED, profile=profile)
+    fields = compare(user.payload, profile)
+    return Copy(CopyState.DIFFERENT if differing(fields) else CopyState.SAME, fields, profile)
+
+
+def _unread(details: Mapping[str, Any]) -> Copy:
+    if is_client_side(details):
+        return Copy(CopyState.NOT_READ, problem=CLIENT_SIDE)
+    if details["failure"] is Failure.REJECTED:  # it concerns this person alone
+        return Copy(CopyState.NOT_READ, problem=f"{details['error']}.")
+    ending = why_not_read(details)
+    return Copy(CopyState.NOT_READ, problem=ending.reason, code=ending.code)

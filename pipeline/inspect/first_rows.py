@@ -1,0 +1,175 @@
+"""The query's first rows, planned as a run would plan them, for `--check`: can they be sent, and would a run go on?
+
+In: settings and the ledger, which is only read. Out: `Finding`s, and the samples for the mapping. Sends nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pipeline.config.settings import ROOT, Settings
+from pipeline.delivery.failure_history import note_refusals
+from pipeline.inspect.findings import Area, Finding, bad, good, note
+from pipeline.inspect.mapping import Sample, Sampler
+from pipeline.ledger.ledger import Ledger, LedgerError
+from pipeline.model.ending import ExitCode, UsageError
+from pipeline.model.records import Kind, Outcome, counted
+from pipeline.run.interrupt import Interrupt, Interrupted
+from pipeline.run.since import Since
+from pipeline.run.steps import choose_since, look_at_brake
+from pipeline.source import Query, SourceBusyError, SourceError, open_query, read_query, sqlite_blocks_writers
+from pipeline.stage.stage import Stage, open_stage
+from pipeline.transform.payloads import Rules
+from pipeline.transform.planner import Planner
+from pipeline.transform.rules import ColumnsError, make_rules
+
+SAMPLED_ROWS = 10_000
+SHOWN_BAD_ROWS = 3
+
+
+class FirstRows:
+    """What is known once `look` has been through. rules, looked_at: None where the query can't be run."""
+
+    def __init__(self, settings: Settings, options: argparse.Namespace, ledger: Ledger, interrupt: Interrupt) -> None:
+        self.rules: Rules | None = None
+        self.samples: Sequence[Sample] = ()
+        self.since: Since | None = None
+        self.looked_at: int | None = None
+        self.bad_rows = 0
+        self._settings = settings
+        self._options = options
+        self._ledger = ledger
+        self._interrupt = interrupt
+        self._is_all = False  # whether all rows were looked at
+        self._columns: Sequence[str] = ()
+
+    def look(self) -> Iterator[Finding]:
+        try:
+            with open_stage(_folder_for_stage(self._settings.output_dir)) as stage:
+                yield from self._look(stage)
+        except ColumnsError as problem:
+            remedy = "" if problem.remedy in str(problem) else problem.remedy
+            yield bad(Area.SOURCE, str(problem), remedy, problem.code)
+        except UsageError as problem:
+            yield bad(Area.SETTINGS, str(problem), "leave --since out, or add :since to the query", problem.code)
+        except SourceError as problem:
+            if (asked := self._interrupt.ending()) is not None:  # which is why the query ended
+                raise Interrupted(asked) from problem
+            is_busy = isinstance(problem, SourceBusyError)
+            yield bad(
+                Area.SOURCE,
+                str(problem),
+                "try again later" if is_busy else "fix DATABASE_URL or the query",
+                problem.code,
+            )
+        except (LedgerError, sqlite3.Error) as problem:
+            text = f"there is no room for the rows, which are kept in OUTPUT_DIR meanwhile ({problem})"
+            yield bad(Area.OUTPUT, text, "make room, or name another folder with OUTPUT_DIR", ExitCode.NO_OUTPUT)
+
+    def _look(self, stage: Stage) -> Iterator[Finding]:
+        settings, path = self._settings, str(self._settings.query_file)
+        query = read_query(settings.query_file, str(settings.database_url))
+        since = choose_since(self._options, settings, self._ledger, query, datetime.now(timezone.utc))
+        self.since = since
+        rules = self._read(query, since.start if since else None, stage)
+        yield good(Area.SOURCE, f"the query runs; its columns are {', '.join(self._columns)}")
+        if since is not None:
+            yield good(Area.SOURCE, f"the next run would read from {since.shown()} UTC: {since.why}")
+        if sqlite_blocks_writers(str(settings.database_url), ROOT):
+            text = "while a run reads this SQLite file, other programs can't write to it"
+            yield note(Area.SOURCE, text, "PRAGMA journal_mode=WAL, run once on it, changes that")
+        if not self.looked_at:
+            yield note(Area.ROWS, "the query finds no rows", "nothing would be sent")
+            if since is not None and not since.is_full:  # the mapping shows older ones
+                self._read(query, settings.since_start, None)
+            return
+        note_refusals(self._ledger, stage, path, keep=False)
+        yield from self._about_rows(stage)
+        yield from self._about_brake(rules, stage)
+
+    def _read(self, query: Query, start: datetime | None, stage: Stage | None) -> Rules:
+        """Sample the first rows, and plan them where there is a stage for that."""
+        with open_query(
+            str(self._settings.database_url),
+            query,
+            root=ROOT,
+            should_stop=lambda: self._interrupt.ending() is not None,
+            any_bytes=True,
+            since=start,
+        ) as result:
+            rules = make_rules(result.columns, self._settings, time.time())
+            self.rules, self._columns, sampler = rules, result.columns, Sampler(rules)
+            planner = None
+            if stage is not None:
+                planner = Planner(self._ledger, stage, rules, result.columns, full=self._options.full)
+            read = 0
+            for block in result.blocks:
+                rows = block[: SAMPLED_ROWS - read]
+                if not rows:
+                    break
+                by_column = list(zip(*rows, strict=True))
+                sampler.look(dict(zip(result.columns, by_column, strict=True)), len(rows), read + 1)
+                if planner is not None:
+                    planner.plan(by_column)
+                read += len(rows)
+            else:
+                self._is_all = True
+        self.samples = sampler.samples
+        if planner is not None and stage is not None:
+            self.looked_at = read
+            planner.end_reading()
+            planner.finish()
+            stage.finish_staging(ids_are_given=rules.id_column is not None)
+        return rules
+
+    @property
+    def _rows_told(self) -> str:
+        read = self.looked_at or 0
+        return counted(read, "row") if self._is_all else f"the first {read:,} rows"
+
+    def _about_rows(self, stage: Stage) -> Iterator[Finding]:
+        users, events = (stage.count_pending(kind) for kind in Kind)
+        unchanged = sum(counts[Outcome.UNCHANGED] for counts in stage.count_outcomes().values())
+        told = f"{counted(users, 'user')} and {counted(events, 'event')} to send, {unchanged:,} unchanged"
+        yield good(Area.ROWS, f"in {self._rows_told}: {told}")
+        reasons: dict[str, int] = {}  # each with the first row that has it
+        rows = set()
+        for each in stage.undelivered(with_not_attempted=False):
+            reasons.setdefault(each.message.rstrip("."), each.row)
+            rows.add(each.row)
+        if rows:
+            self.bad_rows = len(rows)
+            yield self._about_bad_rows(len(rows), reasons, is_any_new=_is_any_new(stage))
+
+    def _about_bad_rows(self, count: int, reasons: Mapping[str, int], *, is_any_new: bool) -> Finding:
+        read = self.looked_at or 1
+        shown = list(reasons.items())[:SHOWN_BAD_ROWS]
+        examples = "; ".join(f"row {row}: {reason}" for reason, row in shown)
+        more = f"; and {len(reasons) - len(shown)} more reasons" if len(reasons) > len(shown) else ""
+        text = f"{count:,} of {self._rows_told} can't be sent ({count / read:.2%}): {examples}{more}"
+        remedy = "fix them in the source, or leave them out of the query; a run sends all others"
+        if self._settings.exit_on_rejected == "new" and not is_any_new:
+            return note(Area.ROWS, f"{text}; all are known from earlier runs (EXIT_ON_REJECTED=new)", remedy)
+        return note(Area.ROWS, text, remedy, ExitCode.REJECTED)
+
+    def _about_brake(self, rules: Rules, stage: Stage) -> Iterator[Finding]:
+        if self._options.yes or self._options.sandbox:
+            return
+        stopped = look_at_brake(self._settings, rules, self._ledger, stage)
+        if stopped is not None:
+            yield bad(Area.BRAKE, f"a run would stop after {self._rows_told}. {stopped.reason}", "", stopped.code)
+
+
+def _folder_for_stage(output_dir: Path) -> Path:
+    return output_dir if os.access(output_dir, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _is_any_new(stage: Stage) -> bool:
+    return any(new for *_, new in stage.count_reasons(-1))

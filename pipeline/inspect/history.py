@@ -1,0 +1,179 @@
+"""`--history`: the last runs, one line each, from the ledger. Changes nothing, also while a run is active."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from iterable.redaction import Redactor
+from pipeline.config.settings import SettingsError
+from pipeline.ledger.ledger import PastRun, RunResult, is_run_active, read_ledger
+from pipeline.model.ending import ExitCode, RunError
+from pipeline.model.records import Outcome
+from pipeline.report.log import Console
+from pipeline.run.opening import settings_for
+
+COLUMNS = 80
+HEAD = ("When", "Ended", "Rows", "From", "Took", "Records and reason")
+SIGNS = {
+    Outcome.DELIVERED: "+",
+    Outcome.UNCHANGED: "=",
+    Outcome.REJECTED: "!",
+    Outcome.UNACKNOWLEDGED: "?",
+    Outcome.NOT_ATTEMPTED: "-",
+}
+LEGEND = (
+    "+ delivered  = unchanged  ! rejected  ? not acknowledged  - not attempted",
+    "From: how long before the run :since began to read; all: everything was read",
+)
+OTHER_PROJECT = "* for another Iterable project, or with another key"
+RUNNING = "running"
+UNFINISHED = "did not finish"  # a bug, a crash of the machine, or SIGKILL
+
+
+def run_history(options: argparse.Namespace) -> ExitCode:
+    """Print the last `options.history` runs."""
+    console = Console(json=options.json)
+    with ExitStack() as stack:
+        try:
+            settings, _ = settings_for(options, stack)
+            console.redactor = Redactor(settings.secrets())
+            folder = settings.output_dir
+            now = time.time()
+            ledger = stack.enter_context(read_ledger(folder, settings.project(), now=now))
+            runs = ledger.runs(options.history)
+        except SettingsError as error:
+            for problem in error.problems:
+                console.error(problem)
+            return error.code
+        except RunError as error:
+            console.error(str(error))
+            return error.code
+        is_active = is_run_active(folder)
+    if options.json:
+        console.print_json(history_as_json(runs, is_active=is_active))
+    else:
+        for line in history_lines(runs, folder, is_active=is_active):
+            console.say(line, log=False)
+    return ExitCode.SUCCESS
+
+
+def _status(run: PastRun, *, is_last: bool, is_active: bool) -> str:
+    if run.result is not None:
+        return run.result.status
+    return RUNNING if is_last and is_active else UNFINISHED
+
+
+# As JSON --------------------------------------------------------------------------------------------------------------
+
+
+def history_as_json(runs: Sequence[PastRun], *, is_active: bool) -> dict[str, Any]:
+    return {"runs": [_as_json(run, _status(run, is_last=run is runs[-1], is_active=is_active)) for run in runs]}
+
+
+def _as_json(run: PastRun, status: str) -> dict[str, Any]:
+    result = run.result
+    return {
+        "run_id": run.run_id,
+        "started_at": _iso(run.started_at),
+        "query_file": run.query_file,
+        "this_project": run.is_of_this_project,
+        "status": status,
+        "exit_code": result and result.exit_code,
+        "reason": result and result.reason,
+        "duration_s": result and result.duration_s,
+        "rows": result and result.rows,
+        "bytes_read": result and result.bytes_read,
+        "since": result and _since_as_json(result),
+        "users": result and result.users,
+        "events": result and result.events,
+    }
+
+
+def _since_as_json(result: RunResult) -> dict[str, Any] | None:
+    if result.since_from is None:
+        return None
+    return {"from": _iso(result.since_from), "full_read": result.full_read}
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+# As lines -------------------------------------------------------------------------------------------------------------
+
+
+def history_lines(runs: Sequence[PastRun], folder: Path, *, is_active: bool) -> list[str]:
+    """A table, the oldest run first. The last column is cut where the line is full."""
+    if not runs:
+        return [f"No run has left a line in the ledger of {folder} yet."]
+    cells = [HEAD, *(_cells(run, _status(run, is_last=run is runs[-1], is_active=is_active)) for run in runs)]
+    whole = [each for each in cells if len(each) == len(HEAD)]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    widths[0] = max(len(each[0]) for each in cells)
+    others = [] if all(run.is_of_this_project for run in runs) else [OTHER_PROJECT]
+    return [*(_line(each, widths) for each in cells), "", *LEGEND, *others]
+
+
+def _cells(run: PastRun, status: str) -> tuple[str, ...]:
+    """One text for each column of HEAD; only the first two where there is no result."""
+    mark = "" if run.is_of_this_project else "*"
+    when = f"{datetime.fromtimestamp(run.started_at):%Y-%m-%d %H:%M}{mark}"
+    result = run.result
+    if result is None:
+        return (when, status)
+    return (
+        when,
+        f"{result.status} {result.exit_code or ''}".rstrip(),
+        _short(result.rows),
+        _since(run.started_at, result),
+        _duration(result.duration_s),
+        _records_and_reason(result),
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    line = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)).rstrip()
+    return line if len(line) <= COLUMNS else line[: COLUMNS - 3].rstrip() + "..."
+
+
+def _records_and_reason(result: RunResult) -> str:
+    """users +5 !1, events +12: 1 record was rejected"""
+    kinds = (("users", result.users), ("events", result.events))
+    counts = ", ".join(f"{kind} {_counts(numbers)}" for kind, numbers in kinds if numbers and any(numbers.values()))
+    reason = " ".join(result.reason.split())
+    return f"{counts}: {reason}" if counts else reason
+
+
+def _since(started_at: int, result: RunResult) -> str:
+    if result.full_read or result.since_from is None:
+        return "all"
+    return _duration(started_at - result.since_from)
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    """{"delivered": 5, "rejected": 1, ...} -> +5 !1"""
+    return " ".join(f"{sign}{_short(numbers[each])}" for each, sign in SIGNS.items() if numbers.get(each))
+
+
+def _short(number: int | None) -> str:
+    """9999 -> 9999; 12345 -> 12k; 1234567 -> 1.2M"""
+    if number is None:
+        return "-"
+    if number < 10_000:
+        return str(number)
+    size, unit = (1_000_000, "M") if number >= 1_000_000 else (1_000, "k")
+    return f"{number / size:.{1 if number < 10 * size else 0}f}{unit}"
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit that leaves two digits: 12s, 4m, 26h, 7d."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"

@@ -1,0 +1,287 @@
+"""The ledger's file: made private, locked, checked, set aside where it is damaged; and opened for those who only read.
+
+While a run is active, the file is in SQLite's WAL mode, so that others can read what the run has committed. At rest it
+is a single file in rollback mode, which can be read without making or changing anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipeline.ledger.lock import Locked, hold_lock, is_locked
+from pipeline.model.ending import ExitCode, RunError
+
+LEDGER_NAME = "iterable_ledger.sqlite3"
+LOCK_NAME = "iterable_ledger.lock"
+FORMAT = 2
+READERS_WAIT_S = 5.0
+_HEADER_BYTES = 20
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+_WAL_FORMAT = b"\x02\x02"  # bytes 18 and 19 of a database that is in WAL mode [sqlite.org/fileformat2.html]
+
+
+class LedgerBusyError(RunError):
+    """Another run holds the ledger."""
+
+    code = ExitCode.TEMPORARY
+
+
+class LedgerError(RunError):
+    """The ledger can't be opened or written; the text says why."""
+
+    code = ExitCode.NO_OUTPUT
+
+
+class LedgerDamagedError(LedgerError):
+    """The ledger's file is damaged. Only a run sets it aside."""
+
+
+SCHEMA = """
+CREATE TABLE projects (
+    id INTEGER PRIMARY KEY, server BLOB NOT NULL, first_key BLOB NOT NULL UNIQUE, name BLOB UNIQUE,
+    secret_by_name BLOB, last_key BLOB NOT NULL, secret_by_last_key BLOB NOT NULL
+);
+CREATE TABLE accepted (
+    project INTEGER NOT NULL, key BLOB NOT NULL, fingerprint BLOB NOT NULL, accepted_at INTEGER NOT NULL,
+    seen_day INTEGER NOT NULL, PRIMARY KEY (project, key)
+) WITHOUT ROWID;
+CREATE TABLE troubles (
+    project INTEGER NOT NULL, key BLOB NOT NULL, query BLOB NOT NULL, fingerprint BLOB NOT NULL, reasons BLOB NOT NULL,
+    outcome TEXT NOT NULL, status_code INTEGER, code TEXT, streak INTEGER NOT NULL, noted_at INTEGER NOT NULL,
+    PRIMARY KEY (project, key)
+) WITHOUT ROWID;
+CREATE TABLE queries (
+    project INTEGER NOT NULL, query BLOB NOT NULL, used_day INTEGER NOT NULL, full_day INTEGER, mark_at INTEGER,
+    holds_for BLOB, last_full_at INTEGER, PRIMARY KEY (project, query)
+) WITHOUT ROWID;
+CREATE TABLE ways (
+    id INTEGER PRIMARY KEY, project INTEGER NOT NULL, query BLOB NOT NULL, description TEXT NOT NULL,
+    accepted INTEGER NOT NULL, UNIQUE (project, query, description)
+);
+CREATE TABLE dropped_fields (
+    project INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (project, kind, name)
+) WITHOUT ROWID;
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY, project INTEGER NOT NULL, run_id TEXT NOT NULL, started_at INTEGER NOT NULL,
+    query_file TEXT NOT NULL, status TEXT, exit_code INTEGER, reason TEXT, duration_s REAL, rows INTEGER,
+    bytes_read INTEGER, since_from INTEGER, full_read INTEGER, users TEXT, events TEXT
+);
+"""
+
+
+# For a run --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LedgerFile:
+    """An open ledger. warning: what the user should know about the file, if anything."""
+
+    database: sqlite3.Connection
+    warning: str = ""
+
+
+@contextmanager
+def hold_file(folder: Path, now: float) -> Iterator[LedgerFile]:
+    """The ledger, held; made where there is none. A damaged one is set aside. now: Unix seconds."""
+    with ExitStack() as stack:
+        _lock(folder, stack)
+        file = _open_or_replace(folder / LEDGER_NAME, now)
+        stack.callback(_come_to_rest, file.database)
+        yield file
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    path = folder / LEDGER_NAME
+    try:
+        _refuse_links(folder / LOCK_NAME)
+        stack.enter_context(hold_lock(folder / LOCK_NAME))
+    except Locked as error:
+        raise LedgerBusyError(f"Another run is active: it holds {path}. Nothing was read, written or sent.") from error
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise LedgerError(
+                f"{folder} is on a file system that can't lock files ({error.strerror}), so two runs could not be kept "
+                "apart; name a folder on a local disk with OUTPUT_DIR."
+            ) from error
+        raise LedgerError(f"The ledger's lock {folder / LOCK_NAME} can't be opened ({error}).") from error
+
+
+def is_run_active(folder: Path) -> bool:
+    """Whether a run holds the ledger of this folder."""
+    return is_locked(folder / LOCK_NAME)
+
+
+def _open_or_replace(path: Path, now: float) -> LedgerFile:
+    try:
+        _create_private(path)
+        try:
+            return LedgerFile(_connect(path))
+        except sqlite3.OperationalError as error:
+            raise _explained(path, error) from error
+        except sqlite3.DatabaseError as error:
+            damaged = _set_aside(path, now)
+            _create_private(path)
+            warning = (
+                f"The ledger was damaged ({error}) and is now {damaged.name}. Everything is sent again; "
+                "the events' ids keep them from doubling."
+            )
+            return LedgerFile(_connect(path), warning)
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerError(f"The ledger {path} can't be opened ({error}).") from error
+
+
+def _explained(path: Path, error: sqlite3.OperationalError) -> RunError:
+    if "locked" in str(error):
+        return LedgerBusyError(f"Another program holds {path} ({error}). Nothing was read, written or sent.")
+    return LedgerError(f"The ledger {path} can't be opened ({error}).")
+
+
+def _refuse_links(*paths: Path) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, f"{path.name} is a symbolic link, which is not followed")
+
+
+def _create_private(path: Path) -> None:
+    """An empty file that only its owner can read, if there is none. SQLite gives its helper files the same mode."""
+    _refuse_links(path, *_helpers(path))
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=READERS_WAIT_S, isolation_level=None)
+    try:
+        _check_content(database)
+        if _format(database) == 0:
+            create_schema(database)
+        # WAL with NORMAL never loses consistency; a power cut may lose the last commits, whose records are sent again.
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("PRAGMA temp_store = FILE")
+        database.execute("PRAGMA cache_size = -8000")  # KiB; it is read and written in the order of its keys
+        database.execute("PRAGMA wal_autocheckpoint = 8000")  # pages; each checkpoint waits for the disk
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def create_schema(database: sqlite3.Connection) -> None:
+    database.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+
+
+def _check_content(database: sqlite3.Connection) -> None:
+    """A damage anywhere shows here, when the ledger can still be set aside; 0.1 s for a million entries."""
+    (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+
+
+def _format(database: sqlite3.Connection) -> int:
+    """The format of the file, 0 for an empty one. Raises LedgerError for one that this version does not know."""
+    (found,) = database.execute("PRAGMA user_version").fetchone()
+    if found not in (0, FORMAT):
+        raise LedgerError(f"The ledger was written by another version of this program (format {found}); move it away.")
+    return int(found)
+
+
+def _come_to_rest(database: sqlite3.Connection) -> None:
+    """Close it, as a single file where nobody is reading it."""
+    with closing(database), suppress(sqlite3.Error):
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        database.execute("PRAGMA busy_timeout = 0")
+        database.execute("PRAGMA journal_mode = DELETE")
+
+
+def _set_aside(path: Path, now: float) -> Path:
+    damaged = path.with_name(f"{path.name}.damaged-{int(now)}")
+    path.rename(damaged)
+    for helper in _helpers(path):
+        helper.unlink(missing_ok=True)
+    return damaged
+
+
+def _helpers(path: Path) -> list[Path]:
+    """The files that SQLite may keep beside a database."""
+    return [path.with_name(path.name + ending) for ending in ("-wal", "-shm", "-journal")]
+
+
+# For those who only read ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def read_file(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The ledger as its last run left it or has committed so far; an empty one where there is none.
+
+    Makes and changes nothing. Raises LedgerDamagedError, LedgerBusyError, LedgerError.
+    """
+    path = folder / LEDGER_NAME
+    with ExitStack() as stack:
+        try:
+            database = _connect_to_read(path, stack)
+        except sqlite3.OperationalError as error:
+            raise _explained(path, error) from error
+        except sqlite3.DatabaseError as error:
+            raise LedgerDamagedError(
+                f"The ledger {path} is damaged ({error}). The next run sets it aside and sends everything again."
+            ) from error
+        except OSError as error:
+            raise LedgerError(f"The ledger {path} can't be opened ({error}).") from error
+        yield database
+
+
+def _connect_to_read(path: Path, stack: ExitStack) -> sqlite3.Connection:
+    _refuse_links(path, *_helpers(path))
+    if not path.exists():
+        return memory(stack)
+    if _would_need_helpers(path):
+        return _open_copy(path, stack)
+    try:
+        return _open_to_read(path, "ro", stack)
+    except sqlite3.OperationalError:
+        if not _helpers(path)[2].exists():
+            raise
+        return _open_copy(path, stack)  # a change of the file was cut off by a kill; only a writer can take it back
+
+
+def _open_copy(path: Path, stack: ExitStack) -> sqlite3.Connection:
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="ledger-")))
+    for each in (path, *_helpers(path)):
+        if each.exists():
+            shutil.copyfile(each, folder / each.name)
+    return _open_to_read(folder / path.name, "rw", stack)
+
+
+def _open_to_read(path: Path, mode: str, stack: ExitStack) -> sqlite3.Connection:
+    database = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=READERS_WAIT_S, isolation_level=None
+    )
+    stack.enter_context(closing(database))
+    _check_content(database)
+    database.execute("PRAGMA query_only = ON")
+    return database if _format(database) else memory(stack)
+
+
+def memory(stack: ExitStack) -> sqlite3.Connection:
+    """An empty ledger without a file."""
+    database = stack.enter_context(closing(sqlite3.connect(":memory:", isolation_level=None)))
+    create_schema(database)
+    return database
+
+
+def _would_need_helpers(path: Path) -> bool:
+    """Whether SQLite would have to make its helper files anew, as after a run that was killed on another machine."""
+    with path.open("rb") as file:
+        is_in_wal_mode = file.read(_HEADER_BYTES)[18:20] == _WAL_FORMAT
+    wal, shm, _ = _helpers(path)
+    return is_in_wal_mode and not (wal.exists() and shm.exists())

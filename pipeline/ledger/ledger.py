@@ -1,0 +1,385 @@
+"""What this Iterable project has already accepted, in every run so far; what keeps failing; and how the runs ended.
+
+A SQLite file that outlives the run and holds keyed hashes, no personal data: (user or event) -> fingerprint of the
+payload last accepted. Beside it: records that were refused or not acknowledged, the marks of :since, the ways in which
+event ids were made, and one line for each run. Knows nothing of HTTP. Only the thread that opened it uses it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from pipeline.ledger.failures import Failed, Trouble, Troubles
+from pipeline.ledger.file import (
+    LEDGER_NAME,
+    LedgerBusyError,
+    LedgerDamagedError,
+    LedgerError,
+    LedgerFile,
+    hold_file,
+    is_run_active,
+    memory,
+    read_file,
+)
+from pipeline.ledger.project import (
+    HASH_BYTES,
+    USER_BYTES,
+    Hasher,
+    Project,
+    enter_project,
+    find_project,
+    knows_others_only,
+)
+from pipeline.ledger.runs import PastRun, RunResult, delete_runs_before, insert_run, last_runs, update_run
+from pipeline.model.records import Kind, Record
+from pipeline.model.sql import KEYS_PER_STATEMENT, insert_many, rows_of_keys, run_for_keys
+
+__all__ = [
+    "LEDGER_NAME",
+    "USER_BYTES",
+    "Failed",
+    "Ledger",
+    "LedgerBusyError",
+    "LedgerDamagedError",
+    "LedgerError",
+    "Mark",
+    "PastRun",
+    "Project",
+    "RunResult",
+    "Trouble",
+    "Way",
+    "insert_many",
+    "is_run_active",
+    "open_ledger",
+    "read_ledger",
+]
+
+DAY_S = 86_400
+KEEP_DAYS = 400  # what no query has shown for so long is dropped; runs and troubles, too
+REFRESH_DAYS = 30  # how far "last seen" may lag behind, so that a run without news writes nothing
+
+_KEY_FINGERPRINT = itemgetter(3, 4)  # at the speed of C: every event passes through it
+
+
+@dataclass(frozen=True)
+class Mark:
+    """From when :since reads. at, last_full_at: Unix seconds. holds_for: a hash of what the mark depends on."""
+
+    at: int
+    holds_for: bytes
+    last_full_at: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of making event ids. accepted: whether events were accepted under it."""
+
+    description: str
+    accepted: bool
+
+
+class Ledger:
+    """One project's part of the ledger. Make it with `open_ledger` or `read_ledger`."""
+
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        project: Project,
+        now: float,
+        *,
+        warning: str = "",
+        is_read_only: bool = False,
+    ) -> None:
+        self.warning = warning  # what the user should know about the file, if anything
+        self._database = database
+        self._is_read_only = is_read_only
+        self._opened_at, self._opened_at_monotonic = now, time.monotonic()
+        self._today = int(now // DAY_S)
+        self._run = 0
+        self._begin()
+        found = find_project(database, project)
+        self._project = found.number if is_read_only else enter_project(database, project, found)
+        self.note = found.note  # what the user should know about key and name, if anything
+        self.commit()
+        hasher = Hasher(found.secret)
+        self.user_key, self.event_keys, self.fingerprints = hasher.user_key, hasher.event_keys, hasher.fingerprints
+        self._hash = hasher.text
+        self.knows_nothing_but_others = knows_others_only(database, project, self._project)
+        self._troubles = Troubles(database, self._project, self._hash)
+        self.troubled, self.troubles, self.are_new = (
+            self._troubles.troubled,
+            self._troubles.troubles,
+            self._troubles.are_new,
+        )
+        self._has_stale: bool | None = None  # whether any entry's day lags too far behind
+
+    def _begin(self) -> None:
+        if not self._is_read_only:
+            self._database.execute("BEGIN")
+
+    def commit(self) -> None:
+        """Make what was entered so far survive the end of this process."""
+        if self._database.in_transaction:
+            self._database.execute("COMMIT")
+        self._begin()
+
+    def _now(self) -> int:
+        return int(self._opened_at + time.monotonic() - self._opened_at_monotonic)
+
+    # What was accepted ----------------------------------------------------------------------------------------
+
+    def known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The fingerprints last accepted, of those of these keys that are known; an empty one for what is void."""
+        return dict(self._of_keys("key, fingerprint", keys))
+
+    def accepted_at(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        """When each of these keys that are known was accepted last, in Unix seconds."""
+        return dict(self._of_keys("key, accepted_at", keys))
+
+    def accepted_of(self, user_key: bytes) -> dict[bytes, int]:
+        """When a user and each of their events were accepted last, by key, in Unix seconds."""
+        rows = self._database.execute(
+            "SELECT key, accepted_at FROM accepted WHERE project = ? AND key >= ? AND key < ?",
+            (self._project, user_key[:USER_BYTES], user_key[:USER_BYTES] + b"\xff" * HASH_BYTES),
+        )
+        return dict(rows.fetchall())
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Iterable has accepted these: enter them. `commit` makes it last."""
+        insert_many(
+            self._database,
+            "INSERT INTO accepted (key, fingerprint, project, accepted_at, seen_day) VALUES",
+            list(map(_KEY_FINGERPRINT, records)),
+            "ON CONFLICT (project, key) DO UPDATE SET fingerprint = excluded.fingerprint,"
+            " accepted_at = excluded.accepted_at, seen_day = excluded.seen_day",
+            constants=(self._project, self._now(), self._today),
+        )
+        if self._troubles.exist:
+            self._troubles.forget([record.key for record in records])
+
+    def void(self, keys: Sequence[bytes]) -> None:
+        """A request with these may leave now. What was accepted before may be overwritten, so it counts no more.
+
+        Lasts when this returns, even if the power fails. Costs nothing where none of these is known.
+        """
+        if not any(self.known(keys).values()):
+            return
+        self._database.execute("COMMIT")
+        self._database.execute("PRAGMA synchronous = FULL")  # a commit in WAL mode waits for the disk only then
+        try:
+            self._database.execute("BEGIN")
+            self._with_keys("UPDATE accepted SET fingerprint = x'' WHERE", keys)
+            self._database.execute("COMMIT")
+        finally:
+            self._database.execute("PRAGMA synchronous = NORMAL")
+        self._begin()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it knows nothing of this project, so that no look-up can find anything."""
+        return not self._has("accepted", "true")
+
+    def count_known(self) -> int:
+        """Records of this project that the ledger knows."""
+        return self._count("accepted WHERE project = ?", self._project)
+
+    # What the query shows -------------------------------------------------------------------------------------
+
+    def shown(self, keys: Sequence[bytes]) -> None:
+        """The query of this run shows these: they are still in use."""
+        self._troubles.note_shown(keys)
+        if self._has_stale_entries():
+            stale = f"seen_day < {self._today - REFRESH_DAYS:d}"
+            self._with_keys(f"UPDATE accepted SET seen_day = {self._today:d} WHERE {stale} AND", keys)
+
+    def end_reading(self, query: str, *, full_read: bool) -> None:
+        """The query was read to its end, and all that it found was `shown`. full_read: it showed all that it has.
+
+        Only a full read makes the ledger forget: records that no query file has shown for KEEP_DAYS, and the failures
+        of those that this one no longer shows. Each query file in use must have had a full read since.
+        """
+        if not full_read:
+            self._update_query(query)
+            return
+        self._update_query(query, full_day=self._today)
+        self._troubles.forget_gone(self._hash(query))
+        self._forget_unseen()
+
+    def refresh(self, keys: Iterable[bytes], query: str, *, full_read: bool) -> None:
+        """`shown` and `end_reading` in one. The keys are read only where something is to be noted about them."""
+        if self._troubles.exist or self._has_stale_entries():
+            keys = iter(keys)
+            while chunk := list(islice(keys, KEYS_PER_STATEMENT)):
+                self.shown(chunk)
+        self.end_reading(query, full_read=full_read)
+
+    def _has_stale_entries(self) -> bool:
+        if self._has_stale is None:
+            self._has_stale = self._has("accepted", f"seen_day < {self._today - REFRESH_DAYS:d}")
+        return self._has_stale
+
+    def _forget_unseen(self) -> None:
+        oldest = self._today - KEEP_DAYS
+        rows = self._database.execute(
+            "SELECT full_day FROM queries WHERE project = ? AND used_day >= ?", (self._project, oldest)
+        ).fetchall()
+        full_days = [full_day for (full_day,) in rows]
+        if None not in full_days:
+            # What a query shows is at most REFRESH_DAYS older than its last full read.
+            before = min(oldest, min(full_days) - REFRESH_DAYS)
+            self._database.execute("DELETE FROM accepted WHERE project = ? AND seen_day < ?", (self._project, before))
+
+    def _update_query(self, query: str, **values: object) -> None:
+        """Note that it is in use, and these values of it."""
+        columns = {"used_day": self._today, **values}
+        names = ", ".join(columns)
+        updates = ", ".join(f"{name} = excluded.{name}" for name in columns)
+        self._database.execute(
+            f"INSERT INTO queries (project, query, {names}) VALUES (?, ?{', ?' * len(columns)})"
+            f" ON CONFLICT (project, query) DO UPDATE SET {updates}",
+            (self._project, self._hash(query), *columns.values()),
+        )
+
+    # What failed ----------------------------------------------------------------------------------------------
+
+    def note_troubles(self, failed: Sequence[Failed], query: str, *, counts: bool) -> list[bool]:
+        """Remember what failed in this run. For each: whether it is new, so not known with this content and reason.
+
+        counts: something else was accepted in this run, so that records which were not acknowledged are to blame
+        themselves. Call it at the end of the run, once for each record, and before `end_reading`.
+        """
+        news = self.are_new(failed)
+        self._troubles.note(failed, self._hash(query), self._now(), counts=counts)
+        return news
+
+    @property
+    def has_troubles(self) -> bool:
+        """Whether anything failed in earlier runs and was not accepted since."""
+        return self._troubles.exist
+
+    # :since ---------------------------------------------------------------------------------------------------
+
+    def mark(self, query: str) -> Mark | None:
+        """The mark of a query file, named by its path."""
+        row = self._database.execute(
+            "SELECT mark_at, holds_for, last_full_at FROM queries"
+            " WHERE project = ? AND query = ? AND mark_at IS NOT NULL",
+            (self._project, self._hash(query)),
+        ).fetchone()
+        return None if row is None else Mark(*row)
+
+    def set_mark(self, query: str, mark: Mark) -> None:
+        """Whether it may move is the caller's to decide."""
+        self._update_query(query, mark_at=mark.at, holds_for=mark.holds_for, last_full_at=mark.last_full_at)
+
+    # Ways of making ids -------------------------------------------------------------------------------------------
+
+    def ways(self, query: str) -> list[Way]:
+        """In which ways event ids were made for a query file so far, the oldest first."""
+        rows = self._database.execute(
+            "SELECT description, accepted FROM ways WHERE project = ? AND query = ? ORDER BY id",
+            (self._project, self._hash(query)),
+        )
+        return [Way(description, bool(accepted)) for description, accepted in rows.fetchall()]
+
+    def add_way(self, query: str, description: str, *, accepted: bool) -> None:
+        """accepted: events were accepted under it; once true, it stays so."""
+        self._database.execute(
+            "INSERT INTO ways (project, query, description, accepted) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (project, query, description) DO UPDATE SET accepted = max(accepted, excluded.accepted)",
+            (self._project, self._hash(query), description, int(accepted)),
+        )
+
+    # Fields that Iterable drops -----------------------------------------------------------------------------------
+
+    def dropped_fields(self) -> set[tuple[Kind, str]]:
+        rows = self._database.execute("SELECT kind, name FROM dropped_fields WHERE project = ?", (self._project,))
+        return {(Kind(kind), name) for kind, name in rows.fetchall()}
+
+    def remember_dropped(self, fields: Iterable[tuple[Kind, str]]) -> None:
+        self._database.executemany(
+            "INSERT OR IGNORE INTO dropped_fields (project, kind, name) VALUES (?, ?, ?)",
+            [(self._project, kind.value, name) for kind, name in fields],
+        )
+
+    def forget_dropped(self, fields: Iterable[tuple[Kind, str]]) -> None:
+        self._database.executemany(
+            "DELETE FROM dropped_fields WHERE project = ? AND kind = ? AND name = ?",
+            [(self._project, kind.value, name) for kind, name in fields],
+        )
+
+    # Runs -----------------------------------------------------------------------------------------------------
+
+    def begin_run(self, run_id: str, started_at: float, query_file: str) -> None:
+        """Note that a run has begun, for good; and drop what is older than KEEP_DAYS. Raises LedgerError."""
+        oldest = self._now() - KEEP_DAYS * DAY_S
+        try:
+            delete_runs_before(self._database, oldest)
+            self._troubles.forget_before(oldest)
+            self._run = insert_run(self._database, self._project, run_id, started_at, query_file)
+            self.commit()
+        except sqlite3.Error as error:
+            raise LedgerError(f"The ledger can't be written ({error}); nothing was sent.") from error
+
+    def end_run(self, result: RunResult) -> None:
+        """Note how it ended, for good."""
+        update_run(self._database, self._run, result)
+        self.commit()
+
+    def runs(self, limit: int) -> list[PastRun]:
+        """The last runs that held this ledger, of all projects, the newest last."""
+        return last_runs(self._database, limit, self._project)
+
+    # ----------------------------------------------------------------------------------------------------------
+
+    def _of_keys(self, columns: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        return rows_of_keys(self._database, columns, "accepted", self._project, keys)
+
+    def _with_keys(self, statement: str, keys: Sequence[bytes]) -> None:
+        run_for_keys(self._database, statement, self._project, keys)
+
+    def _has(self, table: str, condition: str) -> bool:
+        rows = self._database.execute(
+            f"SELECT 1 FROM {table} WHERE project = ? AND {condition} LIMIT 1", (self._project,)
+        )
+        return rows.fetchone() is not None
+
+    def _count(self, source: str, *values: object) -> int:
+        (count,) = self._database.execute(f"SELECT count(*) FROM {source}", values).fetchone()
+        return int(count)
+
+
+# Opening --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_ledger(folder: Path, project: Project, *, now: float, lasting: bool = True) -> Iterator[Ledger]:
+    """The ledger in `folder`, for a run, which nobody else can begin until the block ends. now: Unix seconds.
+
+    lasting=False: an empty ledger for this run alone, without a file or a lock. Raises LedgerBusyError, LedgerError.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(hold_file(folder, now)) if lasting else LedgerFile(memory(stack))
+        try:
+            ledger = Ledger(file.database, project, now, warning=file.warning)
+        except sqlite3.Error as error:
+            raise LedgerError(f"The ledger {folder / LEDGER_NAME} can't be written ({error}).") from error
+        yield ledger
+
+
+@contextmanager
+def read_ledger(folder: Path, project: Project, *, now: float) -> Iterator[Ledger]:
+    """The ledger to look at, also while a run is active. Makes and changes nothing; a missing file is an empty ledger.
+
+    Raises LedgerDamagedError, LedgerBusyError, LedgerError.
+    """
+    with read_file(folder) as database:
+        yield Ledger(database, project, now, is_read_only=True)

@@ -1,0 +1,104 @@
+"""Stops a run that would send something large and probably unwanted, after the plan and before the first request.
+
+Decides from what is pending and from what the ledger knows; sends and stores nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.config.settings import MaxChanges
+from pipeline.ledger.ledger import Way
+from pipeline.model.ending import Ending, ExitCode
+from pipeline.model.records import Kind, counted
+from pipeline.transform.payloads import Rules
+
+GO_ON = "To go on all the same, once, run with --yes."
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a run would send. new: not known to the ledger; changed: known with other content. known: all that the
+    ledger knows for this project."""
+
+    new: Mapping[Kind, int]
+    changed: Mapping[Kind, int]
+    known: int
+
+    def total(self, kind: Kind) -> int:
+        return self.new[kind] + self.changed[kind]
+
+    @property
+    def records(self) -> int:
+        return sum(self.total(kind) for kind in Kind)
+
+
+# Changed ids ----------------------------------------------------------------------------------------------------------
+
+
+def way_of(rules: Rules) -> str:
+    """What this run's event ids are made of, as a JSON object; the same for any order of the fields.
+
+    While the query gives ids of its own, neither names nor fields are part of them.
+    """
+    parts = {"identifier": "userId" if rules.by_user_id else "email"}
+    if rules.id_column is not None:
+        parts["ids"] = f"column {rules.id_column}"
+    else:
+        typed = [f"{each.name}:{each.type.value}" if each.type else each.name for each in rules.event_fields]
+        parts["ids"] = "made from the event"
+        parts["event name"] = f"column {rules.name_column}" if rules.name_column is not None else rules.event_name
+        parts["fields"] = ", ".join(sorted(typed)) or "none"
+        parts["time zone"] = str(rules.zone)
+    return json.dumps(parts, sort_keys=True)
+
+
+def ids_have_changed(way: str, used: Sequence[Way], pending_events: int, *, knows_records: bool) -> Ending | None:
+    """Stops where all events would be tracked again as new ones, as their ids are made in a way not used before.
+
+    knows_records: the ledger knows some. Then events may have been accepted under each way that was used, also by a run
+    that was killed before it could say so.
+    """
+    before = [each for each in used if each.accepted or knows_records]
+    if not pending_events or not before or way in [each.description for each in used]:
+        return None
+    change = _difference(before[-1].description, way)
+    events = counted(pending_events, "event")
+    return Ending(
+        ExitCode.BRAKE,
+        f"What event ids are made of has changed ({change}), so {events} would be tracked again as new ones. Nothing "
+        "was sent. Put it back. To keep the change, put it back, run once so that nothing new is left, and then run "
+        f"with the change and --baseline, which enters everything as accepted. {GO_ON}",
+    )
+
+
+def _difference(old: str, new: str) -> str:
+    """`fields: page -> page, device`: the parts that differ. Where ids are given now, or were, nothing else matters."""
+    before, after = json.loads(old), json.loads(new)
+    names = ["ids"] if before["ids"] != after["ids"] else [name for name in after if before[name] != after[name]]
+    return "; ".join(f"{name}: {before[name]} -> {after[name]}" for name in names)
+
+
+# Too many changes -----------------------------------------------------------------------------------------------------
+
+
+def too_many(limit: MaxChanges | None, pending: Pending, causes: Sequence[str]) -> Ending | None:
+    """Stops where more records are pending than MAX_CHANGES allows. causes: why that may be, where it can be seen."""
+    if limit is None or (limit.is_percent and not pending.known):
+        return None
+    most = limit.limit * pending.known / 100 if limit.is_percent else limit.limit
+    if pending.records <= most:
+        return None
+    allowed = f"{limit.limit:g} % of {pending.known:,} known records" if limit.is_percent else f"{limit.limit:,.0f}"
+    told = ", ".join(
+        f"{counted(pending.total(kind), kind.value)} ({pending.new[kind]:,} new, {pending.changed[kind]:,} changed)"
+        for kind in Kind
+        if pending.total(kind)
+    )
+    likely = f" Likely cause: {'; '.join(causes)}." if causes else ""
+    return Ending(
+        ExitCode.BRAKE,
+        f"{told} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely} {GO_ON}",
+    )

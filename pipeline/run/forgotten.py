@@ -1,0 +1,69 @@
+"""SKIP_FORGOTTEN: the records of people who asked Iterable to forget them are rejected before they leave this machine.
+
+Iterable refuses such records itself (409 `ForgottenUserError`), but by then the data has left. It lists the forgotten
+as SHA-256 of the trimmed, lower-cased address or id, in one list for e-mails and one for userIds [swagger]. The list
+that fits ITERABLE_IDENTIFIER is enough, as a record names its person by nothing else; so the other one is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any
+
+from iterable_client import Failure, IterableClient
+from pipeline.model.ending import FAILURES, ExitCode, RunError
+from pipeline.stage.stage import Stage
+
+CODE = "ForgottenUserError"  # Iterable's own
+MESSAGE = "This person asked Iterable to be forgotten, and SKIP_FORGOTTEN is set."
+NO_LIST = "Nothing was sent, as SKIP_FORGOTTEN=true needs Iterable's list of forgotten people."
+CHECK_IDENTIFIER = "Check ITERABLE_IDENTIFIER: only projects that tell people apart in this way have the list."
+
+logger = logging.getLogger("main")
+
+
+class ForgottenListError(RunError):
+    """Iterable's list of forgotten people can't be read. Its exit code is that of the failure."""
+
+    def __init__(self, code: ExitCode, reason: str) -> None:
+        super().__init__(f"{NO_LIST} {reason}")
+        self.code = code
+
+
+def reject_forgotten(client: IterableClient, stage: Stage, *, by_user_id: bool) -> None:
+    """Reject what is pending of forgotten people. Raises ForgottenListError."""
+    hashes = read_forgotten(client, by_user_id=by_user_id)
+    rejected = stage.reject_people(lambda identity: hash_of(identity) in hashes, CODE, MESSAGE) if hashes else 0
+    logger.info("Iterable lists %d forgotten people; %d pending records are theirs.", len(hashes), rejected)
+
+
+def read_forgotten(client: IterableClient, *, by_user_id: bool) -> frozenset[bytes]:
+    """The hashes of forgotten people. Raises ForgottenListError."""
+    ok, answer = client.get_forgotten_user_ids() if by_user_id else client.get_forgotten_emails()
+    if not ok:
+        raise _explained(answer)
+    return _hashes(answer.get("hashedUserIds" if by_user_id else "hashedEmails"))
+
+
+def hash_of(identity: str) -> bytes:
+    return hashlib.sha256(identity.strip().lower().encode("utf-8")).digest()
+
+
+def _hashes(listed: Any) -> frozenset[bytes]:
+    try:
+        hashes = frozenset(bytes.fromhex(each) for each in listed)
+    except (TypeError, ValueError):
+        hashes = frozenset([b"no hash"])
+    if any(len(each) != hashlib.sha256().digest_size for each in hashes):  # whom it means can't be told
+        reason = "What Iterable answered is not a list of SHA-256 hashes."
+        raise ForgottenListError(FAILURES[Failure.UNREADABLE].code, reason)
+    return hashes
+
+
+def _explained(details: dict[str, Any]) -> ForgottenListError:
+    failure = details["failure"]
+    code, advice = FAILURES[failure].code, FAILURES[failure].advice
+    if failure is Failure.REJECTED:  # e-mail-based projects have no forgotten ids, userID-based ones no e-mails
+        code, advice = ExitCode.SETTINGS, CHECK_IDENTIFIER
+    return ForgottenListError(code, f"{str(details['error']).rstrip('.')}. {advice}")

@@ -1,0 +1,182 @@
+"""Opens a run: settings, the lock, the log, the client. What comes out is one frozen value, `Run`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from iterable import VERSION
+from iterable.pacing import rates
+from iterable.redaction import Redactor
+from iterable_client import IterableClient
+from pipeline.config.settings import ROOT, Settings, SettingsError, load_settings
+from pipeline.delivery.breaker import Breaker
+from pipeline.delivery.modes import single_mode
+from pipeline.ledger.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
+from pipeline.model.ending import OutputError
+from pipeline.report.log import Console, close_log, open_log
+from pipeline.report.results import free_run_id, reason_of
+from pipeline.report.retention import delete_old, sweep
+from pipeline.run.heartbeat import Heartbeat
+from pipeline.run.interrupt import Interrupt
+from pipeline.stage.stage import Stage, open_stage
+
+if TYPE_CHECKING:
+    from pipeline.sandbox import StandIn  # loaded for --sandbox only
+
+logger = logging.getLogger("main")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the steps of a run work with."""
+
+    options: argparse.Namespace
+    settings: Settings
+    console: Console
+    interrupt: Interrupt
+    heartbeat: Heartbeat
+    breaker: Breaker
+    started_at: datetime
+    run_id: str
+    ledger: Ledger
+    stage: Stage
+    client: IterableClient
+    stand_in: StandIn | None
+
+    @property
+    def query_path(self) -> str:
+        """What tells one query file from another in the ledger."""
+        return str(self.settings.query_file)
+
+    @property
+    def authentication(self) -> str:
+        return "JWT" if self.settings.use_jwt_auth else "API key"
+
+
+def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt, stack: ExitStack) -> Run:
+    """Open everything; `stack` closes it. Raises RunError, and leaves no trace of a run that may not start."""
+    settings, stand_in = settings_for(options, stack)
+    started_at = datetime.now(timezone.utc)
+    interrupt.limit(settings.max_run_minutes)
+    console.redactor = Redactor(settings.secrets())
+    folder = settings.output_dir
+    if not folder.is_dir():
+        raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
+    ledger = _ledger(options, settings, stack)
+    stage = stack.enter_context(open_stage(folder))
+    try:
+        stack.callback(close_log, open_log(folder, console.redactor))
+    except OSError as error:
+        raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}).") from error
+    if not (options.sandbox or options.dry_run):  # these may not hold the lock, and so not be alone
+        sweep(folder, console.warn)
+        delete_old(folder, settings.keep_days, time.time(), console.warn)
+    run_id = free_run_id(folder)
+    if not (options.sandbox or options.dry_run):
+        ledger.begin_run(run_id, started_at.timestamp(), settings.query_file.name)
+    logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
+    breaker = Breaker()
+    client = make_client(settings, breaker)
+    heartbeat = Heartbeat(None if options.dry_run else settings.heartbeat_url)
+    heartbeat.start()
+    for warning in (*settings.warnings, ledger.warning, ledger.note, about_new_key(settings, ledger, options)):
+        if warning:
+            console.warn(warning)
+    return Run(
+        options,
+        settings,
+        console,
+        interrupt,
+        heartbeat,
+        breaker,
+        started_at,
+        run_id,
+        ledger,
+        stage,
+        client,
+        stand_in,
+    )
+
+
+def about_new_key(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
+    """A rotated key looks like another project, unless ITERABLE_PROJECT names it."""
+    if not ledger.knows_nothing_but_others or options.sandbox or options.full:
+        return ""
+    return (
+        f"The ledger knows nothing of this API key, but knows others for {settings.iterable_base_url}. Everything that "
+        "the query finds will be sent. If the key was only rotated, stop, run once with the old key and "
+        "ITERABLE_PROJECT=name, and keep that name; or run with --baseline."
+    )
+
+
+def _ledger(options: argparse.Namespace, settings: Settings, stack: ExitStack) -> Ledger:
+    """Held for a run, empty in the sandbox, and only looked at by a dry run, which says so where it is damaged."""
+    folder, project, now = settings.output_dir, settings.project(), time.time()
+    if options.sandbox or not options.dry_run:
+        return stack.enter_context(open_ledger(folder, project, now=now, lasting=not options.sandbox))
+    try:
+        return stack.enter_context(read_ledger(folder, project, now=now))
+    except LedgerDamagedError as problem:
+        ledger = stack.enter_context(open_ledger(folder, project, now=now, lasting=False))
+        ledger.warning = str(problem)
+        return ledger
+
+
+def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Settings, StandIn | None]:
+    """The settings, and the stand-in Iterable that --sandbox puts in the place of the real one."""
+    env_file = options.env_file or ROOT / ".env"
+    settings = load_settings(env_file, os.environ, sandbox=options.sandbox, must_exist=options.env_file is not None)
+    if not options.sandbox:
+        return settings, None
+    from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, StandIn, create_sample_database
+
+    secret = SANDBOX_JWT_SECRET if settings.use_jwt_auth else None
+    stand_in = stack.enter_context(StandIn(key_type="Mobile" if secret else "ServerSide", jwt_secret=secret))
+    database_url = settings.database_url
+    if database_url is None:
+        folder = stack.enter_context(TemporaryDirectory(prefix="sandbox-"))
+        create_sample_database(Path(folder) / "sample.db")
+        database_url = f"sqlite:///{folder}/sample.db"
+    settings = replace(
+        settings,
+        iterable_api_key=SANDBOX_KEY,
+        iterable_jwt_secret=secret,
+        iterable_base_url=stand_in.url,
+        database_url=database_url,
+    )
+    return settings, stand_in
+
+
+def make_client(settings: Settings, breaker: Breaker | None = None) -> IterableClient:
+    """The client of this Iterable project, whose calls wait through `breaker`. Raises SettingsError."""
+    try:
+        return IterableClient(
+            settings.iterable_api_key,
+            settings.iterable_jwt_secret,
+            settings.use_jwt_auth,
+            settings.iterable_base_url,
+            jwt_issuer=settings.iterable_jwt_issuer,
+            timeout_s=settings.request_timeout,
+            max_retries=settings.max_retries,
+            backoff_factor=settings.backoff_factor,
+            initial_backoff=settings.initial_backoff,
+            max_connections=settings.max_workers or single_mode(None).workers,
+            rates=rates(settings.rate_limit_percent),
+            proxy=settings.iterable_proxy,
+            ca_bundle=str(settings.iterable_ca_bundle) if settings.iterable_ca_bundle else None,
+            sleep=breaker.sleep if breaker is not None else None,
+            on_wait=breaker.before_retry if breaker is not None else None,
+        )
+    except OSError as error:  # ssl.SSLError is one
+        problem = f"ITERABLE_CA_BUNDLE names {settings.iterable_ca_bundle}, which is not a certificate store ({error})."
+        raise SettingsError([problem]) from error

@@ -1,0 +1,134 @@
+"""The query's columns and the settings -> `Rules`, or the mistake that keeps a run from beginning.
+
+Nothing is dropped silently: a column that is not sent is an error while neither USER_FIELDS nor EVENT_FIELDS is set,
+and is listed in `Rules.not_sent` otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from pipeline.config.fields import EVERY_OTHER, FieldMap, expand, find_clash, is_writable
+from pipeline.config.settings import Settings
+from pipeline.model.ending import ExitCode, RunError
+from pipeline.transform.payloads import Rules
+
+logger = logging.getLogger("pipeline.rules")
+
+FUTURE_TOLERANCE_S = 86_400
+WHO = ("id", "user_id", "email")  # they say who, whichever of them the project goes by
+OF_EVENTS = ("event_time", "event_name", "event_id")
+
+
+class ColumnsError(RunError):
+    """The columns of the query and the settings don't go together. `remedy` says what to do."""
+
+    code = ExitCode.NO_INPUT
+
+    def __init__(self, text: str, remedy: str) -> None:
+        super().__init__(text)
+        self.remedy = remedy
+
+
+def make_rules(columns: Sequence[str], settings: Settings, now: float) -> Rules:
+    """now: Unix seconds. Raises ColumnsError."""
+    by_user_id = settings.iterable_identifier == "userId"
+    identity_column = _identity_column(columns, by_user_id)
+    others = _columns_without_use(columns, settings)
+    user_fields = _available("USER_FIELDS", settings.user_fields, columns, others, settings)
+    event_fields = _available("EVENT_FIELDS", settings.event_fields, columns, others, settings)
+    swept = frozenset(others if EVERY_OTHER in settings.user_fields + settings.event_fields else ())
+    not_sent = tuple(column for column in others if column not in swept)
+    time_column = _optional("event_time", columns)
+    if time_column is None:
+        _refuse_events_without_time(columns, event_fields)
+    if not_sent and not settings.given & {"USER_FIELDS", "EVENT_FIELDS"}:
+        raise _nothing_says(not_sent, user_fields)
+    return Rules(
+        by_user_id=by_user_id,
+        identity_column=identity_column,
+        user_fields=user_fields,
+        event_fields=event_fields,
+        event_name=settings.event_name,
+        zone=settings.event_timezone,
+        clear_nulls=settings.null_values == "clear",
+        latest_s=now + FUTURE_TOLERANCE_S,
+        time_column=time_column,
+        name_column=_optional("event_name", columns),
+        id_column=_optional("event_id", columns),
+        merge_nested=settings.merge_nested,
+        swept=swept,
+        not_sent=not_sent,
+    )
+
+
+def _identity_column(columns: Sequence[str], by_user_id: bool) -> str:
+    candidates = ("user_id", "id") if by_user_id else ("email",)
+    for column in candidates:
+        if column in columns:
+            return column
+    raise ColumnsError(
+        f"The query has no column {' or '.join(candidates)}, by which ITERABLE_IDENTIFIER="
+        f"{'userId' if by_user_id else 'email'} tells people apart; its columns are {_listed(columns)}.",
+        f"name a column {candidates[0]} in the query (AS {candidates[0]}), or change ITERABLE_IDENTIFIER",
+    )
+
+
+def _optional(column: str, columns: Sequence[str]) -> str | None:
+    return column if column in columns else None
+
+
+def _columns_without_use(columns: Sequence[str], settings: Settings) -> tuple[str, ...]:
+    """What `*` stands for: neither setting names it, given or by default, and it says neither who nor what happened."""
+    used = {field.column for field in settings.user_fields + settings.event_fields} | {*WHO, *OF_EVENTS}
+    return tuple(column for column in columns if column not in used)
+
+
+def _available(
+    name: str, fields: tuple[FieldMap, ...], columns: Sequence[str], others: Sequence[str], settings: Settings
+) -> tuple[FieldMap, ...]:
+    """The fields whose columns the query has. Missing ones are an error where the user named them, else ignored."""
+    fields = expand(fields, others)
+    missing = [field.column for field in fields if field.column not in columns]
+    if missing and name in settings.given:
+        raise ColumnsError(
+            f"{name} names {_listed(missing)}, which the query does not have; its columns are {_listed(columns)}.",
+            f"fix {name}, or add the column to the query",
+        )
+    if clash := find_clash(fields):  # a name that `*` has brought in
+        raise ColumnsError(f"{name} {clash}.", f"fix {name}: give one of the two another field name (column:fieldName)")
+    return tuple(field for field in fields if field.column in columns)
+
+
+def _refuse_events_without_time(columns: Sequence[str], event_fields: tuple[FieldMap, ...]) -> None:
+    about_events = [field.column for field in event_fields]
+    about_events += [column for column in ("event_name", "event_id") if column in columns]
+    if about_events:
+        raise ColumnsError(
+            f"The query has no column event_time, although {about_events[0]} belongs to events; its columns are "
+            f"{_listed(columns)}. Add event_time, or set EVENT_FIELDS=- to send users only.",
+            "add event_time to the query (AS event_time), or set EVENT_FIELDS=- to send users only",
+        )
+    logger.info("The query has no column event_time: users are updated, and no events are tracked.")
+
+
+def _nothing_says(columns: Sequence[str], user_fields: Sequence[FieldMap]) -> ColumnsError:
+    """The error about columns that would be dropped, with the setting to write in their stead."""
+    if all(map(is_writable, columns)):
+        line = f"USER_FIELDS={','.join([*(field.column for field in user_fields), *columns])}"
+        remedy = f"write {line} (or USER_FIELDS=*) into .env, or name some of them in EVENT_FIELDS"
+    else:
+        remedy = (
+            "write USER_FIELDS=* into .env, or give the columns other names in the query (AS): "
+            "one with a comma, a colon or a quote can't be written in USER_FIELDS"
+        )
+    return ColumnsError(
+        f"The query's columns {_listed(columns)} would not be sent, as neither USER_FIELDS nor EVENT_FIELDS is set; "
+        f"{remedy}.",
+        remedy,
+    )
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(columns)

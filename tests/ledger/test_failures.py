@@ -1,0 +1,222 @@
+"""What the ledger remembers of records that failed: which, why, and how often in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.ledger import failures as troubles
+from pipeline.ledger.failures import reason_text
+from pipeline.ledger.ledger import Failed, Ledger, Project, Trouble, open_ledger, read_ledger
+from pipeline.model.records import Kind, Outcome, Record
+from tests.opened import PROJECT
+
+DAY_S = 86_400
+TODAY = 20_000
+QUERY = "/srv/query.sql"
+ADA, BOB = b"key of ada", b"key of bob"
+REFUSED = Failed(ADA, b"content", Outcome.REJECTED, 400, "BadParams", "users/update refused it (1 attempt).", False)
+LOST = Failed(ADA, b"content", Outcome.UNACKNOWLEDGED, 504, None, "No answer came (3 attempts).", True)
+
+
+@contextmanager
+def opening(folder: Path, project: Project = PROJECT, *, day: int = TODAY) -> Iterator[Ledger]:
+    with open_ledger(folder, project, now=day * DAY_S) as ledger:
+        ledger.begin_run("run", day * DAY_S, "query.sql")
+        yield ledger
+        ledger.commit()
+
+
+def note(folder: Path, *failed: Failed, counts: bool = True, day: int = TODAY) -> list[bool]:
+    """A run in which these failed -> which of them are new."""
+    with opening(folder, day=day) as ledger:
+        return ledger.note_troubles(failed, QUERY, counts=counts)
+
+
+def streak(folder: Path) -> int:
+    with read_ledger(folder, PROJECT, now=0) as ledger:
+        return ledger.troubles([ADA])[ADA].streak
+
+
+def known(folder: Path) -> set[bytes]:
+    with read_ledger(folder, PROJECT, now=0) as ledger:
+        return ledger.troubled([ADA, BOB])
+
+
+def record(key: bytes) -> Record:
+    return Record(Kind.USER, 1, "ada@example.com", key, b"content", b"{}")
+
+
+# New or known ---------------------------------------------------------------------------------------------------------
+
+
+def test_refusal_is_new_once(tmp_path: Path) -> None:
+    assert [note(tmp_path, REFUSED) for _ in range(3)] == [[True], [False], [False]]
+
+
+def test_nothing_fails_where_nothing_failed(tmp_path: Path) -> None:
+    with opening(tmp_path) as ledger:
+        assert (ledger.has_troubles, ledger.troubled([ADA]), ledger.troubles([ADA])) == (False, set(), {})
+        ledger.note_troubles([REFUSED], QUERY, counts=True)
+        assert (ledger.has_troubles, ledger.troubled([ADA, BOB])) == (True, {ADA})
+    with opening(tmp_path) as ledger:
+        assert ledger.has_troubles
+
+
+def test_what_is_remembered_says_when_and_why_without_the_message(tmp_path: Path) -> None:
+    note(tmp_path, REFUSED)
+    with read_ledger(tmp_path, PROJECT, now=0) as ledger:
+        (found,) = ledger.troubles([ADA, BOB]).values()
+    assert found == Trouble(b"content", found.reasons, 0, Outcome.REJECTED, 400, "BadParams", TODAY * DAY_S)
+    assert len(found.reasons) == 8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fingerprint": b"other content"},
+        {"status_code": 409},
+        {"code": None},
+        {"message": "users/update refused it for another reason."},
+        {"outcome": Outcome.UNACKNOWLEDGED},
+        {"key": BOB},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_refusal_is_new_where_it_differs(tmp_path: Path, change: dict[str, object]) -> None:
+    note(tmp_path, REFUSED)
+    assert note(tmp_path, replace(REFUSED, **change)) == [True]  # type: ignore[arg-type]
+
+
+def test_numbers_in_a_message_make_no_new_reason(tmp_path: Path) -> None:
+    messages = ["row 7 is odd (1 attempt).", "row 12,345 is odd (3 attempts).", "row 8/9 is odd (2 attempts)."]
+    told = [note(tmp_path, replace(REFUSED, message=message)) for message in messages]
+    assert told == [[True], [False], [False]]
+
+
+def test_reason_of_a_hostile_message_is_found_in_linear_time() -> None:
+    assert reason_text(replace(REFUSED, message="x" * 3_000_000)).endswith("\nxxx" + "x" * 2_999_997)
+
+
+def test_reason_that_comes_and_goes_with_the_mode_is_new_once(tmp_path: Path) -> None:
+    in_bulk = replace(REFUSED, code="invalidEmails", message="users/bulkUpdate lists it under invalidEmails.")
+    told = [note(tmp_path, each) for each in (REFUSED, in_bulk, REFUSED, in_bulk)]
+    assert told == [[True], [True], [False], [False]]
+
+
+def test_changed_content_forgets_the_reasons_of_the_old_one(tmp_path: Path) -> None:
+    changed = replace(REFUSED, fingerprint=b"other content")
+    assert [note(tmp_path, each) for each in (REFUSED, changed, REFUSED)] == [[True], [True], [True]]
+
+
+def test_of_many_reasons_the_last_four_are_kept(tmp_path: Path) -> None:
+    reasons = [replace(REFUSED, code=code) for code in "abcde"]
+    assert [note(tmp_path, each) for each in reasons] == [[True]] * 5
+    assert [note(tmp_path, each) for each in (reasons[4], reasons[1], reasons[0])] == [[False], [False], [True]]
+
+
+def test_which_are_new_can_be_asked_without_noting_it(tmp_path: Path) -> None:
+    note(tmp_path, REFUSED)
+    with read_ledger(tmp_path, PROJECT, now=0) as ledger:
+        assert ledger.are_new([REFUSED, replace(REFUSED, key=BOB)]) == [False, True]
+    assert known(tmp_path) == {ADA}
+
+
+def test_failures_of_another_project_are_not_ours(tmp_path: Path) -> None:
+    note(tmp_path, REFUSED)
+    with opening(tmp_path, Project(PROJECT.base_url, "another-key")) as ledger:
+        assert (ledger.has_troubles, ledger.are_new([REFUSED])) == (False, [True])
+
+
+# Runs in a row --------------------------------------------------------------------------------------------------------
+
+
+def test_streak_counts_the_runs_in_a_row_in_which_others_were_accepted(tmp_path: Path) -> None:
+    streaks = []
+    for counts in (True, False, True, True):
+        note(tmp_path, LOST, counts=counts)
+        streaks.append(streak(tmp_path))
+    assert streaks == [1, 1, 2, 3]
+
+
+def test_streak_goes_on_while_the_content_changes_and_when_it_is_rejected_for_it(tmp_path: Path) -> None:
+    note(tmp_path, LOST)
+    note(tmp_path, replace(LOST, fingerprint=b"other content"))
+    assert note(tmp_path, replace(LOST, outcome=Outcome.REJECTED, code="KeepsFailing")) == [True]
+    assert streak(tmp_path) == 3
+    assert note(tmp_path, replace(LOST, outcome=Outcome.REJECTED, code="KeepsFailing")) == [False]
+
+
+def test_streak_ends_with_a_refusal(tmp_path: Path) -> None:
+    note(tmp_path, LOST)
+    note(tmp_path, REFUSED)
+    assert streak(tmp_path) == 0
+
+
+# Forgetting -----------------------------------------------------------------------------------------------------------
+
+
+def test_record_that_is_accepted_is_trouble_no_more(tmp_path: Path) -> None:
+    note(tmp_path, REFUSED, replace(REFUSED, key=BOB))
+    with opening(tmp_path) as ledger:
+        ledger.accept([record(ADA)])
+    assert known(tmp_path) == {BOB}
+    assert note(tmp_path, REFUSED) == [True]
+
+
+def end_reading(folder: Path, *shown: bytes, query: str = QUERY, full_read: bool = True) -> None:
+    """A run that reads these, and sends nothing."""
+    with opening(folder) as ledger:
+        ledger.refresh(shown, query, full_read=full_read)
+
+
+def test_failure_that_a_full_read_no_longer_shows_is_forgotten(tmp_path: Path) -> None:
+    note(tmp_path, REFUSED, replace(REFUSED, key=BOB))
+    end_reading(tmp_path, BOB)
+    assert known(tmp_path) == {BOB}
+
+
+def test_full_read_that_shows_nothing_forgets_all(tmp_path: Path) -> None:
+    note(tmp_path, REFUSED)
+    end_reading(tmp_path)
+    assert known(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("query", "full_read"), [(QUERY, False), ("/srv/another.sql", True)])
+def test_failure_that_a_partial_read_or_another_query_does_not_show_is_kept(
+    tmp_path: Path, query: str, full_read: bool
+) -> None:
+    note(tmp_path, REFUSED)
+    end_reading(tmp_path, BOB, query=query, full_read=full_read)
+    assert known(tmp_path) == {ADA}
+
+
+def test_failure_noted_in_this_run_is_kept_also_where_its_row_has_no_key_to_show(tmp_path: Path) -> None:
+    for _ in range(2):
+        with opening(tmp_path) as ledger:
+            ledger.shown([BOB])
+            ledger.note_troubles([REFUSED], QUERY, counts=True)
+            ledger.end_reading(QUERY, full_read=True)
+        assert known(tmp_path) == {ADA}
+
+
+def test_of_more_failures_than_memory_is_given_to_none_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(tmp_path, REFUSED, replace(REFUSED, key=BOB))
+    monkeypatch.setattr(troubles, "MAX_GONE", 1)
+    end_reading(tmp_path)
+    assert known(tmp_path) == {ADA, BOB}
+
+
+@pytest.mark.parametrize(("days_later", "kept"), [(400, {ADA}), (401, set())])
+def test_failure_that_did_not_happen_again_is_forgotten_after_400_days(
+    tmp_path: Path, days_later: int, kept: set[bytes]
+) -> None:
+    note(tmp_path, REFUSED)
+    note(tmp_path, day=TODAY + days_later)
+    assert known(tmp_path) == kept

@@ -1,0 +1,65 @@
+"""Text for a terminal: nothing in it moves the cursor, columns are aligned, and lines fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.model.text import WIDTH, counted, moment, shown, table, wrapped
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("Ada", "Ada"),
+        ("Zoë Ångström", "Zoë Ångström"),
+        (None, "NULL"),
+        (True, "true"),
+        (5.0, "5.0"),
+        ({"a": [1, "é"]}, '{"a": [1, "é"]}'),
+        (b"caf\xc3\xa9", "café"),
+        (b"\xff", "\\xff"),
+        ("a\x1b[2Jb\r\nc\td", "a\\x1b[2Jb\\r\\nc\\td"),
+        ("abc\u202edcb", "abc\\u202edcb"),
+        ("\udce9", "\\udce9"),
+    ],
+)
+def test_a_value_on_one_line(value: Any, expected: str) -> None:
+    assert shown(value) == expected
+
+
+def test_columns_are_aligned() -> None:
+    assert table([["row", "page"], ["1", "pricing"], ["12", "home"]], "  ") == [
+        "  row  page",
+        "  1    pricing",
+        "  12   home",
+    ]
+
+
+def test_the_widest_columns_are_cut_until_a_line_fits() -> None:
+    lines = table([["a", "b" * 100, "c" * 50]])
+    assert lines == [f"a  {'b' * 36}…  {'c' * 37}…"]
+    assert len(lines[0]) == WIDTH
+
+
+def test_wide_characters_take_two_columns() -> None:
+    assert table([["美咲", "x"], ["abcde", "x"], ["e\u0301", "x"]]) == ["美咲   x", "abcde  x", "e\u0301      x"]
+    assert table([["新" * 50]]) == ["新" * 39 + "…"]
+
+
+def test_too_many_columns_are_no_table() -> None:
+    assert table([["123456"] * 10]) == ["  ".join(["123456"] * 10)]
+    assert table([["123456"] * 11]) is None
+
+
+def test_sentences_are_wrapped_and_indented() -> None:
+    assert wrapped("word " * 20, "  ", "      ") == ["  " + "word " * 14 + "word", "      " + "word " * 4 + "word"]
+
+
+def test_times_are_in_utc() -> None:
+    assert moment(1768293912) == "2026-01-13 08:45:12 UTC"
+
+
+def test_what_is_counted() -> None:
+    assert [counted(number, "row") for number in (0, 1, 1000)] == ["0 rows", "1 row", "1,000 rows"]
