@@ -27,7 +27,7 @@ from pathlib import Path
 
 from iterable import VERSION
 from pipeline.config.settings import parse_moment
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 from pipeline.report.log import Console
 from pipeline.run import steps
 from pipeline.run.account import Account, conclude, conclude_after, refuse, remember, report

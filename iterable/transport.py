@@ -187,7 +187,7 @@ def _problem_of(error: Exception) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and those that it wraps, also in the ways of urllib3 (`reason`, nested arguments)."""
+    """The exception and those that it wraps, also in the id_schemes of urllib3 (`reason`, nested arguments)."""
     seen: set[int] = set()
     pending = [error]
     while pending:

@@ -16,8 +16,8 @@ from pipeline.delivery.breaker import Breaker
 from pipeline.delivery.delivery import Delivered, Delivery
 from pipeline.delivery.modes import MAX_BYTES_A_BATCH, Mode, single_mode
 from pipeline.delivery.senders import BulkSender, Sender, SingleSender
-from pipeline.model.ending import Ending, ExitCode
-from pipeline.model.records import Kind, Outcome, Record, Undelivered
+from pipeline.model.exits import Ending, ExitCode
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from tests.opened import Opened, open_both
 
@@ -90,7 +90,7 @@ class Ran:
     stop: Ending | None
     users: dict[str, int]
     events: dict[str, int]
-    undelivered: list[Undelivered]
+    undelivered: list[FailedRecord]
     progress: Silence
     delivered: Delivered
 

@@ -41,7 +41,7 @@ class Opened(NamedTuple):
         )
 
     def begin(self, *, skip_unchanged: bool = True) -> None:
-        self.stage.begin(self.ledger.known if skip_unchanged else None, self.ledger.troubled)
+        self.stage.begin(self.ledger.known if skip_unchanged else None, self.ledger.failed_before)
 
     def refresh(self, query: str = "query.sql", *, full_read: bool = True) -> None:
         self.ledger.refresh(self.stage.keys(), query, full_read=full_read)

@@ -300,8 +300,8 @@ def test_a_signal_in_the_query_of_postgresql_ends_it(
     use_query(program, "SELECT 'a@example.com' AS email, NULL AS event_time, pg_sleep(600)::text AS page")
     process = program.start(DATABASE_URL=f"{postgresql_url}&application_name=run-{number:d}")
     with closing(connect_to(postgresql_url)) as database:
-        asleep = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND application_name = 'run-{number:d}'"
-        wait_until(lambda: database.execute(asleep).fetchone()[0])
+        asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND application_name = %s"
+        wait_until(lambda: database.execute(asleep, [f"run-{number:d}"]).fetchone()[0])
         process.send_signal(number)
         assert_interrupted(program.wait_for(process), SIGNALS[number], None)
         database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
@@ -495,7 +495,7 @@ def test_a_bug_at_the_very_end_is_70_and_not_what_rejected_records_are(sample: P
 
 KEY = "canary-Kx81+/=&~41zQ5vTq0pLm"
 SECRET = "canary/J7w+wT=secret-of-at-least-32-bytes~9fR"
-PASSWORD = "canary@p:a/s%s+W0rd"  # what has a meaning of its own in a URL
+PASSWORD = "canary@p:a/s%s+W0rd"  # what has a policy of its own in a URL
 PEOPLE = ["canary.person@example.com", "o'canary+tag@example.com", "CANARY.Third@sub.example.com", "c4n@example.com"]
 
 

@@ -23,8 +23,7 @@ from zoneinfo import ZoneInfo
 from dotenv.parser import Binding, parse_stream
 
 from pipeline.config.fields import EVERY_OTHER, FieldMap, parse_fields
-from pipeline.ledger.project import Project
-from pipeline.model.ending import ExitCode, RunError
+from pipeline.model.exits import ExitCode, RunError
 
 PLACEHOLDER = "your-"  # what the values of .env.example that must be replaced begin with
 OFFICIAL_HOSTS = ("api.iterable.com", "api.eu.iterable.com")
@@ -103,11 +102,6 @@ class Settings:
             secrets += [parts.password, unquote(parts.password or "")]
             secrets += [value for name, value in parse_qsl(parts.query) if _names_password(name)]
         return secrets
-
-    def project(self) -> Project:
-        """What tells one Iterable project from another: its data center, and its key or its name."""
-        credential = self.iterable_api_key or self.iterable_jwt_secret or ""
-        return Project(self.iterable_base_url, credential, self.iterable_project)
 
     def shown_database(self) -> str:
         """DATABASE_URL without user, password and options: `postgresql+psycopg://***@host/name`."""

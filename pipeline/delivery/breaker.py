@@ -4,7 +4,7 @@ The workers ask it before each call and tell it what came of the call; the clien
 several calls in a row have failed, whichever records they were about: then nothing leaves any more, nor do further
 attempts of calls that have begun. The delivery tries a record that has not failed before, a probe. Where that is
 accepted, the failures were their records' own, and the breaker closes. Where there is none to try, the calls that have
-begun come to their end. What a failure counts stands in `ending.FAILURES`.
+begun come to their end. What a failure counts stands in `ending.POLICIES`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from iterable_client import Abandoned, Failure
-from pipeline.model.ending import FAILURES, GO_ON, Ending, ExitCode, stopped_by
+from pipeline.model.exits import Ending, ExitCode
+from pipeline.model.failure_policy import GO_ON, POLICIES, stopped_by
 from pipeline.model.records import Kind
 
 MOST_PATIENCE = 64
@@ -119,7 +120,7 @@ class Breaker:
 
     def must_end_run(self) -> bool:
         """Whether the last failure leaves no doubt, such as a wrong key."""
-        return self.is_open and FAILURES[self._last.failure].ends_run_at_once
+        return self.is_open and POLICIES[self._last.failure].ends_run_at_once
 
     def let_begun_calls_end(self) -> bool:
         """Let calls whose first attempts have failed have the rest of them. Whether there are any that wait."""
@@ -178,8 +179,8 @@ class Breaker:
         if turn.counted_at != self.closings:
             turn.counted_at = self.closings
             self.in_a_row += 1
-            self._strain += (PART_COUNTS if turn.is_part else 1) / FAILURES[failed.failure].ends_run_after
-        if self._strain >= self._patience * ALMOST_ONE or FAILURES[failed.failure].ends_run_at_once:
+            self._strain += (PART_COUNTS if turn.is_part else 1) / POLICIES[failed.failure].ends_run_after
+        if self._strain >= self._patience * ALMOST_ONE or POLICIES[failed.failure].ends_run_at_once:
             self.is_open = True
             self._change.notify_all()
 

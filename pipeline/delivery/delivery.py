@@ -19,14 +19,17 @@ from typing import Protocol
 
 from iterable_client import Failure
 from pipeline.delivery.breaker import Breaker
-from pipeline.delivery.failure_history import note_troubles
+from pipeline.delivery.failure_history import note_failures
 from pipeline.delivery.feed import Batch, Feed
 from pipeline.delivery.modes import Mode
 from pipeline.delivery.senders import Sender, Settled
 from pipeline.delivery.workers import GATHER_S, Report, Workers
 from pipeline.ledger.ledger import Ledger
-from pipeline.model.ending import GO_ON, Ending, ExitCode
-from pipeline.model.records import Kind, Outcome, Record, Undelivered, counted, size_of
+from pipeline.model.exits import Ending, ExitCode
+from pipeline.model.failure_policy import GO_ON
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record
+from pipeline.model.text import counted
+from pipeline.stage.pages import size_of
 from pipeline.stage.stage import Stage
 
 logger = logging.getLogger("pipeline.delivery")
@@ -94,8 +97,8 @@ class Delivery:
     ) -> None:
         """settle_s: how long Iterable may take to know a user that was just updated. breaker: the client waits through
         it, too. interrupted: how the run ends if it was asked to, else None. is_urgent: whether it may not even wait
-        for what is under way. query: the path of the query file, under which troubles are remembered. watched_fields:
-        fields that Iterable has dropped before."""
+        for what is under way. query: the path of the query file, under which failures are remembered.
+        watched_fields: fields that Iterable has dropped before."""
         self._ledger = ledger
         self._stage = stage
         self._mode = mode
@@ -170,7 +173,7 @@ class Delivery:
         """Whether anything did."""
         before = self._count_under_way()
         for kind in Kind:
-            for _ in range(self._mode.ahead):  # the workers need a moment to show whether more are of use
+            for _ in range(self._mode.prefetch):  # the workers need a moment to show whether more are of use
                 batch = self._feed.take(kind, self._busy) if self._has_room(kind) else None
                 if batch is None:
                     break
@@ -183,7 +186,7 @@ class Delivery:
         as the other kind has some."""
         if self._breaker.is_open or self._breaker.count_blocked() >= MAX_BLOCKED or self._stop is not None:
             return False
-        if self._bytes_under_way >= MAX_BYTES_UNDER_WAY or self._breaker.count_pacing(kind) >= self._mode.ahead:
+        if self._bytes_under_way >= MAX_BYTES_UNDER_WAY or self._breaker.count_pacing(kind) >= self._mode.prefetch:
             return False
         moving = len(self._under_way[kind]) - self._breaker.count_blocked(kind)
         if max(self._room.values()) == 1:
@@ -328,7 +331,7 @@ class Delivery:
         if self._mode.is_bulk:
             self._fields.take_in(kind, settled)
 
-    def _note_unknown(self, unknown: Sequence[Undelivered]) -> None:
+    def _note_unknown(self, unknown: Sequence[FailedRecord]) -> None:
         if self._is_second_try:
             self._stage.note(unknown)
         else:
@@ -363,7 +366,7 @@ class Delivery:
         attempted = left if self._mode.is_bulk else left[:1]
         rest = (Outcome.UNACKNOWLEDGED, None, None, message, 1)
         self._stage.note(
-            [Undelivered(each.kind, each.row, each.identity, *rest) for each in attempted], is_blamed=False
+            [FailedRecord(each.kind, each.row, each.identity, *rest) for each in attempted], is_blamed=False
         )
 
     def _is_time_to_commit(self) -> bool:
@@ -419,7 +422,7 @@ class Delivery:
         with suppress(sqlite3.Error):
             self._stage.give_up_held()
         with suppress(sqlite3.Error):
-            note_troubles(self._ledger, self._stage, self._query, counts=self._breaker.has_accepted)
+            note_failures(self._ledger, self._stage, self._query, counts=self._breaker.has_accepted)
         self._progress.finish()
 
 

@@ -6,20 +6,20 @@ A record that was not acknowledged in several runs in a row is rejected: a silen
 from __future__ import annotations
 
 from pipeline.ledger.ledger import Failed, Ledger
-from pipeline.model.ending import KEEPS_FAILING
+from pipeline.model.failure_policy import KEEPS_FAILING
 from pipeline.model.records import Outcome
 from pipeline.stage.stage import Failure, Stage
 
 MAX_STREAK = 3  # runs in a row, each of which had something else accepted
 
 
-def note_troubles(ledger: Ledger, stage: Stage, query: str, *, counts: bool) -> None:
+def note_failures(ledger: Ledger, stage: Stage, query: str, *, counts: bool) -> None:
     """Called once, when each record that was tried has its outcome. counts: whether anything was accepted in this run;
     the failures of other runs may be the project's, and count neither for a record nor against it."""
     for failures in stage.failures():
         hopeless = _keep_failing(ledger, failures, counts)
         stage.reject([each for each in failures if each.key in hopeless], KEEPS_FAILING)
-        is_new = ledger.note_troubles([_failed(each, hopeless) for each in failures], query, counts=counts)
+        is_new = ledger.note_failures([_failed(each, hopeless) for each in failures], query, counts=counts)
         stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     ledger.commit()
 
@@ -31,12 +31,14 @@ def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool) -> No
         stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     if keep:
         for failures in stage.refusals():
-            ledger.note_troubles([_failed(each, set()) for each in failures], query, counts=False)
+            ledger.note_failures([_failed(each, set()) for each in failures], query, counts=False)
 
 
 def _keep_failing(ledger: Ledger, failures: list[Failure], counts: bool) -> set[bytes]:
     keys = [each.key for each in failures if each.undelivered.outcome is Outcome.UNACKNOWLEDGED]
-    return {key for key, trouble in ledger.troubles(keys).items() if trouble.streak + counts >= MAX_STREAK}
+    return {
+        key for key, past_failure in ledger.past_failures(keys).items() if past_failure.streak + counts >= MAX_STREAK
+    }
 
 
 def _failed(failure: Failure, hopeless: set[bytes]) -> Failed:

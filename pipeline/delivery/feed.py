@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.delivery.modes import Mode
-from pipeline.ledger.ledger import USER_BYTES, Ledger
-from pipeline.model.records import Kind, OfUser, Record, records_of, size_of, take_page
+from pipeline.ledger.ledger import Ledger
+from pipeline.model.keys import USER_BYTES
+from pipeline.model.records import Kind, Record
+from pipeline.stage.pages import UserRecords, records_of, size_of, take_page
 from pipeline.stage.stage import Stage
 
 MAX_PARKED = 64  # batches of events that wait for an earlier one of their user
@@ -60,7 +62,7 @@ class Packer:
         self._batch: list[Record] = []
         self._size = self._user_start = 0
 
-    def pack(self, by_user: Iterable[OfUser]) -> Iterator[list[Record]]:
+    def pack(self, by_user: Iterable[UserRecords]) -> Iterator[list[Record]]:
         """The batches that are full; what is left waits for the next call, or for `rest`."""
         for records, size in by_user:
             if self._batch and records[0].identity != self._batch[-1].identity:
@@ -96,7 +98,7 @@ class Packer:
         return batch
 
 
-def make_batches(by_user: Iterable[OfUser], mode: Mode) -> Iterator[list[Record]]:
+def make_batches(by_user: Iterable[UserRecords], mode: Mode) -> Iterator[list[Record]]:
     packer = Packer(mode)
     yield from packer.pack(by_user)
     if rest := packer.rest():
@@ -148,7 +150,7 @@ class Feed:
         self._unsettled = 0  # batches of users
         self._ranges = Ranges()  # whose events may leave, and are not read yet
         self._ranges.add(b"", self._start_of_next())
-        self._reading: Iterator[OfUser] = iter(())
+        self._reading: Iterator[UserRecords] = iter(())
         self._packer = Packer(mode)
         self._events: deque[list[Record]] = deque()  # may leave
         self._parked: deque[list[Record]] = deque()  # may, too, but an earlier batch of their first user is under way
@@ -231,7 +233,7 @@ class Feed:
         if not self._events and not waits and (rest := self._packer.rest()):
             self._events.append(rest)
 
-    def _read_page(self) -> list[OfUser]:
+    def _read_page(self) -> list[UserRecords]:
         """Some of the events that may leave, by user; none: there are no more, for now."""
         page = take_page(self._reading)
         while not page and self._ranges:
@@ -243,12 +245,12 @@ class Feed:
 
     # The ledger -----------------------------------------------------------------------------------------------
 
-    def _cleared(self, by_user: Iterator[OfUser]) -> Iterator[OfUser]:
+    def _cleared(self, by_user: Iterator[UserRecords]) -> Iterator[UserRecords]:
         while page := take_page(by_user):
             self._clear(page)
             yield from page
 
-    def _clear(self, page: Iterable[OfUser]) -> None:
+    def _clear(self, page: Iterable[UserRecords]) -> None:
         """What the ledger knows of these with another content is no longer so, once a request may have left."""
         if not self._knew_any:
             return
@@ -256,7 +258,7 @@ class Feed:
         known = self._ledger.known([each.key for each in records])
         changed = [each.key for each in records if known.get(each.key, each.fingerprint) != each.fingerprint]
         if changed:
-            self._ledger.void(changed)
+            self._ledger.invalidate(changed)
 
 
 def _user_of(record: Record) -> bytes:

@@ -31,7 +31,7 @@ class Mode:
     endpoints: tuple[str, str]
 
     @property
-    def ahead(self) -> int:
+    def prefetch(self) -> int:
         """How many batches of a kind may wait for their turn to be sent, so that no turn is missed."""
         return self.workers // 16 + 1
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from iterable.answers import BulkFailures, Failure, read_failures, read_indices
 from iterable_client import IterableClient
 from pipeline.delivery.breaker import Turn
-from pipeline.model.ending import FAILURES, UNKNOWN_USER_CODES
-from pipeline.model.records import Kind, Outcome, Record, Undelivered
+from pipeline.model.failure_policy import POLICIES, UNKNOWN_USER_CODES
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 
 # A refused batch is taken apart to find the bad record: one in a thousand takes 10 refusals and 21 requests. Where so
 # many refusals come in a row, or so many requests are made for one batch, its parts are not divided any more, but each
@@ -35,8 +35,8 @@ class Settled:
     """
 
     delivered: Sequence[Record] = ()
-    failed: Sequence[Undelivered] = ()
-    unknown: Sequence[Undelivered] = ()
+    failed: Sequence[FailedRecord] = ()
+    unknown: Sequence[FailedRecord] = ()
     failure: Failure | None = None
     message: str = ""
     filtered_out_fields: frozenset[str] = frozenset()
@@ -138,14 +138,14 @@ def _may_divide(piece: Sequence[Record], details: dict[str, Any], turn: Turn) ->
     """Whether a smaller batch may fare better; may wait until that is known."""
     if len(piece) == 1 or not _blames(details):
         return False
-    meaning = FAILURES[details["failure"]]
-    return details["status_code"] in meaning.divided_for or turn.may_divide(waits=meaning.ends_run_after > 0)
+    policy = POLICIES[details["failure"]]
+    return details["status_code"] in policy.divided_for or turn.may_divide(waits=policy.ends_run_after > 0)
 
 
 def _blames(details: dict[str, Any]) -> bool:
     """Whether a record may be to blame for this failure of a batch."""
-    meaning = FAILURES[details["failure"]]
-    return details["status_code"] in meaning.divided_for | meaning.divided_once_accepted
+    policy = POLICIES[details["failure"]]
+    return details["status_code"] in policy.divided_for | policy.divided_once_accepted
 
 
 def _take_apart(piece: list[Record], details: dict[str, Any]) -> tuple[list[Record], list[list[Record]]]:
@@ -259,27 +259,27 @@ def _part_doubtful(listed: Sequence[Record], failures: BulkFailures) -> tuple[li
     )
 
 
-def _may_pass(undelivered: Undelivered) -> bool:
+def _may_pass(undelivered: FailedRecord) -> bool:
     """Whether its user may only not be known yet. A user update makes its user, so there it is a refusal."""
     return undelivered.kind is Kind.EVENT and (undelivered.code or "").startswith("notFound")
 
 
-def _refused_as_listed(record: Record, failures: BulkFailures) -> Undelivered:
+def _refused_as_listed(record: Record, failures: BulkFailures) -> FailedRecord:
     reason, _ = failures.listed[record.identity]
     message = f"{_endpoint(record)} refused it and lists it under {reason}."
-    return Undelivered(record.kind, record.row, record.identity, Outcome.REJECTED, 200, reason, message, 1)
+    return FailedRecord(record.kind, record.row, record.identity, Outcome.REJECTED, 200, reason, message, 1)
 
 
-def _refused_as_blocked(record: Record) -> Undelivered:
+def _refused_as_blocked(record: Record) -> FailedRecord:
     message = f"{_endpoint(record)} refused it: its event name is disallowed in this project."
-    return Undelivered(
+    return FailedRecord(
         record.kind, record.row, record.identity, Outcome.REJECTED, 200, "disallowedEventNames", message, 1
     )
 
 
-def _unacknowledged(record: Record, problem: str, status_code: int | None = 200) -> Undelivered:
+def _unacknowledged(record: Record, problem: str, status_code: int | None = 200) -> FailedRecord:
     message = f"{_endpoint(record)} did not say what became of it: {problem}."
-    return Undelivered(record.kind, record.row, record.identity, Outcome.UNACKNOWLEDGED, status_code, None, message, 1)
+    return FailedRecord(record.kind, record.row, record.identity, Outcome.UNACKNOWLEDGED, status_code, None, message, 1)
 
 
 def _endpoint(record: Record) -> str:
@@ -292,7 +292,7 @@ def _endpoint(record: Record) -> str:
 def _ends_the_run(details: dict[str, Any]) -> bool:
     """Whether sending more makes no sense: the failure has nothing to do with the records."""
     failure = details["failure"]
-    return failure is Failure.ABANDONED or FAILURES[failure].ends_run_at_once
+    return failure is Failure.ABANDONED or POLICIES[failure].ends_run_at_once
 
 
 _NEVER_LEFT = {"failure": Failure.ABANDONED, "attempts": 0}
@@ -320,12 +320,12 @@ _NOT_ALONE = " It was only sent in a batch, so another record may be to blame."
 def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: str = "") -> Settled:
     """The details of a failed call -> what became of the records that it was about."""
     failure: Failure = details["failure"]
-    outcome = FAILURES[failure].outcome
+    outcome = POLICIES[failure].outcome
     # A blocked event's answer is 200 Success; it is called what the list in a bulk answer is called.
     is_blocked = failure is Failure.REJECTED and details["status_code"] == 200 and records[0].kind is Kind.EVENT
     code = "disallowedEventNames" if is_blocked and details["code"] == "Success" else details["code"]
     rest = (outcome, details["status_code"], code, details["error"] + note, details["attempts"])
-    undelivered = [Undelivered(record.kind, record.row, record.identity, *rest) for record in records]
+    undelivered = [FailedRecord(record.kind, record.row, record.identity, *rest) for record in records]
     is_unknown_user = details["code"] in UNKNOWN_USER_CODES and failure is Failure.REJECTED
     if is_unknown_user and all(record.kind is Kind.EVENT for record in records):
         return Settled(unknown=undelivered, failure=failure, message=details["error"])

@@ -36,13 +36,14 @@ from pipeline.ledger.ledger import (
     open_ledger,
     read_ledger,
 )
-from pipeline.model.ending import CHECK_ADDRESS, CHECK_KEY, FAILURES, ExitCode
+from pipeline.model.exits import ExitCode
+from pipeline.model.failure_policy import CHECK_ADDRESS, CHECK_KEY, POLICIES
 from pipeline.report.log import Console
-from pipeline.report.retention import crowding
+from pipeline.report.retention import disk_space_warning
 from pipeline.run.account import refuse
 from pipeline.run.forgotten import ForgottenListError, read_forgotten
 from pipeline.run.interrupt import Interrupt, Interrupted, catch_signals
-from pipeline.run.opening import about_new_key, make_client, settings_for
+from pipeline.run.opening import about_new_key, make_client, project_of, settings_for
 from pipeline.run.since import Since
 
 
@@ -169,7 +170,7 @@ def look_at_output(settings: Settings) -> Iterator[Finding]:
         )
         return
     yield good(Area.OUTPUT, f"{folder} can be written, {free_bytes // 2**20:,} MiB are free")
-    crowded = crowding(folder, free_bytes) if settings.keep_days == 0 else None
+    crowded = disk_space_warning(folder, free_bytes) if settings.keep_days == 0 else None
     if crowded is not None:
         yield note(Area.OUTPUT, crowded)
 
@@ -183,7 +184,7 @@ class LookedAtLedger:
 
 
 def look_at_ledger(settings: Settings, options: argparse.Namespace, stack: ExitStack) -> LookedAtLedger:
-    folder, project, now = settings.output_dir, settings.project(), time.time()
+    folder, project, now = settings.output_dir, project_of(settings), time.time()
     if not options.sandbox:
         try:
             ledger = stack.enter_context(read_ledger(folder, project, now=now))
@@ -256,7 +257,7 @@ def _check_forgotten(client: IterableClient, settings: Settings) -> Finding:
 
 def _explain(details: Mapping[str, Any]) -> Finding:
     failure, error = details["failure"], str(details["error"])
-    code = FAILURES[failure].code
+    code = POLICIES[failure].code
     if failure in (Failure.BAD_API_KEY, Failure.UNAUTHORIZED):
         return bad(Area.KEY, error, CHECK_KEY, code)
     if failure in (Failure.UNREADABLE, Failure.REDIRECTED, Failure.BAD_CERTIFICATE):

@@ -41,14 +41,15 @@ from pipeline.inspect.session import (
     print_json,
     why_not_read,
 )
-from pipeline.ledger.ledger import Trouble
-from pipeline.model.ending import ExitCode, RunError
-from pipeline.model.records import Kind, Record, pages
+from pipeline.ledger.ledger import PastFailure
+from pipeline.model.exits import ExitCode, RunError
+from pipeline.model.records import Kind, Record
 from pipeline.model.text import text_of
 from pipeline.report.log import Console
 from pipeline.run.account import refuse
 from pipeline.run.forgotten import MESSAGE, ForgottenListError, hash_of, read_forgotten
 from pipeline.run.interrupt import Interrupted
+from pipeline.stage.pages import pages
 from pipeline.transform import payloads
 from pipeline.transform.payloads import Rules
 from pipeline.transform.values import InvalidRecord
@@ -145,11 +146,11 @@ class _Person:
         for page in pages(each for each in by_user if each.records[0].identity == self.identity):
             keys = [record.key for record in page]
             self._seen.update(keys)
-            fingerprints, troubles = self._look.ledger.known(keys), self._look.ledger.troubles(keys)
+            fingerprints, past_failures = self._look.ledger.known(keys), self._look.ledger.past_failures(keys)
             for record in page:
-                yield self._told(record, fingerprints.get(record.key), troubles.get(record.key))
+                yield self._told(record, fingerprints.get(record.key), past_failures.get(record.key))
 
-    def _told(self, record: Record, fingerprint: bytes | None, trouble: Trouble | None) -> Told:
+    def _told(self, record: Record, fingerprint: bytes | None, past_failure: PastFailure | None) -> Told:
         state, reason = _state(record, fingerprint), None
         if self.forgotten is True and state is not State.UNCHANGED:
             state, reason = State.REJECTED, MESSAGE
@@ -159,7 +160,7 @@ class _Person:
             payload=json.loads(record.payload),
             reason=reason,
             accepted_at=self._accepted.get(record.key),
-            before=_before(trouble, record.fingerprint),
+            before=_before(past_failure, record.fingerprint),
         )
 
     def _refused(self, kind: Kind) -> Iterator[Told]:
@@ -177,16 +178,16 @@ def _state(record: Record, fingerprint: bytes | None) -> State:
     return State.CHANGED if fingerprint else State.UNSURE
 
 
-def _before(trouble: Trouble | None, fingerprint: bytes) -> Before | None:
-    if trouble is None:
+def _before(past_failure: PastFailure | None, fingerprint: bytes) -> Before | None:
+    if past_failure is None:
         return None
     return Before(
-        outcome=trouble.outcome.value,
-        status_code=trouble.status_code,
-        code=trouble.code,
-        runs_in_a_row=trouble.streak,
-        noted_at=trouble.noted_at,
-        is_same=trouble.fingerprint == fingerprint,
+        outcome=past_failure.outcome.value,
+        status_code=past_failure.status_code,
+        code=past_failure.code,
+        runs_in_a_row=past_failure.streak,
+        noted_at=past_failure.noted_at,
+        is_same=past_failure.fingerprint == fingerprint,
     )
 
 

@@ -14,7 +14,7 @@ from itertools import compress
 from typing import Any
 
 from pipeline.inspect.readback import Field, advice, beside, fields_as_json, missing, verdict_on
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 from pipeline.model.text import GAP, counted, iso, moment, shown, table, text_of, wrapped
 
 MAX_SHOWN = 1000

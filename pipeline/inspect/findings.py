@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from pipeline.inspect.mapping import NUMBERS, Sample, disagree, fits, folded
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
 from pipeline.model.text import wrapped
 from pipeline.transform.payloads import Rules
@@ -31,7 +31,7 @@ class Area(str, Enum):
     FIELDS = "fields"
 
 
-class Mark(str, Enum):
+class Cursor(str, Enum):
     """How bad a finding is."""
 
     GOOD = "ok"
@@ -43,7 +43,7 @@ class Mark(str, Enum):
 class Finding:
     """One line: `[BAD]  ledger: ... -> remedy`. code: how a run would end because of this."""
 
-    mark: Mark
+    mark: Cursor
     area: Area
     text: str
     remedy: str = ""
@@ -60,15 +60,15 @@ class Finding:
 
 
 def bad(area: Area, text: str, remedy: str, code: ExitCode) -> Finding:
-    return Finding(Mark.BAD, area, text, remedy, code)
+    return Finding(Cursor.BAD, area, text, remedy, code)
 
 
 def note(area: Area, text: str, remedy: str = "", code: ExitCode = ExitCode.SUCCESS) -> Finding:
-    return Finding(Mark.NOTE, area, text, remedy, code)
+    return Finding(Cursor.NOTE, area, text, remedy, code)
 
 
 def good(area: Area, text: str) -> Finding:
-    return Finding(Mark.GOOD, area, text)
+    return Finding(Cursor.GOOD, area, text)
 
 
 # Fields ---------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from pipeline.delivery.failure_history import note_refusals
 from pipeline.inspect.findings import Area, Finding, bad, good, note
 from pipeline.inspect.mapping import Sample, Sampler
 from pipeline.ledger.ledger import Ledger, LedgerError
-from pipeline.model.ending import ExitCode, UsageError
-from pipeline.model.records import Kind, Outcome, counted
+from pipeline.model.exits import ExitCode, UsageError
+from pipeline.model.records import Kind, Outcome
+from pipeline.model.text import counted
 from pipeline.run.interrupt import Interrupt, Interrupted
 from pipeline.run.since import Since
 from pipeline.run.steps import choose_since, look_at_brake

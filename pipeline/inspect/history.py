@@ -13,10 +13,10 @@ from typing import Any
 from iterable.redaction import Redactor
 from pipeline.config.settings import SettingsError
 from pipeline.ledger.ledger import PastRun, RunResult, is_run_active, read_ledger
-from pipeline.model.ending import ExitCode, RunError
+from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Outcome
 from pipeline.report.log import Console
-from pipeline.run.opening import settings_for
+from pipeline.run.opening import project_of, settings_for
 
 COLUMNS = 80
 HEAD = ("When", "Ended", "Rows", "From", "Took", "Records and reason")
@@ -45,7 +45,7 @@ def run_history(options: argparse.Namespace) -> ExitCode:
             console.redactor = Redactor(settings.secrets())
             folder = settings.output_dir
             now = time.time()
-            ledger = stack.enter_context(read_ledger(folder, settings.project(), now=now))
+            ledger = stack.enter_context(read_ledger(folder, project_of(settings), now=now))
             runs = ledger.runs(options.history)
         except SettingsError as error:
             for problem in error.problems:

@@ -22,11 +22,12 @@ from pipeline.config.settings import ROOT, Settings
 from pipeline.delivery.breaker import Breaker
 from pipeline.inspect.explanation import MAX_SHOWN, QueriedRow
 from pipeline.ledger.ledger import Ledger, is_run_active, open_ledger, read_ledger
-from pipeline.model.ending import FAILURES, Ending, ExitCode, OutputError
+from pipeline.model.exits import Ending, ExitCode, OutputError
+from pipeline.model.failure_policy import POLICIES
 from pipeline.report.log import Console
 from pipeline.report.results import reason_of
 from pipeline.run.interrupt import Interrupt, catch_signals
-from pipeline.run.opening import make_client, settings_for
+from pipeline.run.opening import make_client, project_of, settings_for
 from pipeline.source import UndecodableText, open_query, read_query
 from pipeline.stage.stage import Stage, open_stage
 from pipeline.transform.payloads import Rules
@@ -77,14 +78,14 @@ def open_look(options: argparse.Namespace, console: Console) -> Iterator[Look]:
 
 def _open_ledger(settings: Settings, now: float, *, is_sandbox: bool) -> AbstractContextManager[Ledger]:
     if is_sandbox:  # which has nothing to do with the real one
-        return open_ledger(settings.output_dir, settings.project(), now=now, lasting=False)
-    return read_ledger(settings.output_dir, settings.project(), now=now)
+        return open_ledger(settings.output_dir, project_of(settings), now=now, lasting=False)
+    return read_ledger(settings.output_dir, project_of(settings), now=now)
 
 
 def notes_on(look: Look) -> list[str]:
     """What one should know about everything that is said of the ledger."""
     notes = []
-    if look.ledger.knows_nothing_but_others:
+    if look.ledger.is_new_key_for_known_host:
         notes.append(KEY_IS_NEW)
     if is_run_active(look.settings.output_dir):
         notes.append("A run is active; this is what it has committed so far.")
@@ -200,8 +201,8 @@ def is_client_side(details: Mapping[str, Any]) -> bool:
 
 def why_not_read(details: Mapping[str, Any]) -> Ending:
     """What a failure to read means for the whole, in a sentence and an exit code."""
-    meaning = FAILURES[details["failure"]]
-    advice = "Try again later." if meaning.code is ExitCode.TEMPORARY else meaning.advice
+    policy = POLICIES[details["failure"]]
+    advice = "Try again later." if policy.code is ExitCode.TEMPORARY else policy.advice
     if is_client_side(details):
         advice = CLIENT_SIDE
-    return Ending(meaning.code, f"{str(details['error']).rstrip('.')}. {advice}")
+    return Ending(policy.code, f"{str(details['error']).rstrip('.')}. {advice}")

@@ -27,13 +27,14 @@ from pipeline.inspect.session import (
     print_json,
     why_not_read,
 )
-from pipeline.model.ending import Ending, ExitCode, RunError
-from pipeline.model.records import Kind, Record, pages
+from pipeline.model.exits import Ending, ExitCode, RunError
+from pipeline.model.records import Kind, Record
 from pipeline.model.text import counted, iso, moment, shown, wrapped
 from pipeline.report.log import Console
 from pipeline.run.account import refuse
 from pipeline.run.forgotten import hash_of, read_forgotten
 from pipeline.run.interrupt import Interrupted
+from pipeline.stage.pages import pages
 
 SETTLE_S = 60  # Iterable asks for that long between an update and what depends on it
 WORKERS = 16  # enough for the 100 requests a second that Iterable allows, at 150 ms each

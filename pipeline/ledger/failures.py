@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.model.ending import UNKNOWN_USER_CODES
+from pipeline.model.failure_policy import UNKNOWN_USER_CODES
 from pipeline.model.records import Outcome
 from pipeline.model.sql import chunks, insert_many, rows_of_keys, run_for_keys
 
@@ -35,7 +35,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class PastFailure:
     """What is remembered of a record that failed.
 
     reasons: hashes of those for which this content failed, the last one first. streak: in how many runs in a row it
@@ -54,29 +54,31 @@ class Trouble:
         return fingerprint == self.fingerprint and reason in _split(self.reasons)
 
 
-class Troubles:
+class FailureHistory:
     """Those of one project."""
 
     def __init__(self, database: sqlite3.Connection, project: int, hash_text: Callable[[str], bytes]) -> None:
         self._database = database
         self._project = project
         self._hash = hash_text
-        self.exist = database.execute("SELECT 1 FROM troubles WHERE project = ?", (project,)).fetchone() is not None
+        self.exist = (
+            database.execute("SELECT 1 FROM past_failures WHERE project = ?", (project,)).fetchone() is not None
+        )
         self._gone: set[bytes] | None = None  # those that the query has not shown in this run
 
-    def troubled(self, keys: Sequence[bytes]) -> set[bytes]:
+    def failed_before(self, keys: Sequence[bytes]) -> set[bytes]:
         """Those of these keys whose records failed when they were last tried."""
         if not self.exist:
             return set()
-        return {key for (key,) in rows_of_keys(self._database, "key", "troubles", self._project, keys)}
+        return {key for (key,) in rows_of_keys(self._database, "key", "past_failures", self._project, keys)}
 
-    def troubles(self, keys: Sequence[bytes]) -> dict[bytes, Trouble]:
+    def past_failures(self, keys: Sequence[bytes]) -> dict[bytes, PastFailure]:
         if not self.exist:
             return {}
         columns = "key, fingerprint, reasons, streak, outcome, status_code, code, noted_at"
-        rows = rows_of_keys(self._database, columns, "troubles", self._project, keys)
+        rows = rows_of_keys(self._database, columns, "past_failures", self._project, keys)
         return {
-            key: Trouble(fingerprint, reasons, streak, Outcome(outcome), *rest)
+            key: PastFailure(fingerprint, reasons, streak, Outcome(outcome), *rest)
             for key, fingerprint, reasons, streak, outcome, *rest in rows
         }
 
@@ -84,7 +86,7 @@ class Troubles:
         """For each: whether this content has not failed for this reason before."""
         news = []
         for chunk in chunks(failed):
-            before = self.troubles([each.key for each in chunk])
+            before = self.past_failures([each.key for each in chunk])
             for each in chunk:
                 old = before.get(each.key)
                 news.append(old is None or not old.knows(each.fingerprint, self._reason(each)))
@@ -93,17 +95,17 @@ class Troubles:
     def note(self, failed: Sequence[Failed], query: bytes, now: int, *, counts: bool) -> None:
         for chunk in chunks(failed):
             keys = [each.key for each in chunk]
-            before = self.troubles(keys)
+            before = self.past_failures(keys)
             self._insert(chunk, before, query, now, counts)
-            self.note_shown(keys)
+            self.note_seen(keys)
         self.exist = self.exist or bool(failed)
 
     def _insert(
-        self, failed: Sequence[Failed], before: Mapping[bytes, Trouble], query: bytes, now: int, counts: bool
+        self, failed: Sequence[Failed], before: Mapping[bytes, PastFailure], query: bytes, now: int, counts: bool
     ) -> None:
         insert_many(
             self._database,
-            "INSERT OR REPLACE INTO troubles"
+            "INSERT OR REPLACE INTO past_failures"
             " (key, query, fingerprint, reasons, outcome, status_code, code, streak, project, noted_at) VALUES",
             [
                 (
@@ -121,7 +123,7 @@ class Troubles:
             constants=(self._project, now),
         )
 
-    def _reasons(self, failed: Failed, before: Trouble | None) -> bytes:
+    def _reasons(self, failed: Failed, before: PastFailure | None) -> bytes:
         """The reason of this failure, then those that this content had before."""
         reason = self._reason(failed)
         known = _split(before.reasons) if before is not None and before.fingerprint == failed.fingerprint else []
@@ -133,12 +135,12 @@ class Troubles:
     def forget(self, keys: Sequence[bytes]) -> None:
         """These were accepted."""
         if self.exist:
-            run_for_keys(self._database, "DELETE FROM troubles WHERE", self._project, keys)
+            run_for_keys(self._database, "DELETE FROM past_failures WHERE", self._project, keys)
 
     def forget_before(self, oldest: int) -> None:
-        self._database.execute("DELETE FROM troubles WHERE noted_at < ?", (oldest,))
+        self._database.execute("DELETE FROM past_failures WHERE noted_at < ?", (oldest,))
 
-    def note_shown(self, keys: Sequence[bytes]) -> None:
+    def note_seen(self, keys: Sequence[bytes]) -> None:
         """The query of this run has shown these."""
         if self._gone is None:
             self._gone = self._all_keys()
@@ -148,16 +150,16 @@ class Troubles:
         if not self.exist:
             return set()
         rows = self._database.execute(
-            "SELECT key FROM troubles WHERE project = ? LIMIT ?", (self._project, MAX_GONE + 1)
+            "SELECT key FROM past_failures WHERE project = ? LIMIT ?", (self._project, MAX_GONE + 1)
         ).fetchall()
         return {key for (key,) in rows} if len(rows) <= MAX_GONE else set()
 
     def forget_gone(self, query: bytes) -> None:
         """The query was read in full: what it showed earlier, and now no longer, needs no memory."""
-        self.note_shown(())
+        self.note_seen(())
         if self._gone:
             run_for_keys(
-                self._database, "DELETE FROM troubles WHERE query = ? AND", self._project, list(self._gone), query
+                self._database, "DELETE FROM past_failures WHERE query = ? AND", self._project, list(self._gone), query
             )
 
 
@@ -165,7 +167,7 @@ def _split(reasons: bytes) -> list[bytes]:
     return [reasons[start : start + REASON_BYTES] for start in range(0, len(reasons), REASON_BYTES)]
 
 
-def _streak(failed: Failed, before: Trouble | None, *, counts: bool) -> int:
+def _streak(failed: Failed, before: PastFailure | None, *, counts: bool) -> int:
     if not failed.is_unacknowledged:
         return 0
     return (before.streak if before is not None else 0) + counts

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.ledger.lock import Locked, hold_lock, is_locked
-from pipeline.model.ending import ExitCode, RunError
+from pipeline.model.exits import ExitCode, RunError
 
 LEDGER_NAME = "iterable_ledger.sqlite3"
 LOCK_NAME = "iterable_ledger.lock"
@@ -53,16 +53,16 @@ CREATE TABLE accepted (
     project INTEGER NOT NULL, key BLOB NOT NULL, fingerprint BLOB NOT NULL, accepted_at INTEGER NOT NULL,
     seen_day INTEGER NOT NULL, PRIMARY KEY (project, key)
 ) WITHOUT ROWID;
-CREATE TABLE troubles (
+CREATE TABLE past_failures (
     project INTEGER NOT NULL, key BLOB NOT NULL, query BLOB NOT NULL, fingerprint BLOB NOT NULL, reasons BLOB NOT NULL,
     outcome TEXT NOT NULL, status_code INTEGER, code TEXT, streak INTEGER NOT NULL, noted_at INTEGER NOT NULL,
     PRIMARY KEY (project, key)
 ) WITHOUT ROWID;
 CREATE TABLE queries (
-    project INTEGER NOT NULL, query BLOB NOT NULL, used_day INTEGER NOT NULL, full_day INTEGER, mark_at INTEGER,
+    project INTEGER NOT NULL, query BLOB NOT NULL, used_day INTEGER NOT NULL, full_day INTEGER, cursor_at INTEGER,
     holds_for BLOB, last_full_at INTEGER, PRIMARY KEY (project, query)
 ) WITHOUT ROWID;
-CREATE TABLE ways (
+CREATE TABLE id_schemes (
     id INTEGER PRIMARY KEY, project INTEGER NOT NULL, query BLOB NOT NULL, description TEXT NOT NULL,
     accepted INTEGER NOT NULL, UNIQUE (project, query, description)
 );
@@ -94,7 +94,7 @@ def hold_file(folder: Path, now: float) -> Iterator[LedgerFile]:
     with ExitStack() as stack:
         _lock(folder, stack)
         file = _open_or_replace(folder / LEDGER_NAME, now)
-        stack.callback(_come_to_rest, file.database)
+        stack.callback(_checkpoint_and_close, file.database)
         yield file
 
 
@@ -194,7 +194,7 @@ def _format(database: sqlite3.Connection) -> int:
     return int(found)
 
 
-def _come_to_rest(database: sqlite3.Connection) -> None:
+def _checkpoint_and_close(database: sqlite3.Connection) -> None:
     """Close it, as a single file where nobody is reading it."""
     with closing(database), suppress(sqlite3.Error):
         if database.in_transaction:

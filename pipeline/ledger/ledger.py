@@ -1,8 +1,8 @@
 """What this Iterable project has already accepted, in every run so far; what keeps failing; and how the runs ended.
 
 A SQLite file that outlives the run and holds keyed hashes, no personal data: (user or event) -> fingerprint of the
-payload last accepted. Beside it: records that were refused or not acknowledged, the marks of :since, the ways in which
-event ids were made, and one line for each run. Knows nothing of HTTP. Only the thread that opened it uses it.
+payload last accepted. Beside it: records that were refused or not acknowledged, the cursors of :since, the schemes of
+event ids, and one line for each run. Knows nothing of HTTP. Only the thread that opened it uses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pipeline.ledger.failures import Failed, Trouble, Troubles
+from pipeline.ledger.failures import Failed, FailureHistory, PastFailure
 from pipeline.ledger.file import (
     LEDGER_NAME,
     LedgerBusyError,
@@ -29,33 +29,26 @@ from pipeline.ledger.file import (
     memory,
     read_file,
 )
-from pipeline.ledger.project import (
-    HASH_BYTES,
-    USER_BYTES,
-    Hasher,
-    Project,
-    enter_project,
-    find_project,
-    knows_others_only,
-)
+from pipeline.ledger.project import Hasher, Project, enter_project, find_project, is_new_key_for_known_host
 from pipeline.ledger.runs import PastRun, RunResult, delete_runs_before, insert_run, last_runs, update_run
+from pipeline.model.keys import HASH_BYTES, USER_BYTES
 from pipeline.model.records import Kind, Record
 from pipeline.model.sql import KEYS_PER_STATEMENT, insert_many, rows_of_keys, run_for_keys
 
 __all__ = [
     "LEDGER_NAME",
     "USER_BYTES",
+    "Cursor",
     "Failed",
+    "IdScheme",
     "Ledger",
     "LedgerBusyError",
     "LedgerDamagedError",
     "LedgerError",
-    "Mark",
+    "PastFailure",
     "PastRun",
     "Project",
     "RunResult",
-    "Trouble",
-    "Way",
     "insert_many",
     "is_run_active",
     "open_ledger",
@@ -63,15 +56,15 @@ __all__ = [
 ]
 
 DAY_S = 86_400
-KEEP_DAYS = 400  # what no query has shown for so long is dropped; runs and troubles, too
+FORGET_AFTER_DAYS = 400  # what no query has shown for so long is dropped; runs and failures, too
 REFRESH_DAYS = 30  # how far "last seen" may lag behind, so that a run without news writes nothing
 
 _KEY_FINGERPRINT = itemgetter(3, 4)  # at the speed of C: every event passes through it
 
 
 @dataclass(frozen=True)
-class Mark:
-    """From when :since reads. at, last_full_at: Unix seconds. holds_for: a hash of what the mark depends on."""
+class Cursor:
+    """From when :since reads. at, last_full_at: Unix seconds. holds_for: a hash of what the cursor depends on."""
 
     at: int
     holds_for: bytes
@@ -79,7 +72,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Way:
+class IdScheme:
     """A way of making event ids. accepted: whether events were accepted under it."""
 
     description: str
@@ -112,12 +105,12 @@ class Ledger:
         hasher = Hasher(found.secret)
         self.user_key, self.event_keys, self.fingerprints = hasher.user_key, hasher.event_keys, hasher.fingerprints
         self._hash = hasher.text
-        self.knows_nothing_but_others = knows_others_only(database, project, self._project)
-        self._troubles = Troubles(database, self._project, self._hash)
-        self.troubled, self.troubles, self.are_new = (
-            self._troubles.troubled,
-            self._troubles.troubles,
-            self._troubles.are_new,
+        self.is_new_key_for_known_host = is_new_key_for_known_host(database, project, self._project)
+        self._failure_history = FailureHistory(database, self._project, self._hash)
+        self.failed_before, self.past_failures, self.are_new = (
+            self._failure_history.failed_before,
+            self._failure_history.past_failures,
+            self._failure_history.are_new,
         )
         self._has_stale: bool | None = None  # whether any entry's day lags too far behind
 
@@ -162,10 +155,10 @@ class Ledger:
             " accepted_at = excluded.accepted_at, seen_day = excluded.seen_day",
             constants=(self._project, self._now(), self._today),
         )
-        if self._troubles.exist:
-            self._troubles.forget([record.key for record in records])
+        if self._failure_history.exist:
+            self._failure_history.forget([record.key for record in records])
 
-    def void(self, keys: Sequence[bytes]) -> None:
+    def invalidate(self, keys: Sequence[bytes]) -> None:
         """A request with these may leave now. What was accepted before may be overwritten, so it counts no more.
 
         Lasts when this returns, even if the power fails. Costs nothing where none of these is known.
@@ -193,9 +186,9 @@ class Ledger:
 
     # What the query shows -------------------------------------------------------------------------------------
 
-    def shown(self, keys: Sequence[bytes]) -> None:
+    def mark_seen(self, keys: Sequence[bytes]) -> None:
         """The query of this run shows these: they are still in use."""
-        self._troubles.note_shown(keys)
+        self._failure_history.note_seen(keys)
         if self._has_stale_entries():
             stale = f"seen_day < {self._today - REFRESH_DAYS:d}"
             self._with_keys(f"UPDATE accepted SET seen_day = {self._today:d} WHERE {stale} AND", keys)
@@ -203,22 +196,22 @@ class Ledger:
     def end_reading(self, query: str, *, full_read: bool) -> None:
         """The query was read to its end, and all that it found was `shown`. full_read: it showed all that it has.
 
-        Only a full read makes the ledger forget: records that no query file has shown for KEEP_DAYS, and the failures
-        of those that this one no longer shows. Each query file in use must have had a full read since.
+        Only a full read makes the ledger forget: records that no query file has shown for FORGET_AFTER_DAYS, and the
+        failures of those that this one no longer shows. Each query file in use must have had a full read since.
         """
         if not full_read:
             self._update_query(query)
             return
         self._update_query(query, full_day=self._today)
-        self._troubles.forget_gone(self._hash(query))
+        self._failure_history.forget_gone(self._hash(query))
         self._forget_unseen()
 
     def refresh(self, keys: Iterable[bytes], query: str, *, full_read: bool) -> None:
         """`shown` and `end_reading` in one. The keys are read only where something is to be noted about them."""
-        if self._troubles.exist or self._has_stale_entries():
+        if self._failure_history.exist or self._has_stale_entries():
             keys = iter(keys)
             while chunk := list(islice(keys, KEYS_PER_STATEMENT)):
-                self.shown(chunk)
+                self.mark_seen(chunk)
         self.end_reading(query, full_read=full_read)
 
     def _has_stale_entries(self) -> bool:
@@ -227,7 +220,7 @@ class Ledger:
         return self._has_stale
 
     def _forget_unseen(self) -> None:
-        oldest = self._today - KEEP_DAYS
+        oldest = self._today - FORGET_AFTER_DAYS
         rows = self._database.execute(
             "SELECT full_day FROM queries WHERE project = ? AND used_day >= ?", (self._project, oldest)
         ).fetchall()
@@ -250,50 +243,50 @@ class Ledger:
 
     # What failed ----------------------------------------------------------------------------------------------
 
-    def note_troubles(self, failed: Sequence[Failed], query: str, *, counts: bool) -> list[bool]:
+    def note_failures(self, failed: Sequence[Failed], query: str, *, counts: bool) -> list[bool]:
         """Remember what failed in this run. For each: whether it is new, so not known with this content and reason.
 
         counts: something else was accepted in this run, so that records which were not acknowledged are to blame
         themselves. Call it at the end of the run, once for each record, and before `end_reading`.
         """
         news = self.are_new(failed)
-        self._troubles.note(failed, self._hash(query), self._now(), counts=counts)
+        self._failure_history.note(failed, self._hash(query), self._now(), counts=counts)
         return news
 
     @property
-    def has_troubles(self) -> bool:
+    def has_failure_history(self) -> bool:
         """Whether anything failed in earlier runs and was not accepted since."""
-        return self._troubles.exist
+        return self._failure_history.exist
 
     # :since ---------------------------------------------------------------------------------------------------
 
-    def mark(self, query: str) -> Mark | None:
-        """The mark of a query file, named by its path."""
+    def cursor(self, query: str) -> Cursor | None:
+        """The cursor of a query file, named by its path."""
         row = self._database.execute(
-            "SELECT mark_at, holds_for, last_full_at FROM queries"
-            " WHERE project = ? AND query = ? AND mark_at IS NOT NULL",
+            "SELECT cursor_at, holds_for, last_full_at FROM queries"
+            " WHERE project = ? AND query = ? AND cursor_at IS NOT NULL",
             (self._project, self._hash(query)),
         ).fetchone()
-        return None if row is None else Mark(*row)
+        return None if row is None else Cursor(*row)
 
-    def set_mark(self, query: str, mark: Mark) -> None:
+    def set_cursor(self, query: str, cursor: Cursor) -> None:
         """Whether it may move is the caller's to decide."""
-        self._update_query(query, mark_at=mark.at, holds_for=mark.holds_for, last_full_at=mark.last_full_at)
+        self._update_query(query, cursor_at=cursor.at, holds_for=cursor.holds_for, last_full_at=cursor.last_full_at)
 
     # Ways of making ids -------------------------------------------------------------------------------------------
 
-    def ways(self, query: str) -> list[Way]:
-        """In which ways event ids were made for a query file so far, the oldest first."""
+    def id_schemes(self, query: str) -> list[IdScheme]:
+        """The schemes of event ids that a query file has used so far, the oldest first."""
         rows = self._database.execute(
-            "SELECT description, accepted FROM ways WHERE project = ? AND query = ? ORDER BY id",
+            "SELECT description, accepted FROM id_schemes WHERE project = ? AND query = ? ORDER BY id",
             (self._project, self._hash(query)),
         )
-        return [Way(description, bool(accepted)) for description, accepted in rows.fetchall()]
+        return [IdScheme(description, bool(accepted)) for description, accepted in rows.fetchall()]
 
-    def add_way(self, query: str, description: str, *, accepted: bool) -> None:
+    def add_id_scheme(self, query: str, description: str, *, accepted: bool) -> None:
         """accepted: events were accepted under it; once true, it stays so."""
         self._database.execute(
-            "INSERT INTO ways (project, query, description, accepted) VALUES (?, ?, ?, ?)"
+            "INSERT INTO id_schemes (project, query, description, accepted) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (project, query, description) DO UPDATE SET accepted = max(accepted, excluded.accepted)",
             (self._project, self._hash(query), description, int(accepted)),
         )
@@ -319,11 +312,11 @@ class Ledger:
     # Runs -----------------------------------------------------------------------------------------------------
 
     def begin_run(self, run_id: str, started_at: float, query_file: str) -> None:
-        """Note that a run has begun, for good; and drop what is older than KEEP_DAYS. Raises LedgerError."""
-        oldest = self._now() - KEEP_DAYS * DAY_S
+        """Note that a run has begun, for good; and drop what is older than FORGET_AFTER_DAYS. Raises LedgerError."""
+        oldest = self._now() - FORGET_AFTER_DAYS * DAY_S
         try:
             delete_runs_before(self._database, oldest)
-            self._troubles.forget_before(oldest)
+            self._failure_history.forget_before(oldest)
             self._run = insert_run(self._database, self._project, run_id, started_at, query_file)
             self.commit()
         except sqlite3.Error as error:

@@ -12,9 +12,8 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-HASH_BYTES = 16
-USER_BYTES = 8  # an event's key is the beginning of its user's key, and a hash of its id
-EVENT_BYTES = 12
+from pipeline.model.keys import EVENT_BYTES, HASH_BYTES, USER_BYTES
+
 SECRET_BYTES = 32
 
 
@@ -197,7 +196,7 @@ def enter_project(database: sqlite3.Connection, project: Project, found: Found) 
     return number
 
 
-def knows_others_only(database: sqlite3.Connection, project: Project, number: int) -> bool:
+def is_new_key_for_known_host(database: sqlite3.Connection, project: Project, number: int) -> bool:
     """Whether records of other projects of this server are known, and none of this one."""
     others = database.execute(
         "SELECT id FROM projects WHERE server = ? AND id <> ?", (project.server_hash, number)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
 from typing import NamedTuple
-
-RECORDS_A_PAGE = 2000
-BYTES_A_PAGE = 4_000_000
 
 
 class Kind(str, Enum):
@@ -17,11 +12,6 @@ class Kind(str, Enum):
 
     USER = "user"
     EVENT = "event"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 user`, `1,200 users`"""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class Outcome(str, Enum):
@@ -45,42 +35,7 @@ class Record(NamedTuple):
     payload: bytes  # JSON in UTF-8, as it goes to Iterable
 
 
-def size_of(records: Iterable[Record]) -> int:
-    """The bytes of their payloads."""
-    return sum([len(record.payload) for record in records])
-
-
-class OfUser(NamedTuple):
-    """Records of one user, not always all of them, and the bytes of their payloads."""
-
-    records: list[Record]
-    size: int
-
-
-def take_page(by_user: Iterator[OfUser]) -> list[OfUser]:
-    """The next of them, a few where they are large; none at the end."""
-    page: list[OfUser] = []
-    count = size = 0
-    for each in by_user:
-        page.append(each)
-        count += len(each.records)
-        size += each.size
-        if count >= RECORDS_A_PAGE or size >= BYTES_A_PAGE:
-            break
-    return page
-
-
-def records_of(by_user: Iterable[OfUser]) -> Iterator[Record]:
-    return chain.from_iterable(each.records for each in by_user)
-
-
-def pages(by_user: Iterator[OfUser]) -> Iterator[list[Record]]:
-    """All of them, page by page."""
-    while page := take_page(by_user):
-        yield list(records_of(page))
-
-
-class Undelivered(NamedTuple):
+class FailedRecord(NamedTuple):
     """What became of a record that was not delivered, and why."""
 
     kind: Kind

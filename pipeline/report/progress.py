@@ -13,7 +13,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TextIO
 
-from pipeline.model.records import Kind, counted
+from pipeline.model.records import Kind
+from pipeline.model.text import counted
 from pipeline.report.log import Console
 
 SECONDS_PER_LOG_LINE = 30.0

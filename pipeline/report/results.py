@@ -17,8 +17,9 @@ from typing import Any
 from iterable.export import guarded, new_file
 from iterable.redaction import Redactor
 from iterable_client import RequestCounts
-from pipeline.model.ending import advice_for
-from pipeline.model.records import Kind, Outcome, Undelivered, counted
+from pipeline.model.records import FailedRecord, Kind, Outcome
+from pipeline.model.text import counted
+from pipeline.report.advice import advice_for
 
 CSV_NAME = "query_results_{}.csv"
 RESULTS_NAME = "integration_results_{}.json"
@@ -116,7 +117,7 @@ def as_number(value: float) -> float:
 
 
 def failures_as_json(
-    undelivered: Iterable[Undelivered], redactor: Redactor, *, by_user_id: bool
+    undelivered: Iterable[FailedRecord], redactor: Redactor, *, by_user_id: bool
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -151,7 +152,7 @@ def write_results(path: Path, results: Results) -> None:
         file.write("\n")
 
 
-def write_rejected_rows(path: Path, csv_path: Path, rejected: Iterable[Undelivered], redactor: Redactor) -> None:
+def write_rejected_rows(path: Path, csv_path: Path, rejected: Iterable[FailedRecord], redactor: Redactor) -> None:
     """The rows of rejected records, in the order of the CSV: their number, their cells exactly as there, then what
     happened and why."""
     csv.field_size_limit(sys.maxsize)
@@ -165,7 +166,7 @@ def write_rejected_rows(path: Path, csv_path: Path, rejected: Iterable[Undeliver
 
 
 def _rejected_rows(
-    lines: Iterator[list[str]], rejected: Iterable[Undelivered], redactor: Redactor
+    lines: Iterator[list[str]], rejected: Iterable[FailedRecord], redactor: Redactor
 ) -> Iterator[list[object]]:
     number, line = 0, [""]
     for each in rejected:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.model.records import counted
+from pipeline.model.text import counted
 from pipeline.report.log import LOG_NAME
 from pipeline.report.results import CSV_NAME, REJECTED_NAME, RESULTS_NAME, reason_of
 
@@ -112,7 +112,7 @@ def _is_alive(process_id: int) -> bool:
 # Whether there is room ------------------------------------------------------------------------------------------------
 
 
-def crowding(folder: Path, free_bytes: int) -> str | None:
+def disk_space_warning(folder: Path, free_bytes: int) -> str | None:
     """A sentence where the outputs take much room, or the disk has little for more runs like the newest; else None."""
     bytes_by_run: Counter[str] = Counter()
     for entry in _files(folder, logger.warning):

@@ -22,16 +22,16 @@ from pipeline.config.settings import SettingsError
 from pipeline.delivery.delivery import Delivered
 from pipeline.delivery.failure_history import note_refusals
 from pipeline.delivery.modes import choose_mode
-from pipeline.ledger.ledger import Mark, RunResult
-from pipeline.model.ending import Ending, ExitCode, RunError
-from pipeline.model.records import Kind, Outcome, Undelivered
+from pipeline.ledger.ledger import Cursor, RunResult
+from pipeline.model.exits import Ending, ExitCode, RunError
+from pipeline.model.records import FailedRecord, Kind, Outcome
 from pipeline.report import results
 from pipeline.report.log import LOG_NAME, Console
-from pipeline.report.retention import crowding
-from pipeline.run.brake import way_of
+from pipeline.report.retention import disk_space_warning
+from pipeline.run.brake import id_scheme_of
 from pipeline.run.interrupt import Interrupted
 from pipeline.run.opening import Run
-from pipeline.run.since import circumstances_of, moves_mark
+from pipeline.run.since import cursor_fingerprint, moves_cursor
 from pipeline.run.steps import Plan, Read, fields_of
 
 DRY_RUN_REASON = "Dry run: nothing was sent."
@@ -150,7 +150,7 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
         events = run.stage.count_outcomes()[Kind.EVENT]
         # The ids of these are made so. A part may be known by chance, such as the events without a field that is new.
         if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
-            run.ledger.add_way(run.query_path, way_of(read.rules), accepted=True)
+            run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=True)
         _remember_dropped_fields(run, read, delivered)
 
 
@@ -170,18 +170,18 @@ def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None
             )
 
 
-def _move_mark(run: Run, account: Account, ending: Ending) -> bool:
-    """Move the mark of :since, where nothing is left that only a later read can bring; returns whether it moved."""
+def _move_cursor(run: Run, account: Account, ending: Ending) -> bool:
+    """Move the cursor of :since, where nothing is left that only a later read can bring; returns whether it moved."""
     read = account.read
     if read is None or read.since is None:
         return False
     is_partial = run.options.dry_run or run.options.sandbox or run.options.limit is not None
-    if not moves_mark(read.since, ending.code, run.stage.rejected_codes(), is_partial=is_partial):
+    if not moves_cursor(read.since, ending.code, run.stage.rejected_codes(), is_partial=is_partial):
         return False
-    before = run.ledger.mark(run.query_path)
+    before = run.ledger.cursor(run.query_path)
     started_at = int(read.started_at.timestamp())
     full_at = started_at if read.since.is_full or before is None else before.last_full_at
-    run.ledger.set_mark(run.query_path, Mark(started_at, circumstances_of(run.settings, read.query), full_at))
+    run.ledger.set_cursor(run.query_path, Cursor(started_at, cursor_fingerprint(run.settings, read.query), full_at))
     run.ledger.commit()
     return True
 
@@ -195,7 +195,7 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     counts = _count_all(run, account, ending)
     mark_moved = False
     try:
-        mark_moved = _move_mark(run, account, ending)
+        mark_moved = _move_cursor(run, account, ending)
         rejected = _write_rejected_rows(run, account)
         failures = list(_undelivered(run, results.MAX_FAILURES))
         written = _results(run, account, ending, counts, mark_moved, rejected, failures)
@@ -264,7 +264,7 @@ def _write_rejected_rows(run: Run, account: Account) -> str | None:
     return name
 
 
-def _undelivered(run: Run, limit: int = -1) -> Iterator[Undelivered]:
+def _undelivered(run: Run, limit: int = -1) -> Iterator[FailedRecord]:
     return run.stage.undelivered(limit, with_not_attempted=not run.options.dry_run)
 
 
@@ -290,7 +290,7 @@ def _results(
     counts: dict[str, Any],
     mark_moved: bool,
     rejected: str | None,
-    failures: list[Undelivered],
+    failures: list[FailedRecord],
 ) -> results.Results:
     settings, read = run.settings, account.read
     finished_at = datetime.now(timezone.utc)
@@ -369,7 +369,7 @@ def _show(run: Run, account: Account, ending: Ending, written: results.Results) 
     if not (run.settings.keep_days or run.options.dry_run or run.options.sandbox):
         folder = run.settings.output_dir
         with suppress(OSError):  # no figures, no sentence
-            if crowded := crowding(folder, shutil.disk_usage(folder).free):
+            if crowded := disk_space_warning(folder, shutil.disk_usage(folder).free):
                 console.say(crowded)
     if run.stand_in is not None:
         held = run.stand_in.project.state()

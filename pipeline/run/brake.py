@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.settings import MaxChanges
-from pipeline.ledger.ledger import Way
-from pipeline.model.ending import Ending, ExitCode
-from pipeline.model.records import Kind, counted
+from pipeline.ledger.ledger import IdScheme
+from pipeline.model.exits import Ending, ExitCode
+from pipeline.model.records import Kind
+from pipeline.model.text import counted
 from pipeline.transform.payloads import Rules
 
-GO_ON = "To go on all the same, once, run with --yes."
+OVERRIDE_HINT = "To go on all the same, once, run with --yes."
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Pending:
 # Changed ids ----------------------------------------------------------------------------------------------------------
 
 
-def way_of(rules: Rules) -> str:
+def id_scheme_of(rules: Rules) -> str:
     """What this run's event ids are made of, as a JSON object; the same for any order of the fields.
 
     While the query gives ids of its own, neither names nor fields are part of them.
@@ -55,7 +56,7 @@ def way_of(rules: Rules) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def ids_have_changed(way: str, used: Sequence[Way], pending_events: int, *, knows_records: bool) -> Ending | None:
+def ids_have_changed(way: str, used: Sequence[IdScheme], pending_events: int, *, knows_records: bool) -> Ending | None:
     """Stops where all events would be tracked again as new ones, as their ids are made in a way not used before.
 
     knows_records: the ledger knows some. Then events may have been accepted under each way that was used, also by a run
@@ -70,7 +71,7 @@ def ids_have_changed(way: str, used: Sequence[Way], pending_events: int, *, know
         ExitCode.BRAKE,
         f"What event ids are made of has changed ({change}), so {events} would be tracked again as new ones. Nothing "
         "was sent. Put it back. To keep the change, put it back, run once so that nothing new is left, and then run "
-        f"with the change and --baseline, which enters everything as accepted. {GO_ON}",
+        f"with the change and --baseline, which enters everything as accepted. {OVERRIDE_HINT}",
     )
 
 
@@ -100,5 +101,5 @@ def too_many(limit: MaxChanges | None, pending: Pending, causes: Sequence[str]) 
     likely = f" Likely cause: {'; '.join(causes)}." if causes else ""
     return Ending(
         ExitCode.BRAKE,
-        f"{told} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely} {GO_ON}",
+        f"{told} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely} {OVERRIDE_HINT}",
     )

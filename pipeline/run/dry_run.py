@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from pipeline.model.records import Kind, Outcome, Record, counted
-from pipeline.model.text import shown
+from pipeline.model.records import Kind, Outcome, Record
+from pipeline.model.text import counted, shown
 from pipeline.transform.payloads import ID_VERSION
 
 SHOWN_OF_EACH_KIND = 3

@@ -12,7 +12,8 @@ import logging
 from typing import Any
 
 from iterable_client import Failure, IterableClient
-from pipeline.model.ending import FAILURES, ExitCode, RunError
+from pipeline.model.exits import ExitCode, RunError
+from pipeline.model.failure_policy import POLICIES
 from pipeline.stage.stage import Stage
 
 CODE = "ForgottenUserError"  # Iterable's own
@@ -57,13 +58,13 @@ def _hashes(listed: Any) -> frozenset[bytes]:
         hashes = frozenset([b"no hash"])
     if any(len(each) != hashlib.sha256().digest_size for each in hashes):  # whom it means can't be told
         reason = "What Iterable answered is not a list of SHA-256 hashes."
-        raise ForgottenListError(FAILURES[Failure.UNREADABLE].code, reason)
+        raise ForgottenListError(POLICIES[Failure.UNREADABLE].code, reason)
     return hashes
 
 
 def _explained(details: dict[str, Any]) -> ForgottenListError:
     failure = details["failure"]
-    code, advice = FAILURES[failure].code, FAILURES[failure].advice
+    code, advice = POLICIES[failure].code, POLICIES[failure].advice
     if failure is Failure.REJECTED:  # e-mail-based projects have no forgotten ids, userID-based ones no e-mails
         code, advice = ExitCode.SETTINGS, CHECK_IDENTIFIER
     return ForgottenListError(code, f"{str(details['error']).rstrip('.')}. {advice}")

@@ -14,7 +14,7 @@ import threading
 
 import requests
 
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 
 logger = logging.getLogger("pipeline.heartbeat")
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from pipeline.model.ending import GO_ON, Ending, ExitCode
+from pipeline.model.exits import Ending, ExitCode
+from pipeline.model.failure_policy import GO_ON
 
 CODES = {"SIGINT": ExitCode.SIGINT, "SIGTERM": ExitCode.SIGTERM, "SIGHUP": ExitCode.SIGTERM}
 

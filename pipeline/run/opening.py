@@ -21,8 +21,8 @@ from iterable_client import IterableClient
 from pipeline.config.settings import ROOT, Settings, SettingsError, load_settings
 from pipeline.delivery.breaker import Breaker
 from pipeline.delivery.modes import single_mode
-from pipeline.ledger.ledger import Ledger, LedgerDamagedError, open_ledger, read_ledger
-from pipeline.model.ending import OutputError
+from pipeline.ledger.ledger import Ledger, LedgerDamagedError, Project, open_ledger, read_ledger
+from pipeline.model.exits import OutputError
 from pipeline.report.log import Console, close_log, open_log
 from pipeline.report.results import free_run_id, reason_of
 from pipeline.report.retention import delete_old, sweep
@@ -108,9 +108,15 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     )
 
 
+def project_of(settings: Settings) -> Project:
+    """Tells one Iterable project from another: its data center, and its key or its name."""
+    credential = settings.iterable_api_key or settings.iterable_jwt_secret or ""
+    return Project(settings.iterable_base_url, credential, settings.iterable_project)
+
+
 def about_new_key(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
     """A rotated key looks like another project, unless ITERABLE_PROJECT names it."""
-    if not ledger.knows_nothing_but_others or options.sandbox or options.full:
+    if not ledger.is_new_key_for_known_host or options.sandbox or options.full:
         return ""
     return (
         f"The ledger knows nothing of this API key, but knows others for {settings.iterable_base_url}. Everything that "
@@ -121,7 +127,7 @@ def about_new_key(settings: Settings, ledger: Ledger, options: argparse.Namespac
 
 def _ledger(options: argparse.Namespace, settings: Settings, stack: ExitStack) -> Ledger:
     """Held for a run, empty in the sandbox, and only looked at by a dry run, which says so where it is damaged."""
-    folder, project, now = settings.output_dir, settings.project(), time.time()
+    folder, project, now = settings.output_dir, project_of(settings), time.time()
     if options.sandbox or not options.dry_run:
         return stack.enter_context(open_ledger(folder, project, now=now, lasting=not options.sandbox))
     try:

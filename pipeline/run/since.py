@@ -1,8 +1,8 @@
-"""From when a query with `:since` reads, and whether the mark moves afterwards. Decides; reads and writes nothing.
+"""From when a query with `:since` reads, and whether the cursor moves afterwards. Decides; reads and writes nothing.
 
-The mark is the time at which the last complete run started its query. A run reads from the mark less an overlap, which
-costs only reading, as the ledger knows what was accepted; it covers clock skew, time zones and transactions that commit
-late. To read everything is to read from SINCE_START, by the same comparison in the query.
+The cursor is the time at which the last complete run started its query. A run reads from the cursor less an overlap,
+which costs only reading, as the ledger knows what was accepted; it covers clock skew, time zones and transactions that
+commit late. To read everything is to read from SINCE_START, by the same comparison in the query.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from pipeline.config.settings import Settings
-from pipeline.ledger.ledger import Mark
-from pipeline.model.ending import LIES_IN_THE_ROW, ExitCode
+from pipeline.ledger.ledger import Cursor
+from pipeline.model.exits import ExitCode
+from pipeline.model.failure_policy import FIXED_BY_EDITING_ROW
 from pipeline.source import Query
 
 ALL = "all"  # of --since: everything
@@ -23,7 +24,7 @@ ALL = "all"  # of --since: everything
 
 @dataclass(frozen=True)
 class Since:
-    """From when this run reads, why, and whether a complete run may move the mark.
+    """From when this run reads, why, and whether a complete run may move the cursor.
 
     is_full: everything is read, so that what is no longer there can be forgotten.
     """
@@ -31,7 +32,7 @@ class Since:
     start: datetime
     is_full: bool
     why: str
-    may_move_mark: bool
+    may_move_cursor: bool
 
     def shown(self) -> str:
         """As it stands in the query, UTC."""
@@ -39,39 +40,39 @@ class Since:
 
 
 def decide(
-    settings: Settings, mark: Mark | None, circumstances: bytes, now: datetime, asked: datetime | str | None
+    settings: Settings, cursor: Cursor | None, circumstances: bytes, now: datetime, asked: datetime | str | None
 ) -> Since:
     """From when to read. asked: --since, an aware time or ALL; None where it was not given."""
     if asked == ALL:
         return Since(settings.since_start, True, "--full or --since all was given", True)
-    reason = _reason_to_read_all(settings, mark, circumstances, now)
+    reason = _reason_to_read_all(settings, cursor, circumstances, now)
     if isinstance(asked, datetime):
         start = max(asked, settings.since_start)
-        # From a later time than the mark, or with a mark for other circumstances, something would be left out for good.
+        # From a later time than the cursor, or with a cursor for other circumstances, something would stay unread.
         is_whole = start <= settings.since_start
-        continues = mark is not None and mark.holds_for == circumstances and start <= _moment(mark.at)
+        continues = cursor is not None and cursor.holds_for == circumstances and start <= _moment(cursor.at)
         return Since(start, is_whole, "--since was given", is_whole or continues)
-    if mark is None or reason:
+    if cursor is None or reason:
         return Since(settings.since_start, True, reason, True)
-    start = _moment(mark.at) - timedelta(hours=settings.since_overlap_hours)
-    why = f"the last complete run began at {_moment(mark.at):%Y-%m-%d %H:%M:%S} UTC"
+    start = _moment(cursor.at) - timedelta(hours=settings.since_overlap_hours)
+    why = f"the last complete run began at {_moment(cursor.at):%Y-%m-%d %H:%M:%S} UTC"
     return Since(max(start, settings.since_start), start <= settings.since_start, why, True)
 
 
-def _reason_to_read_all(settings: Settings, mark: Mark | None, circumstances: bytes, now: datetime) -> str:
-    if mark is None:
+def _reason_to_read_all(settings: Settings, cursor: Cursor | None, circumstances: bytes, now: datetime) -> str:
+    if cursor is None:
         return "no complete run is known"
-    if mark.holds_for != circumstances:
+    if cursor.holds_for != circumstances:
         return "the query, the database or the settings of what is sent have changed"
-    if max(mark.at, mark.last_full_at) > now.timestamp():
+    if max(cursor.at, cursor.last_full_at) > now.timestamp():
         return "the last complete run is dated later than this one, so a clock was wrong"
-    if settings.full_read_days and now - _moment(mark.last_full_at) >= timedelta(days=settings.full_read_days):
+    if settings.full_read_days and now - _moment(cursor.last_full_at) >= timedelta(days=settings.full_read_days):
         return f"the last full read is {settings.full_read_days:g} days ago or more (FULL_READ_DAYS)"
     return ""
 
 
-def circumstances_of(settings: Settings, query: Query) -> bytes:
-    """A hash of all that a mark depends on. Where one of these changes, rows that did not change may be needed.
+def cursor_fingerprint(settings: Settings, query: Query) -> bytes:
+    """A hash of all that a cursor depends on. Where one of these changes, rows that did not change may be needed.
 
     Without the database's password: who has the ledger could try passwords against the hash.
     """
@@ -89,15 +90,15 @@ def circumstances_of(settings: Settings, query: Query) -> bytes:
     return hashlib.sha256(json.dumps(told).encode()).digest()
 
 
-def moves_mark(since: Since, code: ExitCode, rejected_codes: Iterable[str | None], *, is_partial: bool) -> bool:
+def moves_cursor(since: Since, code: ExitCode, rejected_codes: Iterable[str | None], *, is_partial: bool) -> bool:
     """Whether nothing is left that only a later read can bring. is_partial: not all rows were looked at or sent.
 
-    Rejected records keep the mark where their reason lies in the project, such as the type of a field: once that is
+    Rejected records keep the cursor where their reason lies in the project, such as the type of a field: once that is
     fixed, their rows must be read again although they did not change.
     """
-    if is_partial or not since.may_move_mark or code not in (ExitCode.SUCCESS, ExitCode.REJECTED):
+    if is_partial or not since.may_move_cursor or code not in (ExitCode.SUCCESS, ExitCode.REJECTED):
         return False
-    return all(code in LIES_IN_THE_ROW for code in rejected_codes)
+    return all(code in FIXED_BY_EDITING_ROW for code in rejected_codes)
 
 
 def _moment(unix_s: float) -> datetime:

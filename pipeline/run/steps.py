@@ -18,16 +18,18 @@ from pipeline.delivery.delivery import GRACE_S, Delivered, Delivery
 from pipeline.delivery.modes import Mode, choose_mode
 from pipeline.delivery.senders import BulkSender, SingleSender
 from pipeline.ledger.ledger import Ledger
-from pipeline.model.ending import Ending, ExitCode, OutputError, UsageError
-from pipeline.model.records import Kind, OfUser, Outcome, Record, counted, pages
+from pipeline.model.exits import Ending, ExitCode, OutputError, UsageError
+from pipeline.model.records import Kind, Outcome, Record
+from pipeline.model.text import counted
 from pipeline.report.progress import DeliveryProgress
 from pipeline.report.results import CSV_NAME, reason_of
 from pipeline.run import dry_run as preview
-from pipeline.run.brake import Pending, ids_have_changed, too_many, way_of
+from pipeline.run.brake import Pending, id_scheme_of, ids_have_changed, too_many
 from pipeline.run.forgotten import reject_forgotten
 from pipeline.run.opening import Run
-from pipeline.run.since import ALL, Since, circumstances_of, decide
+from pipeline.run.since import ALL, Since, cursor_fingerprint, decide
 from pipeline.source import Query, UndecodableText, open_query, read_query
+from pipeline.stage.pages import UserRecords, pages
 from pipeline.stage.stage import Stage
 from pipeline.transform.payloads import Rules
 from pipeline.transform.planner import Planner
@@ -104,7 +106,7 @@ def choose_since(
             raise UsageError(f"--since needs a query that contains :since; {query.name} has none.")
         return None
     asked = options.since or (ALL if options.full else None)
-    return decide(settings, ledger.mark(str(settings.query_file)), circumstances_of(settings, query), now, asked)
+    return decide(settings, ledger.cursor(str(settings.query_file)), cursor_fingerprint(settings, query), now, asked)
 
 
 def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool = False) -> Read:
@@ -209,7 +211,7 @@ def _pending(stage: Stage, kind: Kind) -> Iterator[Record]:
     return chain(*(stage.pending(kind, late=late) for late in (False, True)))
 
 
-def _pending_by_user(stage: Stage, kind: Kind) -> Iterator[OfUser]:
+def _pending_by_user(stage: Stage, kind: Kind) -> Iterator[UserRecords]:
     return chain(*(stage.pending_by_user(kind, late=late) for late in (False, True)))
 
 
@@ -224,7 +226,7 @@ def brake(run: Run, read: Read) -> Delivered | None:
 def look_at_brake(settings: Settings, rules: Rules, ledger: Ledger, stage: Stage) -> Ending | None:
     """What stops a run that has this much pending; None: nothing."""
     query_path = str(settings.query_file)
-    way, used = way_of(rules), ledger.ways(query_path)
+    way, used = id_scheme_of(rules), ledger.id_schemes(query_path)
     knows_records = ledger.count_known() > 0
     stopped = ids_have_changed(way, used, stage.count_pending(Kind.EVENT), knows_records=knows_records)
     if stopped is None and settings.max_changes is not None:
@@ -250,9 +252,9 @@ def fields_of(rules: Rules, kind: Kind) -> set[str]:
 
 def _likely_causes(ledger: Ledger, query_path: str) -> list[str]:
     causes = []
-    if ledger.knows_nothing_but_others:
+    if ledger.is_new_key_for_known_host:
         causes.append("the API key is new to the ledger (ITERABLE_PROJECT keeps what it knows when a key is rotated)")
-    elif not ledger.ways(query_path):
+    elif not ledger.id_schemes(query_path):
         causes.append(f"{query_path} is new to the ledger")
     return causes
 
@@ -280,7 +282,7 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     if run.options.baseline:
         return enter_baseline(run, plan)
     if plan.pending[Kind.EVENT]:
-        run.ledger.add_way(run.query_path, way_of(read.rules), accepted=False)
+        run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
         run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
     by_user_id = run.settings.iterable_identifier == "userId"

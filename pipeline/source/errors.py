@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.model.ending import ExitCode, RunError
+from pipeline.model.exits import ExitCode, RunError
 
 MAX_QUOTED_CHARS = 500
 # What to install, by the module that a driver is, and by the beginning of a URL that SQLAlchemy alone does not know.

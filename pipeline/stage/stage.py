@@ -16,19 +16,22 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.ledger.ledger import LedgerError, insert_many
-from pipeline.ledger.project import EVENT_BYTES, HASH_BYTES, USER_BYTES
-from pipeline.model.records import Kind, OfUser, Outcome, Record, Undelivered, pages, records_of, size_of
+from pipeline.model.exits import OutputError
+from pipeline.model.keys import HASH_BYTES, KEY_BYTES, USER_BYTES
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record
+from pipeline.model.sql import insert_many
+from pipeline.stage.pages import UserRecords, pages, records_of, size_of
 
 KEYS_PER_LOOKUP = 500
 MOST_KEYS = 2**17  # that are compared in memory
 LARGE_USER_ROW = 50_000
 
-KEY_BYTES = USER_BYTES + EVENT_BYTES  # of an event
 
 UserRow = tuple[bytes, int, str, str]  # the user's key, row, identity, and what the row says about the user
 Known = Callable[[Sequence[bytes]], Mapping[bytes, bytes]]  # keys -> the fingerprints last accepted, of those known
-Troubled = Callable[[Sequence[bytes]], Container[bytes]]  # keys -> those that were refused or not acknowledged before
+FailedBefore = Callable[
+    [Sequence[bytes]], Container[bytes]
+]  # keys -> those that were refused or not acknowledged before
 
 _ALL_BUT_KIND = itemgetter(1, 2, 3, 4, 5)
 _USER_OF_KEY = f"substr(key, 1, {USER_BYTES})"
@@ -41,7 +44,7 @@ _BEHIND_ALL_KEYS = b"\xff" * (USER_BYTES + 1)
 # States of a staged record: its outcome's code, or one of those before it.
 _NO_RECORD = 0
 _PENDING = 1
-_LATE = 2  # pending, too, but offered after all others: it, or its user, had trouble in an earlier run
+_LATE = 2  # pending, too, but offered after all others: it, or its user, failed in an earlier run
 _HELD = 3  # refused, and to be tried once more in this run
 _CODES = {outcome: code for code, outcome in enumerate(Outcome, start=4)}
 _DELIVERED = _CODES[Outcome.DELIVERED]
@@ -53,7 +56,7 @@ class Failure(NamedTuple):
 
     key: bytes
     fingerprint: bytes
-    undelivered: Undelivered
+    undelivered: FailedRecord
 
 
 def _runs(
@@ -77,7 +80,7 @@ class Stage:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._known: Known | None = None
-        self._late: Troubled | None = None
+        self._late: FailedBefore | None = None
         self._leaves_known_users = False
         self._largest_user_row = 0  # in characters
         self._entry_bytes = KEY_BYTES + HASH_BYTES  # an event's key and fingerprint
@@ -92,10 +95,10 @@ class Stage:
 
     # Staging --------------------------------------------------------------------------------------------------
 
-    def begin(self, known: Known | None, late: Troubled | None = None, *, leave_known_users: bool = False) -> None:
+    def begin(self, known: Known | None, late: FailedBefore | None = None, *, leave_known_users: bool = False) -> None:
         """Say what earlier runs know of the records that are going to be staged.
 
-        known: what Iterable has accepted; None sends it all the same. late: what had trouble.
+        known: what Iterable has accepted; None sends it all the same. late: what failed before.
         leave_known_users: users that are known count as unchanged, whatever was accepted of them.
         """
         self._known, self._late, self._leaves_known_users = known, late, leave_known_users
@@ -158,8 +161,8 @@ class Stage:
 
     def first_states(self, kind: Kind, keys: Sequence[bytes], fingerprints: Sequence[bytes]) -> bytes:
         """The states that records begin with."""
-        accepted, troubled = self._look_up(keys)
-        if not accepted and not troubled:
+        accepted, failed_before = self._look_up(keys)
+        if not accepted and not failed_before:
             return bytes([_PENDING]) * len(keys)
         if len(accepted) == len(keys) and list(map(accepted.get, keys)) == list(fingerprints):
             return bytes([UNCHANGED]) * len(keys)
@@ -171,11 +174,11 @@ class Stage:
                 states.append(UNCHANGED)
                 self.left_users += not is_unchanged
             else:
-                states.append(_LATE if key in troubled else _PENDING)
+                states.append(_LATE if key in failed_before else _PENDING)
         return bytes(states)
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[Mapping[bytes, bytes], Container[bytes]]:
-        """The fingerprints accepted, and the keys of what had trouble."""
+        """The fingerprints accepted, and the keys of what failed before."""
         if self._known is None and self._late is None:
             return {}, ()
         in_order = sorted(keys)  # in which the ledger has them
@@ -294,7 +297,7 @@ class Stage:
             )
             self.note(
                 [
-                    Undelivered(Kind.EVENT, row, None, Outcome.REJECTED, None, "InvalidRecord", text.format(first), 0)
+                    FailedRecord(Kind.EVENT, row, None, Outcome.REJECTED, None, "InvalidRecord", text.format(first), 0)
                     for row, first in rows
                 ]
             )
@@ -309,7 +312,9 @@ class Stage:
                 if self.count_pending(Kind.EVENT):  # without any, there is no index either
                     records += [(Kind.EVENT, *event) for event in self._events_of(key)]
                 refusals = [
-                    Failure(own_key, own, Undelivered(kind, number, identity, Outcome.REJECTED, None, code, message, 0))
+                    Failure(
+                        own_key, own, FailedRecord(kind, number, identity, Outcome.REJECTED, None, code, message, 0)
+                    )
                     for kind, number, own_key, own in records
                     if self._states[kind][number] in (_PENDING, _LATE)
                 ]
@@ -357,14 +362,14 @@ class Stage:
         """Records without an outcome: users in the order of their keys, events user by user in that order, each user's
         in the query's order.
 
-        late: those that had trouble in earlier runs, else all others. first, before: from this key on, and up to that
-        one; for events, keys of users.
+        late: those that failed in earlier runs, else all others. first, before: from this key on, and up to that one;
+        for events, keys of users.
         """
         return records_of(self.pending_by_user(kind, late=late, first=first, before=before))
 
     def pending_by_user(
         self, kind: Kind, *, late: bool = False, first: bytes = b"", before: bytes | None = None
-    ) -> Iterator[OfUser]:
+    ) -> Iterator[UserRecords]:
         """The same, some at a time that belong to one user."""
         state = _LATE if late else _PENDING
         if state not in self._states[kind]:
@@ -372,7 +377,7 @@ class Stage:
         read = self._read_users if kind is Kind.USER else self._read_events
         return read(state, first[:USER_BYTES], before[:USER_BYTES] if before is not None else _BEHIND_ALL_KEYS)
 
-    def _read_users(self, state: int, first: bytes, before: bytes) -> Iterator[OfUser]:
+    def _read_users(self, state: int, first: bytes, before: bytes) -> Iterator[UserRecords]:
         states = self._states[Kind.USER]
         rows = self._database.execute(
             "SELECT row, identity, key, fingerprint, payload FROM users WHERE key >= ? AND key < ? ORDER BY key",
@@ -380,9 +385,9 @@ class Stage:
         )
         for row, identity, key, fingerprint, payload in rows:
             if states[row] == state:
-                yield OfUser([Record(Kind.USER, row, identity, key, fingerprint, payload)], len(payload))
+                yield UserRecords([Record(Kind.USER, row, identity, key, fingerprint, payload)], len(payload))
 
-    def _read_events(self, state: int, first: bytes, before: bytes) -> Iterator[OfUser]:
+    def _read_events(self, state: int, first: bytes, before: bytes) -> Iterator[UserRecords]:
         states = self._states[Kind.EVENT]
         users = self._database.execute(
             f"SELECT {_USER_OF_KEY}, identity FROM users WHERE key >= ? AND key < ? ORDER BY key", (first, before)
@@ -410,10 +415,10 @@ class Stage:
             )
             records = list(map(Record, *parts))
             if wanted == length:
-                yield OfUser(records, len(payloads) - length + 1)
+                yield UserRecords(records, len(payloads) - length + 1)
             else:
                 records = [each for each in records if states[each.row] == state]
-                yield OfUser(records, size_of(records))
+                yield UserRecords(records, size_of(records))
 
     def count_pending(self, kind: Kind) -> int:
         """Staged records without an outcome."""
@@ -434,7 +439,7 @@ class Stage:
         for each in records:
             self._states[each.kind][each.row] = _CODES[Outcome.UNCHANGED]
 
-    def note(self, undelivered: Sequence[Undelivered], *, is_blamed: bool = True) -> None:
+    def note(self, undelivered: Sequence[FailedRecord], *, is_blamed: bool = True) -> None:
         """Note what was not delivered. It stays out of the ledger, so the next run offers it again.
 
         is_blamed: the record may be the reason, and not only that the run ended; see `failures`.
@@ -458,14 +463,14 @@ class Stage:
             constants=(1,),
         )
 
-    def hold(self, undelivered: Sequence[Undelivered]) -> None:
+    def hold(self, undelivered: Sequence[FailedRecord]) -> None:
         """Note refusals that may pass. Until `release_held` or `give_up_held`, they are neither pending nor settled."""
         self._insert_undelivered(undelivered, ["held"] * len(undelivered), is_blamed=False)
         for each in undelivered:
             self._set_state(each.kind, each.row, _HELD)
 
     def _insert_undelivered(
-        self, undelivered: Sequence[Undelivered], outcomes: Sequence[str], *, is_blamed: bool
+        self, undelivered: Sequence[FailedRecord], outcomes: Sequence[str], *, is_blamed: bool
     ) -> None:
         insert_many(
             self._database,
@@ -513,17 +518,17 @@ class Stage:
         undelivered = (Outcome.NOT_ATTEMPTED, None, None, message, 0)
         try:
             if not self._has_all_users:  # the run broke off before the stage was finished
-                self._take_users_as_they_are()
+                self._stage_unmerged_users()
             if self.count_pending(Kind.EVENT):
                 self._order_events()
             for kind, late in product(Kind, (False, True)):
                 for page in pages(self.pending_by_user(kind, late=late)):
-                    self.note([Undelivered(kind, record.row, record.identity, *undelivered) for record in page])
+                    self.note([FailedRecord(kind, record.row, record.identity, *undelivered) for record in page])
         finally:
             for state in (_PENDING, _LATE):
                 self._replace_states(state, _CODES[Outcome.NOT_ATTEMPTED])
 
-    def _take_users_as_they_are(self) -> None:
+    def _stage_unmerged_users(self) -> None:
         """So that each of them has one outcome, whether or not somebody has put together what their rows say."""
         missing = "FROM user_rows WHERE key NOT IN (SELECT key FROM users) GROUP BY key"
         is_refused = "key IN (SELECT own_key FROM undelivered WHERE own_key IS NOT NULL)"
@@ -547,7 +552,11 @@ class Stage:
         failed = (Outcome.REJECTED, Outcome.UNACKNOWLEDGED)
         for kind, own, tables in (
             (Kind.USER, "key, fingerprint", "users CROSS JOIN undelivered ON undelivered.row = users.row"),
-            (Kind.EVENT, ", ".join(self._own()), f"undelivered CROSS JOIN events ON {_RUN_OF_UNDELIVERED}"),
+            (
+                Kind.EVENT,
+                ", ".join(self._key_and_fingerprint_sql()),
+                f"undelivered CROSS JOIN events ON {_RUN_OF_UNDELIVERED}",
+            ),
         ):
             if not any(_CODES[outcome] in self._states[kind] for outcome in failed):
                 continue  # users are looked for by row, which has no index
@@ -558,13 +567,13 @@ class Stage:
             )
             while page := rows.fetchmany(KEYS_PER_LOOKUP):
                 yield [
-                    Failure(key, fingerprint, Undelivered(kind, row, identity, Outcome(outcome), *rest))
+                    Failure(key, fingerprint, FailedRecord(kind, row, identity, Outcome(outcome), *rest))
                     for key, fingerprint, row, identity, outcome, *rest in page
                 ]
 
     def refusals(self) -> Iterator[list[Failure]]:
         """The records that never left, as they can't be sent, some at a time."""
-        key, fingerprint = self._own()
+        key, fingerprint = self._key_and_fingerprint_sql()
         rows = self._database.execute(
             f"SELECT coalesce(own_key, {key}), coalesce(own_fingerprint, {fingerprint}), kind,"
             " undelivered.row, identity, outcome, status_code, code, message, attempts FROM undelivered"
@@ -574,11 +583,11 @@ class Stage:
         )
         while page := rows.fetchmany(KEYS_PER_LOOKUP):
             yield [
-                Failure(key, fingerprint, Undelivered(Kind(kind), row, identity, Outcome(outcome), *rest))
+                Failure(key, fingerprint, FailedRecord(Kind(kind), row, identity, Outcome(outcome), *rest))
                 for key, fingerprint, kind, row, identity, outcome, *rest in page
             ]
 
-    def _own(self) -> tuple[str, str]:
+    def _key_and_fingerprint_sql(self) -> tuple[str, str]:
         """Key and fingerprint of an undelivered event, in SQL, from the run that it was staged with."""
         start = f"1 + {self._entry_bytes} * (undelivered.row - first_row)"
         key = f"substr(entries, {start}, {KEY_BYTES})"
@@ -613,7 +622,7 @@ class Stage:
         """How many records of each kind Iterable has accepted in this run, so far."""
         return {kind: counts[Outcome.DELIVERED] for kind, counts in self.count_outcomes().items()}
 
-    def undelivered(self, limit: int = -1, *, with_not_attempted: bool = True) -> Iterator[Undelivered]:
+    def undelivered(self, limit: int = -1, *, with_not_attempted: bool = True) -> Iterator[FailedRecord]:
         """What was neither delivered nor unchanged, in the order of the CSV. limit: -1 for all."""
         rows = self._database.execute(
             "SELECT kind, row, identity, outcome, status_code, code, message, attempts FROM undelivered"
@@ -623,7 +632,7 @@ class Stage:
         for kind, row, identity, outcome, *rest in rows:
             # What is still held, as the disk was full when it was to be given up, is unacknowledged all the same.
             ended = Outcome.UNACKNOWLEDGED if outcome == "held" else Outcome(outcome)
-            yield Undelivered(Kind(kind), row, identity, ended, *rest)
+            yield FailedRecord(Kind(kind), row, identity, ended, *rest)
 
     def rejected_codes(self) -> list[str | None]:
         """The codes of all rejections, each once."""
@@ -674,7 +683,7 @@ BEGIN;
 
 @contextmanager
 def open_stage(folder: Path) -> Iterator[Stage]:
-    """An empty stage, whose file lies in `folder` and is gone when the block ends. Raises LedgerError.
+    """An empty stage, whose file lies in `folder` and is gone when the block ends. Raises OutputError.
 
     It and SQLite's sorting go where the outputs go, not to a /tmp that may be small, or memory. The variable
     SQLITE_TMPDIR would come too late here: SQLite reads it when its module is imported.
@@ -686,7 +695,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
             database.execute(f"PRAGMA temp_store_directory = '{directory}'")
             database.executescript(_SCHEMA)
         except sqlite3.Error as error:
-            raise LedgerError(f"{folder} can't hold the records of this run ({error}).") from error
+            raise OutputError(f"{folder} can't hold the records of this run ({error}).") from error
         yield Stage(database)
     finally:
         database.close()

@@ -73,12 +73,12 @@ class Rules:
     not_sent: tuple[str, ...] = ()
 
     @cached_property
-    def user_layout(self) -> Layout:
-        return Layout(self.user_fields)
+    def user_template(self) -> FieldTemplate:
+        return FieldTemplate(self.user_fields)
 
     @cached_property
-    def event_layout(self) -> Layout:
-        return Layout(self.event_fields)
+    def event_template(self) -> FieldTemplate:
+        return FieldTemplate(self.event_fields)
 
     @cached_property
     def columns_of_events(self) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class Rules:
 Node = Union[int, "list[tuple[str, Node]]"]  # the place of a value, or an object's members: (name and colon, node)
 
 
-class Layout:
+class FieldTemplate:
     """Where each field's value stands. In the order of their names, so that neither the order of a setting nor that of
     the query's columns changes what is sent."""
 
@@ -232,7 +232,7 @@ def _whole_number_text(value: int | float | Decimal, column: str) -> str:
 
 # Users ----------------------------------------------------------------------------------------------------------------
 
-# The values of a user's fields, in the order of Rules.user_layout: each in JSON, "" for NULL, or the reason why it
+# The values of a user's fields, in the order of Rules.user_template: each in JSON, "" for NULL, or the reason why it
 # can't be sent, which begins like no JSON.
 UserValues = Sequence[str]
 PROBLEM = "!"
@@ -240,10 +240,10 @@ PROBLEM = "!"
 
 def user_values(columns: Columns, count: int, rules: Rules) -> list[UserValues]:
     """What each of `count` rows says about its user."""
-    if not rules.user_layout.fields:
+    if not rules.user_template.fields:
         return [()] * count
     by_field = []
-    for field in rules.user_layout.fields:
+    for field in rules.user_template.fields:
         values = columns[field.column]
         try:
             found = json_column(values, field, rules.zone)
@@ -262,7 +262,7 @@ def _json_or_problem(value: Any, field: FieldMap, zone: tzinfo) -> str:
         return f"{PROBLEM}{cell} {' '.join(str(problem).splitlines())}"
 
 
-class Said(NamedTuple):
+class MergedUser(NamedTuple):
     """What the rows of one user say together. row: the last one that changed it. disagreed: whether two rows give one
     field two values."""
 
@@ -271,7 +271,7 @@ class Said(NamedTuple):
     disagreed: bool = False
 
 
-def merge(said: Said, row: int, later: UserValues, rules: Rules) -> Said:
+def merge(said: MergedUser, row: int, later: UserValues, rules: Rules) -> MergedUser:
     """What is said with one more row: field by field, the later value counts.
 
     A NULL says nothing, unless NULLs clear fields. A value that can't be sent says something, so that an earlier one is
@@ -282,7 +282,7 @@ def merge(said: Said, row: int, later: UserValues, rules: Rules) -> Said:
     changed = [old for old, new in zip(said.values, values, strict=True) if old != new]
     if not changed:
         return said
-    return Said(row, values, said.disagreed or nulls_count or any(changed))
+    return MergedUser(row, values, said.disagreed or nulls_count or any(changed))
 
 
 def user_payloads(people: Sequence[str], values: Sequence[UserValues], rules: Rules) -> list[bytes | InvalidRecord]:
@@ -290,8 +290,8 @@ def user_payloads(people: Sequence[str], values: Sequence[UserValues], rules: Ru
     # Iterable replaces a nested object as a whole, so a field that is left out of it is cleared. Where it merges, only
     # a null clears one, and null for the whole object would clear what others keep there.
     nulls, nulls_in_objects = rules.clear_nulls, rules.clear_nulls and rules.merge_nested
-    by_field = list(zip(*values, strict=True)) if rules.user_layout.fields else []
-    fields = rules.user_layout.fill_all(by_field, len(people), nulls=nulls, nulls_in_objects=nulls_in_objects)
+    by_field = list(zip(*values, strict=True)) if rules.user_template.fields else []
+    fields = rules.user_template.fill_all(by_field, len(people), nulls=nulls, nulls_in_objects=nulls_in_objects)
     opening, more = ('{"userId":', ',"preferUserId":true') if rules.by_user_id else ('{"email":', "")
     merged = ',"mergeNestedObjects":true' if rules.merge_nested else ""
     encoded = [
@@ -325,7 +325,7 @@ class Events(NamedTuple):
     fields: Sequence[str] = ()
     problems: Sequence[tuple[int, InvalidRecord]] = ()
 
-    def some(self, which: Sequence[int]) -> Events:
+    def take(self, which: Sequence[int]) -> Events:
         """Those at these indexes."""
         return Events._make([*([part[index] for index in which] for part in self[:-1]), ()])
 
@@ -399,14 +399,14 @@ def _convert_events(columns: Columns, people: Sequence[str], rules: Rules) -> Ev
     names = _event_names(columns, len(people), rules)
     microseconds = _event_times(columns, rules)
     who = list(map(quote, people))
-    values = [json_column(columns[field.column], field, rules.zone) for field in rules.event_layout.fields]
-    fields = rules.event_layout.fill_all(values, len(people))
+    values = [json_column(columns[field.column], field, rules.zone) for field in rules.event_template.fields]
+    fields = rules.event_template.fill_all(values, len(people))
     contents = event_contents(names, who, microseconds, fields)
     given = [""] * len(people)
     if rules.id_column is not None:
         given = [_given_event_id(value, rules.id_column) for value in columns[rules.id_column]]
     if rules.clear_nulls:
-        fields = rules.event_layout.fill_all(values, len(people), nulls=True)
+        fields = rules.event_template.fill_all(values, len(people), nulls=True)
     found = Events(range(len(people)), contents, given, names, who, microseconds, fields)
     if max(map(len, contents)) + max(map(len, fields)) > MAX_RECORD_BYTES // 8:  # in characters; none has over 4 bytes
         largest = max(event_payloads(found, rules), key=len)

@@ -13,11 +13,12 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from iterable.export import types_of
-from pipeline.ledger.ledger import USER_BYTES, Ledger
-from pipeline.model.records import Kind, Outcome, Record, Undelivered
+from pipeline.ledger.ledger import Ledger
+from pipeline.model.keys import USER_BYTES
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.stage.stage import UNCHANGED, Failure, Stage, UserRow
 from pipeline.transform import payloads
-from pipeline.transform.payloads import Columns, Rules, Said
+from pipeline.transform.payloads import Columns, MergedUser, Rules
 from pipeline.transform.values import InvalidRecord, canonical, cell_text
 
 RECORDS_PER_STAGING = 2_000
@@ -33,7 +34,7 @@ class _Merged(NamedTuple):
 
     key: bytes
     who: str
-    said: Said
+    said: MergedUser
 
 
 class _Events(NamedTuple):
@@ -66,7 +67,7 @@ class Planner:
         """full: what the ledger knows is sent all the same. leave_known_users: users that it knows are not."""
         stage.begin(
             None if full or ledger.is_empty else ledger.known,
-            ledger.troubled if ledger.has_troubles else None,
+            ledger.failed_before if ledger.has_failure_history else None,
             leave_known_users=leave_known_users,
         )
         self.rows = 0
@@ -135,7 +136,7 @@ class Planner:
                 people.append(payloads.identity(name, self._rules))
             except InvalidRecord as problem:
                 people.append(None)
-                self._refuse_row_of_nobody(columns, place, numbers[place], problem)
+                self._reject_unidentified_row(columns, place, numbers[place], problem)
         return people
 
     def _learn(self, names: Iterable[str]) -> None:
@@ -150,7 +151,7 @@ class Planner:
     def _plan_users(self, columns: Columns, numbers: Sequence[int], people: Sequence[str]) -> list[bytes]:
         """Stages what each row says about its user, unless the user's row before said the same; returns the keys."""
         keys = [self._keys.get(who) or self._key_of(who) for who in people]
-        places = self._places_with_news(columns, people)
+        places = self._changed_indexes(columns, people)
         if len(places) < len(people):
             columns = payloads.selected(columns, places)
         values = payloads.user_values(columns, len(places), self._rules)
@@ -160,7 +161,7 @@ class Planner:
             self._waiting_bytes += len(content)
         return keys
 
-    def _places_with_news(self, columns: Columns, people: Sequence[str]) -> list[int]:
+    def _changed_indexes(self, columns: Columns, people: Sequence[str]) -> list[int]:
         """The places of the rows that do not say of their user what the user's row before has said."""
         remembered = self._said
         places = []
@@ -173,7 +174,7 @@ class Planner:
 
     def _hashes(self, columns: Columns, people: Sequence[str]) -> Iterator[int]:
         """A hash for what each row says of its user. Of text alone, as numbers share theirs: hash(-1) == hash(-2)."""
-        columns_of_user = [columns[field.column] for field in self._rules.user_layout.fields]
+        columns_of_user = [columns[field.column] for field in self._rules.user_template.fields]
         is_text = [types_of(column) <= _TEXT_OR_NULL for column in columns_of_user]
         cells = [
             column if as_it_is else list(map(repr, column))
@@ -191,7 +192,7 @@ class Planner:
         """What the rows of each user say together."""
         for key, rows in groupby(self._stage.user_rows(), key=itemgetter(0)):
             _, row, who, content = next(rows)
-            said = Said(row, content.split(BETWEEN_VALUES))
+            said = MergedUser(row, content.split(BETWEEN_VALUES))
             for _, row, _, later in rows:  # noqa: B031 (it goes on behind the first)
                 said = payloads.merge(said, row, later.split(BETWEEN_VALUES), self._rules)
             self._stage.merged_users += said.disagreed
@@ -248,7 +249,7 @@ class Planner:
             return payloads.event_payloads(found, self._rules)
         news = [at for at, state in enumerate(states) if state != UNCHANGED]
         contents = [b""] * len(states)
-        for at, payload in zip(news, payloads.event_payloads(found.some(news), self._rules), strict=True):
+        for at, payload in zip(news, payloads.event_payloads(found.take(news), self._rules), strict=True):
             contents[at] = payload
         return contents
 
@@ -256,7 +257,7 @@ class Planner:
 
     # Each refusal has a key and a fingerprint, by which another run knows it again.
 
-    def _refuse_row_of_nobody(self, columns: Columns, place: int, number: int, problem: InvalidRecord) -> None:
+    def _reject_unidentified_row(self, columns: Columns, place: int, number: int, problem: InvalidRecord) -> None:
         rules = self._rules
         cells = _cells(columns, place, [rules.identity_column, *(field.column for field in rules.user_fields)])
         key = self._ledger.user_key(cells)
@@ -279,7 +280,7 @@ class Planner:
     def _refuse(
         self, kind: Kind, number: int, who: str | None, problem: InvalidRecord, key: bytes, fingerprint: bytes
     ) -> None:
-        undelivered = Undelivered(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", f"{problem}.", 0)
+        undelivered = FailedRecord(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", f"{problem}.", 0)
         self._refusals.append(Failure(key, fingerprint, undelivered))
 
     def _flush(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.config.fields import EVERY_OTHER, FieldMap, expand, find_clash, is_writable
 from pipeline.config.settings import Settings
-from pipeline.model.ending import ExitCode, RunError
+from pipeline.model.exits import ExitCode, RunError
 from pipeline.transform.payloads import Rules
 
 logger = logging.getLogger("pipeline.rules")
@@ -44,7 +44,7 @@ def make_rules(columns: Sequence[str], settings: Settings, now: float) -> Rules:
     if time_column is None:
         _refuse_events_without_time(columns, event_fields)
     if not_sent and not settings.given & {"USER_FIELDS", "EVENT_FIELDS"}:
-        raise _nothing_says(not_sent, user_fields)
+        raise _unmapped_columns_error(not_sent, user_fields)
     return Rules(
         by_user_id=by_user_id,
         identity_column=identity_column,
@@ -113,7 +113,7 @@ def _refuse_events_without_time(columns: Sequence[str], event_fields: tuple[Fiel
     logger.info("The query has no column event_time: users are updated, and no events are tracked.")
 
 
-def _nothing_says(columns: Sequence[str], user_fields: Sequence[FieldMap]) -> ColumnsError:
+def _unmapped_columns_error(columns: Sequence[str], user_fields: Sequence[FieldMap]) -> ColumnsError:
     """The error about columns that would be dropped, with the setting to write in their stead."""
     if all(map(is_writable, columns)):
         line = f"USER_FIELDS={','.join([*(field.column for field in user_fields), *columns])}"

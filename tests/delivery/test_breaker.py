@@ -14,7 +14,8 @@ from iterable.pacing import rates
 from iterable_client import Abandoned, Failure
 from pipeline.delivery.breaker import Breaker, Turn
 from pipeline.delivery.modes import Mode, bulk_mode, single_mode
-from pipeline.model.ending import FAILURES, ExitCode
+from pipeline.model.exits import ExitCode
+from pipeline.model.failure_policy import POLICIES
 from pipeline.model.records import Kind
 from pipeline.sandbox import Fault, StandIn
 from tests.job import Job, Rows, each_mode
@@ -83,13 +84,13 @@ def test_breaker_opens_at_the_last_failure_and_not_before(
         assert breaker.verdict().reason.startswith(f"why. Stopped after {count} consecutive failures.")
 
 
-@pytest.mark.parametrize("failure", [failure for failure in Failure if FAILURES[failure].ends_run_at_once])
+@pytest.mark.parametrize("failure", [failure for failure in Failure if POLICIES[failure].ends_run_at_once])
 def test_failure_that_leaves_no_doubt_ends_the_run_also_after_a_success(failure: Failure) -> None:
     breaker = Breaker()
     tell(breaker, None, OUT, failure, None, OUT)
     assert breaker.is_open
     assert breaker.must_end_run()
-    assert breaker.verdict().code is FAILURES[failure].code
+    assert breaker.verdict().code is POLICIES[failure].code
     assert "consecutive" not in breaker.verdict().reason
 
 

@@ -27,7 +27,7 @@ from pipeline.delivery.delivery import (
 from pipeline.delivery.modes import MAX_BYTES_A_BATCH, Mode, bulk_mode, single_mode
 from pipeline.delivery.senders import Settled
 from pipeline.ledger.ledger import LEDGER_NAME
-from pipeline.model.ending import Ending, ExitCode
+from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Outcome, Record
 from pipeline.sandbox import Fault, StandIn
 from pipeline.transform.payloads import MAX_RECORD_BYTES, Rules

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.delivery.modes import Mode, bulk_mode, single_mode
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
 from pipeline.sandbox import Fault, StandIn
 from tests.job import SIGTERM, Job, Rows, assert_no_event_was_before_its_user, each_mode, records_in

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from pipeline.delivery.feed import Packer, Ranges, make_batches
 from pipeline.delivery.modes import Mode, bulk_mode, single_mode
-from pipeline.model.records import Kind, OfUser, Record, size_of
+from pipeline.model.records import Kind, Record
 from pipeline.sandbox import Fault, StandIn
+from pipeline.stage.pages import UserRecords, size_of
 from tests.job import (
     SIGTERM,
     Job,
@@ -53,10 +54,10 @@ def sized_records(sizes: list[tuple[int, int]]) -> list[Record]:
     return [Record(Kind.EVENT, row, str(who), b"", b"", b"x" * size) for row, (who, size) in enumerate(ordered, 1)]
 
 
-def by_user(records: Sequence[Record]) -> Iterator[OfUser]:
+def by_user(records: Sequence[Record]) -> Iterator[UserRecords]:
     for _, of_user in groupby(records, key=attrgetter("identity")):
         listed = list(of_user)
-        yield OfUser(listed, size_of(listed))
+        yield UserRecords(listed, size_of(listed))
 
 
 @example(sizes=[(0, 5), (1, 8), (1, 10)], most=8, max_bytes=19, is_bulk=True)

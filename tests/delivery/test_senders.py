@@ -27,7 +27,7 @@ from pipeline.delivery.senders import (
     SingleSender,
     read_bulk_answer,
 )
-from pipeline.model.records import Kind, Outcome, Record, Undelivered
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.sandbox import SANDBOX_KEY, Fault, StandIn
 from tests.program import wait_until
 
@@ -81,7 +81,7 @@ def told(reports: Iterable[Settled]) -> dict[str, list[int]]:
     return {name: sorted(rows[name]) for name in rows}
 
 
-def undelivered(reports: Iterable[Settled]) -> list[Undelivered]:
+def undelivered(reports: Iterable[Settled]) -> list[FailedRecord]:
     return [undelivered for report in reports for undelivered in (*report.failed, *report.unknown)]
 
 
@@ -203,7 +203,7 @@ def test_listed_record_is_rejected_under_its_reason(kind: Kind, place: str, reas
     alone, report = read_bulk_answer(records, answer)
     endpoint = "users/bulkUpdate" if kind is Kind.USER else "events/trackBulk"
     message = f"{endpoint} refused it and lists it under {reason}."
-    refused = Undelivered(kind, 2, "b@example.com", Outcome.REJECTED, 200, reason, message, 1)
+    refused = FailedRecord(kind, 2, "b@example.com", Outcome.REJECTED, 200, reason, message, 1)
     assert (alone, report) == ([], Settled(delivered=records[:1], failed=[refused], unknown=[]))
 
 
@@ -366,7 +366,7 @@ def test_answer_without_counts_is_unreadable() -> None:
     _, report = read_bulk_answer([event(1)], {"successCount": "many"})
     message = "events/trackBulk did not say what became of it: its answer has no counts."
     assert report == Settled(
-        failed=[Undelivered(Kind.EVENT, 1, ADA, Outcome.UNACKNOWLEDGED, 200, None, message, 1)],
+        failed=[FailedRecord(Kind.EVENT, 1, ADA, Outcome.UNACKNOWLEDGED, 200, None, message, 1)],
         failure=Failure.UNREADABLE,
         message=message,
     )
@@ -524,7 +524,7 @@ def test_records_that_a_400_names_are_rejected_and_the_rest_resent_once(
     assert told(reports) == {"delivered": [1, 3, 4, 6], "rejected": [2, 5]}
     error = "events/trackBulk call failed: 400 BadJsonBody: [/api/events/trackBulk] Invalid JSON body (1 attempt)"
     assert undelivered(reports) == [
-        Undelivered(Kind.EVENT, row, ADA, Outcome.REJECTED, 400, "BadJsonBody", error, 1) for row in (2, 5)
+        FailedRecord(Kind.EVENT, row, ADA, Outcome.REJECTED, 400, "BadJsonBody", error, 1) for row in (2, 5)
     ]
     assert [len(body["events"]) for body in iterable.bodies()] == [6, 4]
     assert list(iterable.project.events) == ["e1", "e3", "e4", "e6"]
@@ -972,7 +972,7 @@ def test_record_out_of_attempts_is_unacknowledged(iterable: Connected, kind: str
     reports = list(iterable.sender(kind).send([user(1)], a_turn()))
     name = "users/update" if kind == "single" else "users/bulkUpdate"
     message = f"{name} call failed: {status} GenericError: busy (3 attempts)"
-    unacknowledged = Undelivered(
+    unacknowledged = FailedRecord(
         Kind.USER, 1, "1@example.com", Outcome.UNACKNOWLEDGED, status, "GenericError", message, 3
     )
     assert reports == [Settled(failed=[unacknowledged], failure=Failure.UNACKNOWLEDGED, message=message)]

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.inspect.findings import Area, Finding, Mark, about_fields
+from pipeline.inspect.findings import Area, Cursor, Finding, about_fields
 from pipeline.inspect.mapping import Sample, iterable_type, with_parents
 from pipeline.ledger.lock import hold_lock
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
 from pipeline.transform.payloads import Rules
@@ -186,11 +186,11 @@ def test_the_type_of_a_value_in_iterables_words(value: Any, expected: str) -> No
 )
 def test_which_types_clash(expected: str, found: str, fits: bool) -> None:
     findings = about_fields(rules(), [sample_of("field", found)], {"field": expected})
-    assert [finding.code for finding in findings if finding.mark is Mark.BAD] == ([] if fits else [ExitCode.REJECTED])
+    assert [finding.code for finding in findings if finding.mark is Cursor.BAD] == ([] if fits else [ExitCode.REJECTED])
 
 
 def test_a_finding_is_one_line_with_its_remedy() -> None:
-    finding = Finding(Mark.BAD, Area.FIELDS, "it is broken", "fix it")
+    finding = Finding(Cursor.BAD, Area.FIELDS, "it is broken", "fix it")
     assert finding.line() == "[BAD ] fields: it is broken -> fix it"
     assert finding.lines() == ["[BAD ] fields: it is broken", "       -> fix it"]
 

@@ -14,6 +14,7 @@ import pytest
 from pipeline.config.settings import load_settings
 from pipeline.ledger.ledger import Failed, Ledger, open_ledger
 from pipeline.model.records import Outcome
+from pipeline.run.opening import project_of
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
 from tests.program import Finished, Program, make_table, use_query, wait_until
 
@@ -286,20 +287,20 @@ def test_a_record_that_iterable_refused_before(people: Program, iterable: StandI
 def held_ledger(program: Program) -> AbstractContextManager[Ledger]:
     """The ledger, as a run of January 2026 holds it."""
     settings = load_settings(program.env_file, program.settings)
-    return open_ledger(program.folder, settings.project(), now=1768298400)
+    return open_ledger(program.folder, project_of(settings), now=1768298400)
 
 
 def note_trouble(program: Program, who: str) -> None:
     with held_ledger(program) as ledger:
         failed = Failed(ledger.user_key(who), b"x", Outcome.REJECTED, 400, "RequestFieldsTypesMismatched", "no", False)
-        ledger.note_troubles([failed], "query.sql", counts=True)
+        ledger.note_failures([failed], "query.sql", counts=True)
         ledger.commit()
 
 
 def test_a_record_that_was_sent_again_without_an_answer(people: Program) -> None:
     people.run()
     with held_ledger(people) as ledger:
-        ledger.void([ledger.user_key("ada@example.com")])
+        ledger.invalidate([ledger.user_key("ada@example.com")])
     text = explained(people.run("--explain", "ada@example.com"))
     assert "User: to be sent; accepted <then>, and sent again later" in text
 

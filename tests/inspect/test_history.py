@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.inspect.history import history_as_json, history_lines, run_history
 from pipeline.ledger.ledger import LEDGER_NAME, PastRun, Project, RunResult, open_ledger, read_ledger
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 from tests.opened import PROJECT
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ledger import failures as troubles
+from pipeline.ledger import failures as past_failures
 from pipeline.ledger.failures import reason_text
-from pipeline.ledger.ledger import Failed, Ledger, Project, Trouble, open_ledger, read_ledger
+from pipeline.ledger.ledger import Failed, Ledger, PastFailure, Project, open_ledger, read_ledger
 from pipeline.model.records import Kind, Outcome, Record
 from tests.opened import PROJECT
 
@@ -34,17 +34,17 @@ def opening(folder: Path, project: Project = PROJECT, *, day: int = TODAY) -> It
 def note(folder: Path, *failed: Failed, counts: bool = True, day: int = TODAY) -> list[bool]:
     """A run in which these failed -> which of them are new."""
     with opening(folder, day=day) as ledger:
-        return ledger.note_troubles(failed, QUERY, counts=counts)
+        return ledger.note_failures(failed, QUERY, counts=counts)
 
 
 def streak(folder: Path) -> int:
     with read_ledger(folder, PROJECT, now=0) as ledger:
-        return ledger.troubles([ADA])[ADA].streak
+        return ledger.past_failures([ADA])[ADA].streak
 
 
 def known(folder: Path) -> set[bytes]:
     with read_ledger(folder, PROJECT, now=0) as ledger:
-        return ledger.troubled([ADA, BOB])
+        return ledger.failed_before([ADA, BOB])
 
 
 def record(key: bytes) -> Record:
@@ -60,18 +60,22 @@ def test_refusal_is_new_once(tmp_path: Path) -> None:
 
 def test_nothing_fails_where_nothing_failed(tmp_path: Path) -> None:
     with opening(tmp_path) as ledger:
-        assert (ledger.has_troubles, ledger.troubled([ADA]), ledger.troubles([ADA])) == (False, set(), {})
-        ledger.note_troubles([REFUSED], QUERY, counts=True)
-        assert (ledger.has_troubles, ledger.troubled([ADA, BOB])) == (True, {ADA})
+        assert (ledger.has_failure_history, ledger.failed_before([ADA]), ledger.past_failures([ADA])) == (
+            False,
+            set(),
+            {},
+        )
+        ledger.note_failures([REFUSED], QUERY, counts=True)
+        assert (ledger.has_failure_history, ledger.failed_before([ADA, BOB])) == (True, {ADA})
     with opening(tmp_path) as ledger:
-        assert ledger.has_troubles
+        assert ledger.has_failure_history
 
 
 def test_what_is_remembered_says_when_and_why_without_the_message(tmp_path: Path) -> None:
     note(tmp_path, REFUSED)
     with read_ledger(tmp_path, PROJECT, now=0) as ledger:
-        (found,) = ledger.troubles([ADA, BOB]).values()
-    assert found == Trouble(b"content", found.reasons, 0, Outcome.REJECTED, 400, "BadParams", TODAY * DAY_S)
+        (found,) = ledger.past_failures([ADA, BOB]).values()
+    assert found == PastFailure(b"content", found.reasons, 0, Outcome.REJECTED, 400, "BadParams", TODAY * DAY_S)
     assert len(found.reasons) == 8
 
 
@@ -129,7 +133,7 @@ def test_which_are_new_can_be_asked_without_noting_it(tmp_path: Path) -> None:
 def test_failures_of_another_project_are_not_ours(tmp_path: Path) -> None:
     note(tmp_path, REFUSED)
     with opening(tmp_path, Project(PROJECT.base_url, "another-key")) as ledger:
-        assert (ledger.has_troubles, ledger.are_new([REFUSED])) == (False, [True])
+        assert (ledger.has_failure_history, ledger.are_new([REFUSED])) == (False, [True])
 
 
 # Runs in a row --------------------------------------------------------------------------------------------------------
@@ -198,8 +202,8 @@ def test_failure_that_a_partial_read_or_another_query_does_not_show_is_kept(
 def test_failure_noted_in_this_run_is_kept_also_where_its_row_has_no_key_to_show(tmp_path: Path) -> None:
     for _ in range(2):
         with opening(tmp_path) as ledger:
-            ledger.shown([BOB])
-            ledger.note_troubles([REFUSED], QUERY, counts=True)
+            ledger.mark_seen([BOB])
+            ledger.note_failures([REFUSED], QUERY, counts=True)
             ledger.end_reading(QUERY, full_read=True)
         assert known(tmp_path) == {ADA}
 
@@ -208,7 +212,7 @@ def test_of_more_failures_than_memory_is_given_to_none_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note(tmp_path, REFUSED, replace(REFUSED, key=BOB))
-    monkeypatch.setattr(troubles, "MAX_GONE", 1)
+    monkeypatch.setattr(past_failures, "MAX_GONE", 1)
     end_reading(tmp_path)
     assert known(tmp_path) == {ADA, BOB}
 

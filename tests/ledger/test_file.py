@@ -29,7 +29,7 @@ from pipeline.ledger.ledger import (
     open_ledger,
     read_ledger,
 )
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind, Record
 from tests.opened import PROJECT
 
@@ -103,7 +103,7 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "query BLOB NOT NULL",
             "used_day INTEGER NOT NULL",
             "full_day INTEGER",
-            "mark_at INTEGER",
+            "cursor_at INTEGER",
             "holds_for BLOB",
             "last_full_at INTEGER",
         ],
@@ -124,7 +124,7 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "users TEXT",
             "events TEXT",
         ],
-        "troubles": [
+        "past_failures": [
             "project INTEGER NOT NULL",
             "key BLOB NOT NULL",
             "query BLOB NOT NULL",
@@ -136,7 +136,7 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "streak INTEGER NOT NULL",
             "noted_at INTEGER NOT NULL",
         ],
-        "ways": [
+        "id_schemes": [
             "id INTEGER",
             "project INTEGER NOT NULL",
             "query BLOB NOT NULL",
@@ -444,7 +444,7 @@ while True:
             ledger.commit()
             first += 40
             print(first, flush=True)
-        ledger.void([record.key for record in records(40, first - 40)])
+        ledger.invalidate([record.key for record in records(40, first - 40)])
         print(f"void {first}", flush=True)
 """
 

@@ -17,16 +17,17 @@ import pytest
 
 from pipeline.ledger.file import LOCK_NAME
 from pipeline.ledger.ledger import (
-    KEEP_DAYS,
+    FORGET_AFTER_DAYS,
     LEDGER_NAME,
     REFRESH_DAYS,
+    Cursor,
+    IdScheme,
     LedgerBusyError,
     LedgerError,
-    Mark,
     Project,
-    Way,
 )
-from pipeline.model.records import Kind, Outcome, Record, Undelivered
+from pipeline.model.exits import OutputError
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from tests.opened import PROJECT, Opened, open_both, read_both
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,8 +74,8 @@ def stage_events(opened: Opened, *events: Record) -> None:
     opened.stage_events(events)
 
 
-def rejected(kind: Kind, row: int, email: str | None = ADA, outcome: Outcome = Outcome.REJECTED) -> Undelivered:
-    return Undelivered(kind, row, email, outcome, 400, "BadParams", "refused", 1)
+def rejected(kind: Kind, row: int, email: str | None = ADA, outcome: Outcome = Outcome.REJECTED) -> FailedRecord:
+    return FailedRecord(kind, row, email, outcome, 400, "BadParams", "refused", 1)
 
 
 def stage(opened: Opened, *records: Record, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
@@ -234,7 +235,7 @@ def test_what_may_have_been_overwritten_is_known_without_a_fingerprint_until_it_
     run(tmp_path, (ADA, "pro", "e1"), (BOB, "pro", None))
     with opening(tmp_path) as opened:
         ada, bob, cy = (user(opened, 1, who) for who in (ADA, BOB, CY))
-        opened.ledger.void([ada.key, cy.key])
+        opened.ledger.invalidate([ada.key, cy.key])
         assert opened.ledger.known([ada.key, bob.key, cy.key]) == {ada.key: b"", bob.key: bob.fingerprint}
         assert opened.ledger.count_known() == 3
     assert run(tmp_path, (ADA, "pro", "e1"), (BOB, "pro", None)) == ["user ada@example.com row 1: pro"]
@@ -248,7 +249,7 @@ from tests.opened import open_both
 from tests.ledger.test_ledger import ADA, BOB, DAY_S, TODAY, user
 with open_both(Path(sys.argv[1]), now=TODAY * DAY_S) as opened:
     opened.ledger.accept([user(opened, 1, BOB, "free")])
-    opened.ledger.void([user(opened, 1, ADA).key])
+    opened.ledger.invalidate([user(opened, 1, ADA).key])
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -269,8 +270,8 @@ def test_nothing_is_written_where_nothing_that_is_known_may_be_overwritten(tmp_p
         opened.ledger.commit()
         keys = [user(opened, 1, who).key for who in (BOB, CY)]
         before = (tmp_path / f"{LEDGER_NAME}-wal").read_bytes()
-        opened.ledger.void(keys)
-        opened.ledger.void([])
+        opened.ledger.invalidate(keys)
+        opened.ledger.invalidate([])
         assert (tmp_path / f"{LEDGER_NAME}-wal").read_bytes() == before
 
 
@@ -287,7 +288,7 @@ def test_more_keys_than_a_statement_takes_are_no_matter(opened: Opened) -> None:
     users = [user(opened, row, f"{row}@example.com") for row in range(1, 1202)]
     keys = [each.key for each in users]
     opened.ledger.accept(users)
-    opened.ledger.void(keys[:1100])
+    opened.ledger.invalidate(keys[:1100])
     assert opened.ledger.known(keys) == {
         each.key: b"" if number < 1100 else each.fingerprint for number, each in enumerate(users)
     }
@@ -305,34 +306,34 @@ def test_records_are_counted_by_project(tmp_path: Path) -> None:
 
 
 def test_mark_is_that_of_its_query_and_project(tmp_path: Path) -> None:
-    first, second = Mark(1_000, b"circumstances", 900), Mark(2_000, b"others", 900)
+    first, second = Cursor(1_000, b"circumstances", 900), Cursor(2_000, b"others", 900)
     with opening(tmp_path) as opened:
-        assert opened.ledger.mark("/srv/a.sql") is None
+        assert opened.ledger.cursor("/srv/a.sql") is None
         opened.refresh("/srv/a.sql", full_read=False)
-        assert opened.ledger.mark("/srv/a.sql") is None
-        opened.ledger.set_mark("/srv/a.sql", first)
-        opened.ledger.set_mark("/srv/b.sql", first)
-        opened.ledger.set_mark("/srv/a.sql", second)
+        assert opened.ledger.cursor("/srv/a.sql") is None
+        opened.ledger.set_cursor("/srv/a.sql", first)
+        opened.ledger.set_cursor("/srv/b.sql", first)
+        opened.ledger.set_cursor("/srv/a.sql", second)
         opened.refresh("/srv/a.sql")
         opened.ledger.commit()
     with reading(tmp_path) as opened:
-        assert [opened.ledger.mark(f"/srv/{name}.sql") for name in "abc"] == [second, first, None]
+        assert [opened.ledger.cursor(f"/srv/{name}.sql") for name in "abc"] == [second, first, None]
     with reading(tmp_path, Project("https://api.iterable.com", "another-key")) as opened:
-        assert opened.ledger.mark("/srv/a.sql") is None
+        assert opened.ledger.cursor("/srv/a.sql") is None
 
 
 def test_ways_of_making_ids_are_kept_in_the_order_of_their_first_use(tmp_path: Path) -> None:
     with opening(tmp_path) as opened:
-        opened.ledger.add_way("/srv/a.sql", "zone: UTC", accepted=False)
-        opened.ledger.add_way("/srv/a.sql", "zone: Europe/Berlin", accepted=True)
-        opened.ledger.add_way("/srv/a.sql", "zone: Europe/Berlin", accepted=False)
-        opened.ledger.add_way("/srv/b.sql", "zone: UTC", accepted=False)
-        opened.ledger.add_way("/srv/b.sql", "zone: UTC", accepted=True)
+        opened.ledger.add_id_scheme("/srv/a.sql", "zone: UTC", accepted=False)
+        opened.ledger.add_id_scheme("/srv/a.sql", "zone: Europe/Berlin", accepted=True)
+        opened.ledger.add_id_scheme("/srv/a.sql", "zone: Europe/Berlin", accepted=False)
+        opened.ledger.add_id_scheme("/srv/b.sql", "zone: UTC", accepted=False)
+        opened.ledger.add_id_scheme("/srv/b.sql", "zone: UTC", accepted=True)
         opened.ledger.commit()
     with reading(tmp_path) as opened:
-        assert [opened.ledger.ways(f"/srv/{name}.sql") for name in "abc"] == [
-            [Way("zone: UTC", False), Way("zone: Europe/Berlin", True)],
-            [Way("zone: UTC", True)],
+        assert [opened.ledger.id_schemes(f"/srv/{name}.sql") for name in "abc"] == [
+            [IdScheme("zone: UTC", False), IdScheme("zone: Europe/Berlin", True)],
+            [IdScheme("zone: UTC", True)],
             [],
         ]
 
@@ -372,7 +373,7 @@ def known_days(folder: Path) -> list[int]:
     return [day for (day,) in days]
 
 
-@pytest.mark.parametrize(("days_later", "is_kept"), [(KEEP_DAYS, True), (KEEP_DAYS + 1, False)])
+@pytest.mark.parametrize(("days_later", "is_kept"), [(FORGET_AFTER_DAYS, True), (FORGET_AFTER_DAYS + 1, False)])
 def test_entry_that_no_query_shows_is_dropped_after_400_days(tmp_path: Path, days_later: int, is_kept: bool) -> None:
     run(tmp_path, (ADA, "pro", None))
     run(tmp_path, (BOB, "pro", None), day=TODAY + days_later)
@@ -452,8 +453,8 @@ def test_full_read_of_one_project_drops_nothing_of_another(tmp_path: Path) -> No
 def test_what_is_shown_block_by_block_is_kept_as_well(tmp_path: Path) -> None:
     run(tmp_path, (ADA, "pro", None), (BOB, "pro", None), (CY, "pro", None))
     with opening(tmp_path, day=TODAY + 500) as opened:
-        opened.ledger.shown([opened.ledger.user_key(ADA)])
-        opened.ledger.shown([opened.ledger.user_key(CY)])
+        opened.ledger.mark_seen([opened.ledger.user_key(ADA)])
+        opened.ledger.mark_seen([opened.ledger.user_key(CY)])
         opened.ledger.end_reading("query.sql", full_read=True)
         opened.ledger.commit()
     assert known(tmp_path, ADA, BOB, CY) == [ADA, CY]
@@ -569,8 +570,8 @@ def test_planted_symbolic_link_is_refused_and_its_target_untouched(tmp_path: Pat
     assert (target.exists(), exists and target.read_bytes()) == (exists, exists and b"precious")
 
 
-def test_dry_run_in_a_folder_that_is_gone_is_a_ledger_error(tmp_path: Path) -> None:
-    with pytest.raises(LedgerError, match="can't hold the records"), reading(tmp_path / "gone"):
+def test_dry_run_in_a_folder_that_is_gone_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="can't hold the records"), reading(tmp_path / "gone"):
         pass
 
 

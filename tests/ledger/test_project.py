@@ -52,14 +52,14 @@ def test_without_a_name_the_key_and_the_base_url_tell_projects_apart(tmp_path: P
 def test_other_keys_of_this_base_url_are_known_of_until_something_is_known_of_this_one(tmp_path: Path) -> None:
     def told(project: Project) -> bool:
         with open_ledger(tmp_path, project, now=0) as ledger:
-            return ledger.knows_nothing_but_others
+            return ledger.is_new_key_for_known_host
 
     assert told(project("one")) is False
     send(tmp_path, project("one"))
     assert [told(project("two")), told(project("two")), told(project("one"))] == [True, True, False]
     assert told(project("two", url="https://api.eu.iterable.com")) is False
     with read_ledger(tmp_path, project("three"), now=0) as ledger:
-        assert ledger.knows_nothing_but_others is True
+        assert ledger.is_new_key_for_known_host is True
     send(tmp_path, project("two"), BOB)
     assert told(project("two")) is False
 
@@ -139,7 +139,7 @@ def test_reader_knows_a_project_by_its_name_and_gives_none(tmp_path: Path) -> No
         assert knows(ledger, ADA)
     with read_ledger(tmp_path, project("two", "shop"), now=0) as ledger:
         assert not knows(ledger, ADA)
-        assert ledger.knows_nothing_but_others
+        assert ledger.is_new_key_for_known_host
 
 
 # Hashes ---------------------------------------------------------------------------------------------------------------

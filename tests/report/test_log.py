@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from iterable.redaction import Redactor
-from pipeline.model.ending import CODE_ADVICE, FAILURES, OUTCOME_ADVICE
+from pipeline.model.failure_policy import POLICIES
+from pipeline.report.advice import CODE_ADVICE, OUTCOME_ADVICE
 from pipeline.report.log import LOG_NAME, close_log, open_log
 from pipeline.sandbox import StandIn
 from tests.program import ROOT, Program, make_table, use_query, wait_until
@@ -97,7 +98,7 @@ def test_where_no_thread_can_be_started_lines_wait_for_the_next_other_line_and_n
 
 
 def test_no_advice_looks_like_a_secret() -> None:
-    advice = [*CODE_ADVICE.values(), *OUTCOME_ADVICE.values(), *(each.advice for each in FAILURES.values())]
+    advice = [*CODE_ADVICE.values(), *OUTCOME_ADVICE.values(), *(each.advice for each in POLICIES.values())]
     assert [Redactor().line(text) for text in advice] == advice
 
 

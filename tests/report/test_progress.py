@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from iterable.redaction import Redactor
-from pipeline.model.records import Kind, counted
+from pipeline.model.records import Kind
+from pipeline.model.text import counted
 from pipeline.report.log import Console
 from pipeline.report.progress import DeliveryProgress, State
 from pipeline.sandbox import Fault, StandIn

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.retention import crowding, delete_old, sweep
+from pipeline.report.retention import delete_old, disk_space_warning, sweep
 from pipeline.sandbox import StandIn
 from tests.program import Program
 
@@ -180,9 +180,9 @@ def test_outputs_of_more_than_a_gibibyte_are_told_with_the_room_that_is_left(tmp
     make_sparse(tmp_path / f"query_results_{RECENT}.csv", 1_500_000)
     make_sparse(tmp_path / f"rejected_rows_{RECENT}.csv", 500_000)
     make_sparse(tmp_path / "users.db", GIB)
-    assert crowding(tmp_path, free_bytes=2_469_000_000) is None
+    assert disk_space_warning(tmp_path, free_bytes=2_469_000_000) is None
     make_sparse(tmp_path / f"integration_results_{OLD}.json", 1)
-    assert crowding(tmp_path, free_bytes=2_469_000_000) == (
+    assert disk_space_warning(tmp_path, free_bytes=2_469_000_000) == (
         f"OUTPUT_DIR holds 1.1 GB from 2 runs; there is room for about 1,200 more; {MORE}"
     )
 
@@ -190,18 +190,18 @@ def test_outputs_of_more_than_a_gibibyte_are_told_with_the_room_that_is_left(tmp
 def test_room_for_fewer_than_ten_runs_like_the_newest_is_told(tmp_path: Path) -> None:
     make_sparse(tmp_path / f"query_results_{OLD}.csv", 1_000_000)
     make_sparse(tmp_path / f"query_results_{RECENT}.csv", 3_400_000)
-    assert crowding(tmp_path, free_bytes=34_000_000) is None
+    assert disk_space_warning(tmp_path, free_bytes=34_000_000) is None
     text = f"OUTPUT_DIR holds 4 MB from 2 runs; there is room for about 9 more; {MORE}"
-    assert crowding(tmp_path, free_bytes=33_999_999) == text
+    assert disk_space_warning(tmp_path, free_bytes=33_999_999) == text
     (tmp_path / f"query_results_{OLD}.csv").unlink()
     text = f"OUTPUT_DIR holds 3 MB from 1 run; there is room for about 0 more; {MORE}"
-    assert crowding(tmp_path, free_bytes=0) == text
+    assert disk_space_warning(tmp_path, free_bytes=0) == text
 
 
 def test_a_folder_without_outputs_is_not_crowded(tmp_path: Path) -> None:
-    assert crowding(tmp_path, free_bytes=0) is None
+    assert disk_space_warning(tmp_path, free_bytes=0) is None
     make(tmp_path, f"query_results_{OLD}.csv")  # an empty one
-    assert crowding(tmp_path, free_bytes=GIB) is None
+    assert disk_space_warning(tmp_path, free_bytes=GIB) is None
 
 
 def test_the_summary_says_when_outputs_fill_the_disk_unless_old_ones_are_deleted(

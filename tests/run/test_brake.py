@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline.config.settings import MaxChanges
-from pipeline.ledger.ledger import Way
-from pipeline.model.ending import ExitCode
+from pipeline.ledger.ledger import IdScheme
+from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
 from pipeline.run.brake import Pending, ids_have_changed, too_many
 from pipeline.sandbox import Fault, StandIn
@@ -69,16 +69,18 @@ NEW = json.dumps({"identifier": "email", "ids": "made from the event", "event na
 @pytest.mark.parametrize(
     ("used", "events", "knows_records", "stops"),
     [
-        ([Way(OLD, True)], 1, True, True),
-        ([Way(OLD, True)], 0, True, False),
-        ([Way(OLD, False)], 1, False, False),
-        ([Way(OLD, False)], 1, True, True),  # a killed run may have had events accepted
+        ([IdScheme(OLD, True)], 1, True, True),
+        ([IdScheme(OLD, True)], 0, True, False),
+        ([IdScheme(OLD, False)], 1, False, False),
+        ([IdScheme(OLD, False)], 1, True, True),  # a killed run may have had events accepted
         ([], 1, True, False),
-        ([Way(OLD, True), Way(NEW, True)], 1, True, False),
-        ([Way(NEW, False), Way(OLD, True)], 1, True, False),
+        ([IdScheme(OLD, True), IdScheme(NEW, True)], 1, True, False),
+        ([IdScheme(NEW, False), IdScheme(OLD, True)], 1, True, False),
     ],
 )
-def test_ids_made_in_a_way_not_used_before_stop(used: list[Way], events: int, knows_records: bool, stops: bool) -> None:
+def test_ids_made_in_a_way_not_used_before_stop(
+    used: list[IdScheme], events: int, knows_records: bool, stops: bool
+) -> None:
     ending = ids_have_changed(NEW, used, events, knows_records=knows_records)
     assert (ending is not None) is stops
     assert ending is None or "fields: page -> device, page" in ending.reason

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.ledger.file import hold_file
-from pipeline.model.ending import ExitCode
+from pipeline.model.exits import ExitCode
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.sandbox import StandIn
 from tests.program import Program

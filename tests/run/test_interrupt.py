@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.model.ending import Ending, ExitCode
+from pipeline.model.exits import Ending, ExitCode
 from pipeline.run.interrupt import Interrupt, Interrupted, catch_signals
 from pipeline.sandbox import Fault, StandIn
 from tests.program import Program, has_logged, use_query, wait_until

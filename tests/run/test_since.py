@@ -1,4 +1,4 @@
-"""From when a run reads, why, and when the mark moves."""
+"""From when a run reads, why, and when the cursor moves."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.settings import Settings, load_settings
-from pipeline.ledger.ledger import Mark
-from pipeline.model.ending import ExitCode
-from pipeline.run.since import ALL, Since, circumstances_of, decide, moves_mark
+from pipeline.ledger.ledger import Cursor
+from pipeline.model.exits import ExitCode
+from pipeline.run.since import ALL, Since, cursor_fingerprint, decide, moves_cursor
 from pipeline.source import Query
 
 NOW = datetime(2026, 1, 20, 12, 0, tzinfo=timezone.utc)
@@ -25,9 +25,9 @@ def settings(tmp_path: Path) -> Settings:
     return load_settings(tmp_path / "none.env", values)
 
 
-def mark(*, hours_ago: float = 1, full_days_ago: float = 1, holds_for: bytes = SAME) -> Mark:
+def cursor(*, hours_ago: float = 1, full_days_ago: float = 1, holds_for: bytes = SAME) -> Cursor:
     at = (NOW - timedelta(hours=hours_ago)).timestamp()
-    return Mark(at=int(at), holds_for=holds_for, last_full_at=int((NOW - timedelta(days=full_days_ago)).timestamp()))
+    return Cursor(at=int(at), holds_for=holds_for, last_full_at=int((NOW - timedelta(days=full_days_ago)).timestamp()))
 
 
 def test_the_first_run_reads_everything(settings: Settings) -> None:
@@ -35,34 +35,36 @@ def test_the_first_run_reads_everything(settings: Settings) -> None:
 
 
 def test_a_later_run_reads_from_the_mark_less_the_overlap(settings: Settings) -> None:
-    found = decide(settings, mark(), SAME, NOW, None)
-    assert (found.shown(), found.is_full, found.may_move_mark) == ("2026-01-19 11:00:00", False, True)
+    found = decide(settings, cursor(), SAME, NOW, None)
+    assert (found.shown(), found.is_full, found.may_move_cursor) == ("2026-01-19 11:00:00", False, True)
     assert found.why == "the last complete run began at 2026-01-20 11:00:00 UTC"
 
 
 def test_the_overlap_is_set_in_hours_and_ends_at_since_start(settings: Settings) -> None:
-    assert decide(replace(settings, since_overlap_hours=0.5), mark(), SAME, NOW, None).shown() == "2026-01-20 10:30:00"
+    assert (
+        decide(replace(settings, since_overlap_hours=0.5), cursor(), SAME, NOW, None).shown() == "2026-01-20 10:30:00"
+    )
     late = datetime(2026, 1, 20, 10, 45, tzinfo=timezone.utc)
-    found = decide(replace(settings, since_start=late), mark(), SAME, NOW, None)
+    found = decide(replace(settings, since_start=late), cursor(), SAME, NOW, None)
     assert (found.start, found.is_full) == (late, True)
 
 
 @pytest.mark.parametrize(("days", "is_full"), [(6.9, False), (7, True), (400, True)])
 def test_a_full_read_comes_after_so_many_days(settings: Settings, days: float, is_full: bool) -> None:
-    assert decide(settings, mark(full_days_ago=days), SAME, NOW, None).is_full is is_full
-    assert not decide(replace(settings, full_read_days=0), mark(full_days_ago=days), SAME, NOW, None).is_full
+    assert decide(settings, cursor(full_days_ago=days), SAME, NOW, None).is_full is is_full
+    assert not decide(replace(settings, full_read_days=0), cursor(full_days_ago=days), SAME, NOW, None).is_full
 
 
 def test_what_has_changed_is_read_fully(settings: Settings) -> None:
-    found = decide(settings, mark(), OTHER, NOW, None)
-    assert (found.start, found.is_full, found.may_move_mark) == (START, True, True)
+    found = decide(settings, cursor(), OTHER, NOW, None)
+    assert (found.start, found.is_full, found.may_move_cursor) == (START, True, True)
     assert "have changed" in found.why
 
 
-@pytest.mark.parametrize("of_future", [mark(hours_ago=-48), mark(full_days_ago=-2)])
-def test_after_a_run_whose_clock_was_ahead_everything_is_read(settings: Settings, of_future: Mark) -> None:
+@pytest.mark.parametrize("of_future", [cursor(hours_ago=-48), cursor(full_days_ago=-2)])
+def test_after_a_run_whose_clock_was_ahead_everything_is_read(settings: Settings, of_future: Cursor) -> None:
     found = decide(settings, of_future, SAME, NOW, None)
-    assert (found.start, found.is_full, found.may_move_mark) == (START, True, True)
+    assert (found.start, found.is_full, found.may_move_cursor) == (START, True, True)
     assert "a clock was wrong" in found.why
 
 
@@ -74,18 +76,18 @@ def test_since_moves_the_mark_only_where_it_leaves_no_gap(
     settings: Settings, hours_ago: float, holds_for: bytes, may_move: bool
 ) -> None:
     asked = NOW - timedelta(hours=hours_ago)
-    found = decide(settings, mark(holds_for=holds_for), SAME, NOW, asked)
-    assert (found.start, found.is_full, found.may_move_mark) == (asked, False, may_move)
+    found = decide(settings, cursor(holds_for=holds_for), SAME, NOW, asked)
+    assert (found.start, found.is_full, found.may_move_cursor) == (asked, False, may_move)
 
 
 def test_since_without_a_mark_moves_none(settings: Settings) -> None:
-    assert not decide(settings, None, SAME, NOW, NOW).may_move_mark
+    assert not decide(settings, None, SAME, NOW, NOW).may_move_cursor
 
 
 @pytest.mark.parametrize("asked", [ALL, START])
 def test_since_all_is_a_full_read(settings: Settings, asked: datetime | str) -> None:
-    found = decide(settings, mark(), SAME, NOW, asked)
-    assert (found.start, found.is_full, found.may_move_mark) == (START, True, True)
+    found = decide(settings, cursor(), SAME, NOW, asked)
+    assert (found.start, found.is_full, found.may_move_cursor) == (START, True, True)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,9 @@ def test_since_all_is_a_full_read(settings: Settings, asked: datetime | str) -> 
 def test_circumstances_change_with_all_that_a_mark_depends_on(settings: Settings, change: dict[str, object]) -> None:
     query = Query("q.sql", "SELECT :since", "sqlite")
     other = replace(settings, **change)  # type: ignore[arg-type]
-    assert circumstances_of(settings, query) == circumstances_of(settings, query)
-    assert circumstances_of(settings, query) != circumstances_of(other, query)
-    assert circumstances_of(settings, query) != circumstances_of(settings, replace(query, text="SELECT 1, :since"))
+    assert cursor_fingerprint(settings, query) == cursor_fingerprint(settings, query)
+    assert cursor_fingerprint(settings, query) != cursor_fingerprint(other, query)
+    assert cursor_fingerprint(settings, query) != cursor_fingerprint(settings, replace(query, text="SELECT 1, :since"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_circumstances_change_with_all_that_a_mark_depends_on(settings: Settings
 def test_circumstances_hold_no_password(settings: Settings, other: str, is_same: bool) -> None:
     query = Query("q.sql", "SELECT :since", "postgresql")
     found = [
-        circumstances_of(replace(settings, database_url=url), query)
+        cursor_fingerprint(replace(settings, database_url=url), query)
         for url in ("postgresql://ada:secret@host/name?options=a", other)
     ]
     assert (found[0] == found[1]) is is_same
@@ -148,6 +150,6 @@ def test_the_mark_moves_only_where_nothing_is_left_for_a_later_read(
     code: ExitCode, rejected: list[str | None], moves: bool
 ) -> None:
     since = Since(START, True, "", True)
-    assert moves_mark(since, code, rejected, is_partial=False) is moves
-    assert not moves_mark(since, code, rejected, is_partial=True)
-    assert not moves_mark(replace(since, may_move_mark=False), code, rejected, is_partial=False)
+    assert moves_cursor(since, code, rejected, is_partial=False) is moves
+    assert not moves_cursor(since, code, rejected, is_partial=True)
+    assert not moves_cursor(replace(since, may_move_cursor=False), code, rejected, is_partial=False)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model.records import Kind, Outcome, Record, Undelivered
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.stage.stage import Failure
 from tests.ledger.test_ledger import (
     ADA,
@@ -117,8 +117,8 @@ def test_records_of_a_range_are_those_between_two_users(opened: Opened) -> None:
 def test_what_had_trouble_before_and_the_events_of_such_users_come_apart_from_the_others(opened: Opened) -> None:
     users = [user(opened, row, who) for row, who in enumerate([ADA, BOB, CY], 1)]
     events = [event(opened, row, f"e{row}", who) for row, who in enumerate([ADA, BOB, CY, CY], 1)]
-    troubled = {users[0].key, events[3].key}
-    opened.stage.begin(opened.ledger.known, lambda keys: troubled)
+    failed_before = {users[0].key, events[3].key}
+    opened.stage.begin(opened.ledger.known, lambda keys: failed_before)
     opened.stage.stage_users(users)
     stage_events(opened, *events)
     opened.stage.finish_staging()
@@ -177,7 +177,7 @@ def test_event_id_of_another_user_is_refused_in_the_later_row(opened: Opened) ->
     ]
     message = "event_id is the same as in row 1, which is about another user."
     assert list(opened.stage.undelivered()) == [
-        Undelivered(Kind.EVENT, 2, None, Outcome.REJECTED, None, "InvalidRecord", message, 0)
+        FailedRecord(Kind.EVENT, 2, None, Outcome.REJECTED, None, "InvalidRecord", message, 0)
     ]
 
 
@@ -276,8 +276,8 @@ def test_what_has_no_outcome_is_not_attempted(opened: Opened) -> None:
     not_attempted = (Outcome.NOT_ATTEMPTED, None, None, "an outage", 0)
     assert list(opened.stage.undelivered()) == [
         rejected(Kind.EVENT, 1),
-        Undelivered(Kind.USER, 2, BOB, *not_attempted),
-        Undelivered(Kind.EVENT, 2, BOB, *not_attempted),
+        FailedRecord(Kind.USER, 2, BOB, *not_attempted),
+        FailedRecord(Kind.EVENT, 2, BOB, *not_attempted),
     ]
     assert list(opened.stage.undelivered(with_not_attempted=False)) == [rejected(Kind.EVENT, 1)]
     assert list(opened.stage.undelivered(limit=1)) == [rejected(Kind.EVENT, 1)]
@@ -298,7 +298,7 @@ def test_counts_cover_every_outcome_and_leave_out_what_is_pending_or_held(opened
 
 def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(opened: Opened) -> None:
     invalid = [
-        Undelivered(Kind.USER, row, None, Outcome.REJECTED, None, "InvalidRecord", text, 0)
+        FailedRecord(Kind.USER, row, None, Outcome.REJECTED, None, "InvalidRecord", text, 0)
         for row, text in enumerate(["no email", "no email", "no email", "no plan"], 1)
     ]
     refused = [rejected(Kind.EVENT, row) for row in (1, 2)]
@@ -401,7 +401,7 @@ def test_each_event_is_once_pending_dropped_or_unchanged_whatever_comes(
 
 
 def test_refusals_are_those_that_never_left_each_with_what_tells_it_again(opened: Opened) -> None:
-    never = Undelivered(Kind.EVENT, 3, ADA, Outcome.REJECTED, None, "InvalidRecord", "page is nan.", 0)
+    never = FailedRecord(Kind.EVENT, 3, ADA, Outcome.REJECTED, None, "InvalidRecord", "page is nan.", 0)
     opened.stage.note_refusals([Failure(b"k" * 20, b"f" * 16, never)])
     one, other = event(opened, 1, "same"), event(opened, 2, "same", BOB)
     stage(opened, user(opened, 1), user(opened, 2, BOB), one, other, ids_are_given=True)
@@ -419,7 +419,7 @@ def test_users_that_nobody_has_put_together_yet_have_one_outcome_each(opened: Op
     opened.stage.stage_user_rows(rows)
     stage_events(opened, event(opened, 1, "e1"), event(opened, 3, "e2", BOB))
     opened.stage.end_reading()
-    refused = Undelivered(Kind.USER, 3, BOB, Outcome.REJECTED, None, "InvalidRecord", "plan is nan.", 0)
+    refused = FailedRecord(Kind.USER, 3, BOB, Outcome.REJECTED, None, "InvalidRecord", "plan is nan.", 0)
     opened.stage.note_refusals([Failure(bob.key, bob.fingerprint, refused)])
     opened.stage.stage_users([ada])
     opened.stage.note_not_attempted("the disk is full")

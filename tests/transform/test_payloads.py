@@ -899,7 +899,7 @@ def test_rows_put_together_say_of_each_field_what_the_last_one_of_them_says(
     rows: list[list[str]], clear_nulls: bool
 ) -> None:
     rules = replace(RULES, clear_nulls=clear_nulls)
-    said = payloads.Said(1, rows[0])
+    said = payloads.MergedUser(1, rows[0])
     for number, row in enumerate(rows[1:], start=2):
         said = payloads.merge(said, number, row, rules)
     by_field = [[value for value in field if value or clear_nulls] for field in zip(*rows, strict=True)]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pipeline.config.fields import FieldMap
-from pipeline.ledger.ledger import USER_BYTES
-from pipeline.model.records import Kind, Outcome, Record, Undelivered, Unreadable
+from pipeline.model.keys import USER_BYTES
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record, Unreadable
 from pipeline.transform import payloads
 from pipeline.transform.payloads import MAX_RECORD_BYTES, Rules
 from pipeline.transform.planner import Planner
@@ -261,8 +261,8 @@ def test_row_that_names_nobody_is_refused_once_for_the_user_and_once_for_its_eve
     opened.plan(RULES, [ROW | {"email": "nobody"}])
     message = "email is not a valid email address."
     assert list(opened.stage.undelivered()) == [
-        Undelivered(Kind.USER, 1, None, Outcome.REJECTED, None, "InvalidRecord", message, 0),
-        Undelivered(Kind.EVENT, 1, None, Outcome.REJECTED, None, "InvalidRecord", message, 0),
+        FailedRecord(Kind.USER, 1, None, Outcome.REJECTED, None, "InvalidRecord", message, 0),
+        FailedRecord(Kind.EVENT, 1, None, Outcome.REJECTED, None, "InvalidRecord", message, 0),
     ]
 
 
