@@ -30,9 +30,11 @@ from pipeline.config.settings import parse_moment
 from pipeline.model.exits import ExitCode
 from pipeline.report.log import Console
 from pipeline.run import steps
-from pipeline.run.account import Account, conclude, conclude_after, refuse, remember, report
+from pipeline.run.account import Account, report
+from pipeline.run.conclusion import conclude, conclude_after, refuse
 from pipeline.run.interrupt import Interrupted, catch_signals
 from pipeline.run.opening import open_run
+from pipeline.run.remember import remember
 from pipeline.run.since import ALL
 
 __all__ = ["ExitCode", "main", "run"]
@@ -54,8 +56,8 @@ def run(options: argparse.Namespace) -> ExitCode:
             account.plan = steps.make_plan(opened, account.read)
             stopped = steps.brake(opened, account.read)
             account.delivered = stopped or steps.deliver(opened, account.read, account.plan)
-            remember(opened, account)
-            ending = conclude(opened, account)
+            remember(opened, account.read, account.delivered)
+            ending = conclude(opened, account.read, account.delivered)
         except (Exception, Interrupted) as problem:
             ending = conclude_after(opened, problem)
         return report(opened, account, ending)

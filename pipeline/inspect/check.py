@@ -40,7 +40,7 @@ from pipeline.model.exits import ExitCode
 from pipeline.model.failure_policy import CHECK_ADDRESS, CHECK_KEY, POLICIES
 from pipeline.report.log import Console
 from pipeline.report.retention import disk_space_warning
-from pipeline.run.account import refuse
+from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import ForgottenListError, read_forgotten
 from pipeline.run.interrupt import Interrupt, Interrupted, catch_signals
 from pipeline.run.opening import about_new_key, make_client, project_of, settings_for

@@ -46,7 +46,7 @@ from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Kind, Record
 from pipeline.model.text import text_of
 from pipeline.report.log import Console
-from pipeline.run.account import refuse
+from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import MESSAGE, ForgottenListError, hash_of, read_forgotten
 from pipeline.run.interrupt import Interrupted
 from pipeline.stage.pages import pages

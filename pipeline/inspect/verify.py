@@ -31,7 +31,7 @@ from pipeline.model.exits import Ending, ExitCode, RunError
 from pipeline.model.records import Kind, Record
 from pipeline.model.text import counted, iso, moment, shown, wrapped
 from pipeline.report.log import Console
-from pipeline.run.account import refuse
+from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import hash_of, read_forgotten
 from pipeline.run.interrupt import Interrupted
 from pipeline.stage.pages import pages
