@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import jwt
 
-from iterable import answers, bodies, export
+from iterable import answers, bodies, export, failed_call, lookups
 from iterable.answers import MAX_WAIT_S, RETRYABLE_STATUS_CODES, Answer, Failure, failed_in
 from iterable.bodies import Records, UnencodableError
-from iterable.pacing import Abandoned, Pacer, RequestCounts
+from iterable.pacing import Abandoned, Pacer, RequestCounts, RequestCountsByName
 from iterable.redaction import Redactor
 from iterable.transport import MAX_ANSWER_BYTES, Session, check_base_url
 
@@ -33,6 +31,7 @@ __all__ = ["Abandoned", "Failure", "IterableClient", "RequestCounts", "export_re
 logger = logging.getLogger("iterable_client")
 
 DEFAULT_BASE_URL = "https://api.iterable.com"
+MAX_PERSON_BYTES = 8 * 1024 * 1024  # of an answer with one user's profile or events; updates have 3.5 MB
 MAX_LIST_BYTES = 256 * 1024 * 1024  # of an answer that may list millions of hashes
 TOKEN_LIFETIME_S = 3600
 JITTER = 0.2
@@ -47,7 +46,7 @@ class IterableClient:
     (whether the project blocks this event's name) and `answer` (the JSON object, or None).
 
     Repeating a call is safe: users/update and users/bulkUpdate are upserts, and an event with an `event_id` that
-    Iterable knows is updated, not doubled [swagger]. An event without one can double.
+    Iterable knows is updated, not doubled [swagger]. An event without one can double. For `update_email`, see there.
 
     `sleep` may raise `Abandoned` to end a call that is waiting.
     """
@@ -97,12 +96,11 @@ class IterableClient:
         self.max_retries = max_retries
         self.backoff_factor = backoff_factor
         self.initial_backoff = initial_backoff
-        self.request_counts: dict[str, RequestCounts] = {}
-        self._given_sleep = sleep
+        self.request_counts = RequestCountsByName()
+        self._sleep = sleep or _sleep
         self._on_wait = on_wait
         self._clock = clock
         self._uniform = uniform
-        self._counts_lock = threading.Lock()
         self._pacers = {name: Pacer(rate, sleep=self._sleep, clock=monotonic) for name, rate in (rates or {}).items()}
         self.session = Session(
             timeout_s=timeout_s,
@@ -184,15 +182,39 @@ class IterableClient:
         """
         return self._post_batch("events/trackBulk", "events", events, max_attempts)
 
+    def update_email(
+        self, new_email: str, *, current_email: str | None = None, current_user_id: str | None = None
+    ) -> tuple[bool, dict[str, Any]]:
+        """Move a user's profile and events to a new address, in an e-mail based project: POST /api/users/updateEmail.
+
+        Pass current_email or current_user_id; of both, Iterable takes current_email [swagger].
+        **A refusal may be a repetition**: where it was done and the answer was lost, the next attempt (of this call,
+        too) is refused, as the old address is gone. Only reading both addresses back tells what was done.
+        """
+        payload = bodies.new_address(new_email, current_email, current_user_id)
+        return self._post("users/updateEmail", payload, email=current_email, user_id=current_user_id)
+
     def get_user(self, email: str | None = None, *, user_id: str | None = None) -> tuple[bool, dict[str, Any]]:
         """Iterable's copy of one user, by e-mail or else by id: {"user": {"email", "userId", "dataFields"}}.
 
         `(True, {})`: there is no such user. This and the calls below change nothing; server-side keys only [keys].
         """
-        if not email and not user_id:
-            raise ValueError("Whom to get is not said: pass email or user_id.")
-        name, query = ("users/getByEmail", {"email": email}) if email else ("users/byUserId", {"userId": user_id})
-        return self._get(name, f"?{urlencode(query, quote_via=quote, safe='')}", email=email, user_id=user_id)
+        lookup = lookups.of_profile(email, user_id)
+        return self._get(*lookup, email=email, user_id=user_id, max_bytes=MAX_PERSON_BYTES)
+
+    def get_events(
+        self, email: str | None = None, *, user_id: str | None = None, limit: int = 200
+    ) -> tuple[bool, dict[str, Any]]:
+        """One user's latest events, at most `limit` (at most 200): {"events": [{"eventName", "createdAt", ...}]}.
+
+        `(True, {})`: there is no such user. `createdAt` comes in several forms; `_id` need not be the id that was sent.
+        """
+        lookup = lookups.of_events(email, user_id, limit)
+        return self._get(*lookup, email=email, user_id=user_id, max_bytes=MAX_PERSON_BYTES)
+
+    def get_journeys(self, page: int, page_size: int = 50) -> tuple[bool, dict[str, Any]]:
+        """One page (the first is 1) of the project's journeys: {"journeys": [...], "totalJourneysCount": number}."""
+        return self._get(*lookups.of_journeys(page, page_size))
 
     def get_user_fields(self) -> tuple[bool, dict[str, Any]]:
         """The names and types of the project's user fields: {"fields": {name: type}}."""
@@ -209,8 +231,8 @@ class IterableClient:
         """As `get_forgotten_emails`: {"hashedUserIds": [...]}. Not for projects that know people by e-mail."""
         return self._get("users/forgottenUserIds", max_bytes=MAX_LIST_BYTES)
 
-    def _get(self, name: str, query: str = "", **options: Any) -> tuple[bool, dict[str, Any]]:
-        return self._make_request_with_retry("GET", f"{self.base_url}/api/{name}{query}", None, name, **options)
+    def _get(self, name: str, path: str | None = None, **options: Any) -> tuple[bool, dict[str, Any]]:
+        return self._make_request_with_retry("GET", f"{self.base_url}/api/{path or name}", None, name, **options)
 
     def _post(self, name: str, payload: Mapping[str, Any] | bytes, **options: Any) -> tuple[bool, dict[str, Any]]:
         return self._make_request_with_retry("POST", f"{self.base_url}/api/{name}", payload, name, **options)
@@ -218,8 +240,6 @@ class IterableClient:
     def _post_batch(
         self, name: str, key: str, records: Records, max_attempts: int | None
     ) -> tuple[bool, dict[str, Any]]:
-        if not records:
-            raise ValueError(f"There are no {key}: an empty batch is an error in Iterable.")
         try:
             payload = bodies.join(key, records)
         except UnencodableError as error:
@@ -261,7 +281,7 @@ class IterableClient:
                 answer = self.session.exchange(
                     method, url, body, headers, clock=self._clock, turn=turn, max_bytes=max_bytes
                 )
-                self._count(name, is_repeat=attempts > 0, is_limited=answer.status_code == 429)
+                self.request_counts.add(name, is_repeat=attempts > 0, is_limited=answer.status_code == 429)
                 attempts += 1
                 if answers.is_success(answer, name):
                     return True, self._succeed(name, answer)
@@ -282,46 +302,21 @@ class IterableClient:
                 self._on_wait(f"{reason}, attempt {attempts + 1} of {allowed}")
         self._sleep(wait_s)
 
-    def _count(self, name: str, *, is_repeat: bool, is_limited: bool) -> None:
-        with self._counts_lock:
-            counts = self.request_counts.setdefault(name, RequestCounts())
-            counts.sent += 1
-            counts.retried += is_repeat
-            counts.rate_limited += is_limited
-
     def _succeed(self, name: str, answer: Answer) -> dict[str, Any]:
         body = answer.body or {}
         if name in self._pacers:
             self._pacers[name].recover()
-        failures = answers.read_failures(body) if "failCount" in body else None
-        if failures is None:
-            logger.info("%s call successful: Success", name)
-        else:
-            level = logging.WARNING if failures.fail_count else logging.INFO
-            accepted, failed = failures.success_count, failures.fail_count
-            logger.log(level, "%s call successful: %d accepted, %d failed", name, accepted, failed)
+        has_failed, result = answers.describe_success(body)
+        logger.log(logging.WARNING if has_failed else logging.INFO, "%s call successful: %s", name, result)
         return body
 
     def _fail(
         self, name: str, answer: Answer, attempts: int, identity: str | None = None
     ) -> tuple[bool, dict[str, Any]]:
         """The details of a call that is given up, and its log line."""
-        redactor = Redactor((self.api_key, self.jwt_secret))
-        failure = answers.classify(answer, attempts)
-        answer = answers.rewrite(answer, redactor.without_secrets)  # Iterable has echoed a request's headers in errors
-        code = (answer.body or {}).get("code")
-        said = redactor.quote(answers.what_it_says(answer), identity)
-        error = f"{name} {answers.describe(answer, said, attempts)}"
-        logger.error("%s", error)
-        return False, {
-            "error": error,
-            "status_code": answer.status_code,
-            "code": code if isinstance(code, str) else None,
-            "attempts": attempts,
-            "failure": failure,
-            "disallowed": answers.is_disallowed(answer.body),
-            "answer": answer.body,
-        }
+        details = failed_call.details_of(name, answer, attempts, Redactor((self.api_key, self.jwt_secret)), identity)
+        logger.error("%s", details["error"])
+        return False, details
 
     def _is_worth_repeating(self, answer: Answer) -> bool:
         if answer.failure is not None or answer.retry_after_s > MAX_WAIT_S:
@@ -335,10 +330,6 @@ class IterableClient:
     def _calculate_backoff(self, attempt: int) -> float:
         """Seconds to wait after the attempt numbered `attempt` (the first is 0): 1-1.2, 2-2.4, 4-4.8, ..."""
         return float(self.initial_backoff * self.backoff_factor**attempt * (1 + JITTER * self._uniform()))
-
-    def _sleep(self, seconds: float) -> None:
-        # time.sleep is looked up late, so that a program which replaces it is heard.
-        (self._given_sleep or time.sleep)(seconds)
 
     # Headers ----------------------------------------------------------------------------------------------------
 
@@ -374,6 +365,10 @@ class IterableClient:
         token = jwt.encode(claims, self.jwt_secret, algorithm="HS256")
         logger.debug("JWT token generated successfully")
         return token
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)  # looked up late, so that a program which replaces it is heard
 
 
 def export_results_to_csv(

@@ -27,7 +27,11 @@ _ANSWER_KEYS = {
     "users/byUserId": "user",
     "users/forgotten": "hashedEmails",
     "users/forgottenUserIds": "hashedUserIds",
+    "events/byEmail": "events",
+    "events/byUserId": "events",
+    "journeys": "journeys",
 }
+_KEYS_OF_ONE_USER = ("user", "events")  # {} instead: there is no such user
 _NO_SUCH_USER = "No user with that id exists!"  # 400 as plain text; recorded in 2017
 _DISALLOWED = "is disallowed from tracking"
 _ECHO = re.compile(r"\bbody:.*", re.IGNORECASE | re.DOTALL)  # Iterable has quoted a request's body and headers after it
@@ -120,7 +124,7 @@ def _parse_retry_after(value: str | None, now: float) -> float:
 def is_success(answer: Answer, name: str) -> bool:
     """200 is not success: the code must say so, and a blocked event is told in `msg` alone."""
     own_key = _ANSWER_KEYS.get(name)
-    if own_key == "user" and ((_is_ok(answer) and answer.body == {}) or _says_no_such_user(answer)):
+    if own_key in _KEYS_OF_ONE_USER and ((_is_ok(answer) and answer.body == {}) or _says_no_such_user(answer)):
         return True
     if not _is_ok(answer) or answer.body is None:
         return False
@@ -234,8 +238,6 @@ def classify(answer: Answer, attempts: int) -> Failure:
         return Failure.UNREADABLE
     if status_code < 300 and (not isinstance(code, str) or (code == "Success" and not is_disallowed(body))):
         return Failure.UNREADABLE
-    if code == "JwtUserIdentifiersMismatched":  # the token was good, but not for the user whom this record names [jwt]
-        return Failure.REJECTED
     if status_code in (401, 403):
         return Failure.UNAUTHORIZED
     return Failure.UNACKNOWLEDGED if status_code >= 500 else Failure.REJECTED
@@ -258,6 +260,14 @@ def what_it_says(answer: Answer) -> str:
     said = (body.get("code"), body.get("msg") or body.get("message") or body.get("error"))
     text = ": ".join(str(each) for each in said if each)
     return _ECHO.sub("body: ...", text) or "an answer of another shape"
+
+
+def describe_success(body: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether some records of a batch failed, and what the log says after `call successful: `."""
+    failures = read_failures(body) if "failCount" in body else None
+    if failures is None:
+        return False, "Success"
+    return failures.fail_count > 0, f"{failures.success_count} accepted, {failures.fail_count} failed"
 
 
 def describe(answer: Answer, said: str, attempts: int) -> str:

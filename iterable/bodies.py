@@ -26,6 +26,14 @@ def record(
     }
 
 
+def new_address(new_email: str, current_email: str | None, current_user_id: str | None) -> dict[str, Any]:
+    """A change of address. ValueError where nobody is named whose address it is."""
+    if not current_email and not current_user_id:
+        raise ValueError("Pass current_email or current_user_id.")
+    named = {"currentEmail": current_email, "currentUserId": current_user_id}
+    return {**{name: value for name, value in named.items() if value}, "newEmail": new_email}
+
+
 def encode(payload: Mapping[str, Any], path: str = "") -> bytes:
     """UTF-8 without spaces. UnencodableError for NaN, for what is not valid Unicode, and for what is no JSON type.
 
@@ -38,7 +46,9 @@ def encode(payload: Mapping[str, Any], path: str = "") -> bytes:
 
 
 def join(key: str, records: Records) -> bytes:
-    """`{"users":[...]}` from records that are objects, or their JSON already."""
+    """`{"users":[...]}` from records that are objects, or their JSON already. ValueError for none at all."""
+    if not records:
+        raise ValueError(f"There are no {key}: an empty batch is an error in Iterable.")
     parts = [
         each if isinstance(each, bytes) else encode(each, f"{key}[{index}].") for index, each in enumerate(records)
     ]

@@ -634,9 +634,107 @@ def test_user_that_can_not_be_read_is_a_failure(
     assert (ok, details["failure"]) == (False, failure)
 
 
-def test_nobody_can_not_be_read() -> None:
-    with pytest.raises(ValueError, match=r"^Whom to get is not said: pass email or user_id\.$"):
-        open_client().get_user()
+@pytest.mark.parametrize("method", ["get_user", "get_events"])
+def test_nobody_can_not_be_read(method: str) -> None:
+    with pytest.raises(ValueError, match=r"^Pass email or user_id\.$"):
+        getattr(open_client(), method)()
+
+
+@pytest.mark.parametrize(
+    ("who", "name", "target"),
+    [
+        ({"email": "zoë+1&x=%/@example.com"}, "events/byEmail", "events/zo%C3%AB%2B1%26x%3D%25%2F%40example.com"),
+        ({"user_id": "a/b c?~"}, "events/byUserId", "events/byUserId/a%2Fb%20c%3F~"),
+        ({"email": ADA, "user_id": "u-17"}, "events/byEmail", "events/ada%40example.com"),
+    ],
+)
+def test_events_are_read_by_email_or_id(who: dict[str, Any], name: str, target: str) -> None:
+    events = {"events": [{"_id": "e1", "eventName": "page_view", "createdAt": "2026-01-14 06:20:22 +00:00"}]}
+    with Peer(http_answer(json.dumps(events).encode())) as peer:
+        client = open_client(peer.url)
+        assert client.get_events(**who) == (True, events)
+        assert client.get_events(**who, limit=7) == (True, events)
+    assert [each.split(b" HTTP")[0] for each in peer.requests] == [
+        f"GET /api/{target}?limit={limit}".encode() for limit in (200, 7)
+    ]
+    assert client.request_counts == {name: RequestCounts(sent=2)}
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"{}"), (400, b"No user with that id exists!")])
+def test_events_of_a_user_that_iterable_does_not_know_are_empty(
+    api: responses.RequestsMock, status: int, body: bytes
+) -> None:
+    api.get(re.compile(f"{URL}/api/events/.*"), status=status, body=body)
+    assert open_client().get_events(user_id="u-17") == (True, {})
+
+
+@pytest.mark.parametrize(("method", "key"), [("get_user", "user"), ("get_events", "events")])
+def test_answers_about_one_person_may_have_8_mib(method: str, key: str) -> None:
+    large = {key: [{"text": "x" * 7_000_000}]}
+    with Peer(http_answer(json.dumps(large).encode()), http_answer(b" " * (8 * 1024 * 1024 + 1))) as peer:
+        client = open_client(peer.url)
+        assert getattr(client, method)(ADA) == (True, large)
+        assert getattr(client, method)(ADA)[1]["failure"] is Failure.UNREADABLE
+
+
+def test_journeys_are_read_by_the_page() -> None:
+    page = {"journeys": [{"id": 1, "name": "Welcome", "enabled": True}], "totalJourneysCount": 51}
+    with Peer(http_answer(json.dumps(page).encode()), http_answer(b'{"code":"Success"}')) as peer:
+        client = open_client(peer.url)
+        assert client.get_journeys(1) == (True, page)
+        assert client.get_journeys(2, page_size=10)[1]["failure"] is Failure.UNREADABLE
+    assert [each.split(b" HTTP")[0] for each in peer.requests] == [
+        b"GET /api/journeys?page=1&pageSize=50",
+        b"GET /api/journeys?page=2&pageSize=10",
+    ]
+    assert client.request_counts == {"journeys": RequestCounts(sent=2)}
+
+
+# Another address ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("who", "body"),
+    [
+        ({"current_email": ADA}, {"currentEmail": ADA, "newEmail": "al@example.com"}),
+        ({"current_user_id": "u-17"}, {"currentUserId": "u-17", "newEmail": "al@example.com"}),
+        (
+            {"current_email": ADA, "current_user_id": "u-17"},
+            {"currentEmail": ADA, "currentUserId": "u-17", "newEmail": "al@example.com"},
+        ),
+    ],
+)
+def test_address_is_changed(api: responses.RequestsMock, who: dict[str, str], body: dict[str, str]) -> None:
+    api.post(f"{URL}/api/users/updateEmail", json=SUCCESS, match=[responses.matchers.json_params_matcher(body)])
+    client = open_client()
+    assert client.update_email("al@example.com", **who) == (True, SUCCESS)
+    assert client.request_counts == {"users/updateEmail": RequestCounts(sent=1)}
+
+
+def test_change_of_address_needs_somebody() -> None:
+    with pytest.raises(ValueError, match=r"^Pass current_email or current_user_id\.$"):
+        open_client().update_email("al@example.com")
+
+
+def test_refused_change_of_address_names_nobody(api: responses.RequestsMock, caplog: pytest.LogCaptureFixture) -> None:
+    said = f"Cannot change user {ADA} to al@example.com. User does not exist"
+    answer = {"msg": said, "code": "BadParams", "params": None}
+    api.post(f"{URL}/api/users/updateEmail", status=400, json=answer)
+    ok, details = open_client().update_email("al@example.com", current_email=ADA)
+    assert (ok, details["failure"], details["code"], details["attempts"]) == (False, Failure.REJECTED, "BadParams", 1)
+    assert details["error"] == (
+        "users/updateEmail call failed: 400 BadParams: Cannot change user a***@example.com to a***@example.com. "
+        "User does not exist (1 attempt)"
+    )
+    assert caplog.messages == [details["error"]]
+
+
+def test_change_of_address_whose_answer_was_lost_is_refused_the_second_time(api: responses.RequestsMock) -> None:
+    answer = {"msg": "User does not exist", "code": "BadParams", "params": None}
+    api.post(f"{URL}/api/users/updateEmail", body=requests.ConnectionError("lost"))
+    api.post(f"{URL}/api/users/updateEmail", status=400, json=answer)
+    ok, details = open_client(sleep=Clock().sleep).update_email("al@example.com", current_email=ADA)
+    assert (ok, details["code"], details["attempts"]) == (False, "BadParams", 2)
 
 
 @pytest.mark.parametrize(
