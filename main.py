@@ -34,6 +34,7 @@ from pipeline.run.account import Account, report
 from pipeline.run.conclusion import conclude, conclude_after, refuse
 from pipeline.run.interrupt import Interrupted, catch_signals
 from pipeline.run.opening import open_run
+from pipeline.run.reading import read_rows
 from pipeline.run.remember import remember
 from pipeline.run.since import ALL
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> ExitCode:
         account = Account()
         try:
             steps.introduce(opened)
-            account.read = steps.read_rows(opened)
+            account.read = read_rows(opened)
             account.plan = steps.make_plan(opened, account.read)
             stopped = steps.brake(opened, account.read)
             account.delivered = stopped or steps.deliver(opened, account.read, account.plan)

@@ -74,7 +74,7 @@ def run_check(options: argparse.Namespace) -> ExitCode:
             for finding in _findings(options, console, interrupt, report, stack):
                 report.findings.append(finding)
                 if not options.json:
-                    _tell(console, finding)
+                    _show(console, finding)
     except Interrupted as problem:
         return refuse(problem, console)
     if options.json:
@@ -85,7 +85,7 @@ def run_check(options: argparse.Namespace) -> ExitCode:
     return report.code
 
 
-def _tell(console: Console, finding: Finding) -> None:
+def _show(console: Console, finding: Finding) -> None:
     if finding.code is not ExitCode.SUCCESS and console.quiet:
         console.error(finding.line())
         return
@@ -135,28 +135,28 @@ def _findings(
     console.redactor = Redactor(settings.secrets())
     yield good(Area.SETTINGS, "all settings can be read")
     yield from (note(Area.SETTINGS, warning) for warning in settings.warnings)
-    yield from look_at_output(settings)
-    looked = look_at_ledger(settings, options, stack)
-    yield from looked.findings
-    rows = FirstRows(settings, options, looked.ledger, interrupt)
-    yield from rows.look()
+    yield from check_output(settings)
+    checked = check_ledger(settings, options, stack)
+    yield from checked.findings
+    rows = FirstRows(settings, options, checked.ledger, interrupt)
+    yield from rows.findings()
     report.since, report.looked_at, report.bad_rows = rows.since, rows.looked_at, rows.bad_rows
     types: dict[str, str] | None = None
-    for found in look_at_iterable(client, settings):
+    for found in check_iterable(client, settings):
         if isinstance(found, Finding):
             yield found
         else:
             types = mapping.with_parents(found)
     if rows.rules is not None:
         yield from about_fields(rows.rules, rows.samples, types)
-        yield from about_dropped(rows.rules, looked.ledger.dropped_fields())
+        yield from about_dropped(rows.rules, checked.ledger.dropped_fields())
         report.mapping = mapping.make_mapping(rows.rules, rows.samples, types)
 
 
 # The output folder and the ledger -------------------------------------------------------------------------------------
 
 
-def look_at_output(settings: Settings) -> Iterator[Finding]:
+def check_output(settings: Settings) -> Iterator[Finding]:
     folder = settings.output_dir
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".check-"):
@@ -176,19 +176,19 @@ def look_at_output(settings: Settings) -> Iterator[Finding]:
 
 
 @dataclass(frozen=True)
-class LookedAtLedger:
+class CheckedLedger:
     """ledger: an empty one where there is none that can be read."""
 
     ledger: Ledger
     findings: Sequence[Finding]
 
 
-def look_at_ledger(settings: Settings, options: argparse.Namespace, stack: ExitStack) -> LookedAtLedger:
+def check_ledger(settings: Settings, options: argparse.Namespace, stack: ExitStack) -> CheckedLedger:
     folder, project, now = settings.output_dir, project_of(settings), time.time()
     if not options.sandbox:
         try:
             ledger = stack.enter_context(read_ledger(folder, project, now=now))
-            return LookedAtLedger(ledger, list(_about_ledger(ledger, settings, options)))
+            return CheckedLedger(ledger, list(_about_ledger(ledger, settings, options)))
         except LedgerError as problem:
             finding = bad(Area.LEDGER, str(problem), _ledger_remedy(problem), problem.code)
         except LedgerBusyError as problem:
@@ -199,7 +199,7 @@ def look_at_ledger(settings: Settings, options: argparse.Namespace, stack: ExitS
     else:
         finding = good(Area.LEDGER, "a sandbox run keeps none")
     ledger = stack.enter_context(open_ledger(folder, project, now=now, lasting=False))
-    return LookedAtLedger(ledger, [finding])
+    return CheckedLedger(ledger, [finding])
 
 
 def _ledger_remedy(problem: LedgerError) -> str:
@@ -222,7 +222,7 @@ def _about_ledger(ledger: Ledger, settings: Settings, options: argparse.Namespac
 # Iterable -------------------------------------------------------------------------------------------------------------
 
 
-def look_at_iterable(client: IterableClient, settings: Settings) -> Iterator[Finding | Mapping[str, Any]]:
+def check_iterable(client: IterableClient, settings: Settings) -> Iterator[Finding | Mapping[str, Any]]:
     """Whether Iterable accepts the key; and, where the key may read them, the types of the project's fields."""
     if settings.use_jwt_auth:
         yield from _check_jwt_key(client)

@@ -22,25 +22,16 @@ from pipeline.inspect.explanation import (
     Events,
     Explanation,
     Known,
+    RecordReport,
     Rows,
     State,
-    Told,
     as_json,
     as_text,
 )
+from pipeline.inspect.profile import CLIENT_SIDE, get_user, is_client_side, why_not_read
 from pipeline.inspect.readback import compare, differing
-from pipeline.inspect.session import (
-    CLIENT_SIDE,
-    Look,
-    Planned,
-    get_user,
-    is_client_side,
-    notes_on,
-    open_look,
-    plan_rows,
-    print_json,
-    why_not_read,
-)
+from pipeline.inspect.reading import Planned, plan_rows
+from pipeline.inspect.session import InspectionSession, notes_on, open_session, print_json
 from pipeline.ledger.ledger import PastFailure
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Kind, Record
@@ -59,8 +50,8 @@ def run_explain(options: argparse.Namespace) -> ExitCode:
     """Print what is known of `options.explain`. 0: something is; 1: nobody knows this person."""
     console = Console(quiet=options.quiet, verbose=options.verbose, json=options.json)
     try:
-        with open_look(options, console) as look:
-            explanation = explain(look, options.explain)
+        with open_session(options, console) as session:
+            explanation = explain(session, options.explain)
     except (RunError, Interrupted) as problem:
         return refuse(problem, console)
     if options.json:
@@ -70,21 +61,21 @@ def run_explain(options: argparse.Namespace) -> ExitCode:
     return explanation.exit_code
 
 
-def explain(look: Look, who: str) -> Explanation:
+def explain(session: InspectionSession, who: str) -> Explanation:
     """Raises RunError, where the query can't be read or the ledger can't."""
-    planned = plan_rows(look, lambda rules: _is_meant(who, rules))
-    person = _Person(look, planned, _identity(who, planned.rules))
+    planned = plan_rows(session, lambda rules: _is_meant(who, rules))
+    person = _Person(session, planned, _identity(who, planned.rules))
     user = person.user()
     events = person.events()
     return Explanation(
         who=person.identity or who,
-        identifier=look.settings.iterable_identifier,
-        notes=_notes(look, person),
-        rows=Rows(look.settings.query_file.name, planned.columns, planned.read, len(planned.numbers), planned.last),
+        identifier=session.settings.iterable_identifier,
+        notes=_notes(session, person),
+        rows=Rows(session.settings.query_file.name, planned.columns, planned.read, len(planned.numbers), planned.last),
         user=user,
         events=events,
         known=person.known(),
-        copy=_read_copy(look, person.identity, user),
+        copy=_read_copy(session, person.identity, user),
     )
 
 
@@ -113,26 +104,26 @@ def _is_meant(who: str, rules: Rules) -> Callable[[Any], bool]:
 class _Person:
     """One person's records in the stage, each with what a run would do with it."""
 
-    def __init__(self, look: Look, planned: Planned, identity: str | None) -> None:
+    def __init__(self, session: InspectionSession, planned: Planned, identity: str | None) -> None:
         self.identity = identity
-        self._look = look
+        self._session = session
         self._planned = planned
-        self._key = look.ledger.user_key(identity) if identity is not None else b""
-        self._accepted = look.ledger.accepted_of(self._key) if identity is not None else {}
+        self._key = session.ledger.user_key(identity) if identity is not None else b""
+        self._accepted = session.ledger.accepted_of(self._key) if identity is not None else {}
         self._seen: set[bytes] = set()
-        self.forgotten = _is_forgotten(look, identity)
+        self.forgotten = _is_forgotten(session, identity)
 
-    def user(self) -> Told | None:
-        told = [*self._records(Kind.USER), *self._refused(Kind.USER)]
-        return told[-1] if told else None
+    def user(self) -> RecordReport | None:
+        reports = [*self._records(Kind.USER), *self._refused(Kind.USER)]
+        return reports[-1] if reports else None
 
     def events(self) -> Events:
         counts: Counter[State] = Counter()
-        last = deque[Told](maxlen=MAX_SHOWN)
-        for told in merge(self._records(Kind.EVENT), self._refused(Kind.EVENT), key=attrgetter("row")):
-            counts[told.state] += 1
-            last.append(told)
-        repeated = None if self._planned.all_staged else self._look.stage.duplicate_events
+        last = deque[RecordReport](maxlen=MAX_SHOWN)
+        for report in merge(self._records(Kind.EVENT), self._refused(Kind.EVENT), key=attrgetter("row")):
+            counts[report.state] += 1
+            last.append(report)
+        repeated = None if self._planned.all_staged else self._session.stage.duplicate_events
         return Events(counts, repeated, last)
 
     def known(self) -> Known:
@@ -141,20 +132,20 @@ class _Person:
         gone = [at for key, at in of_events.items() if key not in self._seen]
         return Known(self._accepted.get(self._key), len(of_events), gone)
 
-    def _records(self, kind: Kind) -> Iterator[Told]:
-        by_user = self._look.stage.pending_by_user(kind)
+    def _records(self, kind: Kind) -> Iterator[RecordReport]:
+        by_user = self._session.stage.pending_by_user(kind)
         for page in pages(each for each in by_user if each.records[0].identity == self.identity):
             keys = [record.key for record in page]
             self._seen.update(keys)
-            fingerprints, past_failures = self._look.ledger.known(keys), self._look.ledger.past_failures(keys)
+            fingerprints, past_failures = self._session.ledger.known(keys), self._session.ledger.past_failures(keys)
             for record in page:
-                yield self._told(record, fingerprints.get(record.key), past_failures.get(record.key))
+                yield self._report(record, fingerprints.get(record.key), past_failures.get(record.key))
 
-    def _told(self, record: Record, fingerprint: bytes | None, past_failure: PastFailure | None) -> Told:
+    def _report(self, record: Record, fingerprint: bytes | None, past_failure: PastFailure | None) -> RecordReport:
         state, reason = _state(record, fingerprint), None
         if self.forgotten is True and state is not State.UNCHANGED:
             state, reason = State.REJECTED, MESSAGE
-        return Told(
+        return RecordReport(
             row=self._planned.number(record.row),
             state=state,
             payload=json.loads(record.payload),
@@ -163,11 +154,13 @@ class _Person:
             before=_before(past_failure, record.fingerprint),
         )
 
-    def _refused(self, kind: Kind) -> Iterator[Told]:
-        for each in self._look.stage.undelivered():
+    def _refused(self, kind: Kind) -> Iterator[RecordReport]:
+        for each in self._session.stage.undelivered():
             if each.kind is kind and self._planned.is_asked_for(each.row):
                 accepted_at = self._accepted.get(self._key) if kind is Kind.USER else None
-                yield Told(self._planned.number(each.row), State.REJECTED, reason=each.message, accepted_at=accepted_at)
+                yield RecordReport(
+                    self._planned.number(each.row), State.REJECTED, reason=each.message, accepted_at=accepted_at
+                )
 
 
 def _state(record: Record, fingerprint: bytes | None) -> State:
@@ -191,22 +184,22 @@ def _before(past_failure: PastFailure | None, fingerprint: bytes) -> Before | No
     )
 
 
-def _is_forgotten(look: Look, identity: str | None) -> bool | ForgottenListError:
+def _is_forgotten(session: InspectionSession, identity: str | None) -> bool | ForgottenListError:
     """Whether a run would keep this person back; where SKIP_FORGOTTEN asks for it, and Iterable's list can be read."""
-    if identity is None or not look.settings.skip_forgotten:
+    if identity is None or not session.settings.skip_forgotten:
         return False
     try:
-        return hash_of(identity) in read_forgotten(look.client, by_user_id=look.by_user_id)
+        return hash_of(identity) in read_forgotten(session.client, by_user_id=session.by_user_id)
     except ForgottenListError as problem:
         return problem
 
 
-def _notes(look: Look, person: _Person) -> list[str]:
-    notes = notes_on(look)
+def _notes(session: InspectionSession, person: _Person) -> list[str]:
+    notes = notes_on(session)
     if isinstance(person.forgotten, ForgottenListError):
         notes.append(str(person.forgotten))
     if person.identity is None:
-        kind = "a user id" if look.by_user_id else "an e-mail address"
+        kind = "a user id" if session.by_user_id else "an e-mail address"
         notes.append(f"This is not {kind}, by which ITERABLE_IDENTIFIER tells people apart.")
     return notes
 
@@ -214,12 +207,12 @@ def _notes(look: Look, person: _Person) -> list[str]:
 # Iterable's copy ------------------------------------------------------------------------------------------------------
 
 
-def _read_copy(look: Look, identity: str | None, user: Told | None) -> Copy:
+def _read_copy(session: InspectionSession, identity: str | None, user: RecordReport | None) -> Copy:
     if identity is None:
         return Copy(CopyState.NOT_READ, problem="Iterable can't know such a person.")
-    if look.settings.use_jwt_auth:
+    if session.settings.use_jwt_auth:
         return Copy(CopyState.NOT_READ, problem=CLIENT_SIDE)
-    ok, profile = get_user(look, identity)
+    ok, profile = get_user(session, identity)
     if not ok:
         return _unread(profile)
     if not profile:

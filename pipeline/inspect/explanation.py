@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import compress
 from typing import Any
@@ -45,7 +45,7 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Told:
+class RecordReport:
     """A user update or an event. row: where it stands in the query. reason: why it can't be sent."""
 
     row: int
@@ -82,7 +82,7 @@ class Events:
 
     counts: Mapping[State, int]
     repeated: int | None
-    shown: Sequence[Told]
+    shown: Sequence[RecordReport]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Explanation:
     identifier: str
     notes: Sequence[str]
     rows: Rows
-    user: Told | None
+    user: RecordReport | None
     events: Events
     known: Known
     copy: Copy
@@ -218,21 +218,21 @@ def _user(each: Explanation) -> Iterator[str]:
         yield from _values(user.payload["dataFields"], IN)
 
 
-def _verdict(told: Told) -> str:
-    when = f" {moment(told.accepted_at)}" if told.accepted_at is not None else ""
-    if told.state is State.REJECTED:
+def _verdict(record: RecordReport) -> str:
+    when = f" {moment(record.accepted_at)}" if record.accepted_at is not None else ""
+    if record.state is State.REJECTED:
         accepted = f" (An earlier version was accepted{when}.)" if when else ""
-        return f"can't be sent: {told.reason}{accepted}"
-    if told.state is State.UNCHANGED:
+        return f"can't be sent: {record.reason}{accepted}"
+    if record.state is State.UNCHANGED:
         return f"accepted{when}"
-    if told.state is State.UNSURE:
+    if record.state is State.UNSURE:
         return f"to be sent; accepted{when}, and sent again later without an answer"
     return f"to be sent; changed since accepted{when}" if when else "to be sent; never accepted so far"
 
 
-def _before(told: Told, indent: str) -> Iterator[str]:
-    before = told.before
-    if before is None or told.state is State.UNCHANGED:
+def _before(record: RecordReport, indent: str) -> Iterator[str]:
+    before = record.before
+    if before is None or record.state is State.UNCHANGED:
         return
     reason = " ".join(str(each) for each in (before.status_code, before.code) if each is not None)
     what = "This" if before.is_same else "An earlier version"
@@ -248,15 +248,15 @@ def _events(each: Explanation) -> Iterator[str]:
         yield "Events: none in the rows" if each.rows.found else "Events: none, as there is no row"
         return
     accepted, rejected = counts.get(State.UNCHANGED, 0), counts.get(State.REJECTED, 0)
-    told = ((total - accepted - rejected, "to be sent"), (accepted, "accepted"), (rejected, "can't be sent"))
-    yield f"Events: {', '.join(f'{count:,} {what}' for count, what in told if count)}{_last(total, each.events.shown)}"
+    parts = ((total - accepted - rejected, "to be sent"), (accepted, "accepted"), (rejected, "can't be sent"))
+    yield f"Events: {', '.join(f'{count:,} {what}' for count, what in parts if count)}{_last(total, each.events.shown)}"
     if each.events.repeated:
         yield f"{IN}{counted(each.events.repeated, 'more row')} repeat an event, which is sent once"
     for event in each.events.shown:
         yield from _event(event)
 
 
-def _event(event: Told) -> Iterator[str]:
+def _event(event: RecordReport) -> Iterator[str]:
     if event.payload is None:
         yield from wrapped(f"row {event.row:,}: {_verdict(event)}", IN, IN * 2)
     else:
@@ -322,11 +322,11 @@ def as_json(each: Explanation) -> dict[str, Any]:
                 for row in each.rows.shown
             ],
         },
-        "user": _told_as_json(each.user) if each.user is not None else None,
+        "user": _record_as_json(each.user) if each.user is not None else None,
         "events": {
             "counts": {state.value: each.events.counts.get(state, 0) for state in State},
             "repeated": each.events.repeated,
-            "shown": [_told_as_json(event) for event in each.events.shown],
+            "shown": [_record_as_json(event) for event in each.events.shown],
         },
         "ledger": {
             "user_accepted_at": iso(each.known.user_accepted_at),
@@ -345,24 +345,15 @@ def as_json(each: Explanation) -> dict[str, Any]:
     }
 
 
-def _told_as_json(told: Told) -> dict[str, Any]:
-    before = told.before
+def _record_as_json(record: RecordReport) -> dict[str, Any]:
+    before = record.before
     return {
-        "row": told.row,
-        "state": told.state.value,
-        "reason": told.reason,
-        "accepted_at": iso(told.accepted_at),
-        "before": None
-        if before is None
-        else {
-            "outcome": before.outcome,
-            "status_code": before.status_code,
-            "code": before.code,
-            "runs_in_a_row": before.runs_in_a_row,
-            "noted_at": iso(before.noted_at),
-            "is_same": before.is_same,
-        },
-        "payload": told.payload,
+        "row": record.row,
+        "state": record.state.value,
+        "reason": record.reason,
+        "accepted_at": iso(record.accepted_at),
+        "before": {**asdict(before), "noted_at": iso(before.noted_at)} if before is not None else None,
+        "payload": record.payload,
     }
 
 

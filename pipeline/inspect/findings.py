@@ -182,11 +182,11 @@ def _mixed(name: str, samples: Sequence[Sample]) -> Finding:
 def _near_duplicates(samples: Iterable[Sample], types: Mapping[str, str]) -> Iterator[Finding]:
     """Names that differ in case, spaces, underscores or hyphens only, from the project's or from each other."""
     alike = {folded(name): name for name in types}
-    told = set()
+    seen = set()
     for sample in samples:
-        if sample.name in told or (sample.kind is Kind.USER and sample.name in types):
+        if sample.name in seen or (sample.kind is Kind.USER and sample.name in types):
             continue
-        told.add(sample.name)
+        seen.add(sample.name)
         if sample.kind is Kind.USER and folded(sample.name) in alike:
             other = alike[folded(sample.name)]
             text = f"{sample.name} would be a new field beside {other}"

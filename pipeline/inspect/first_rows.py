@@ -10,7 +10,7 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.model.exits import ExitCode, UsageError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
+from pipeline.run.brake import brake_ending
 from pipeline.run.interrupt import Interrupt, Interrupted
+from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, planned
 from pipeline.run.since import Since
-from pipeline.run.steps import choose_since, look_at_brake
-from pipeline.source import Query, SourceBusyError, SourceError, open_query, read_query, sqlite_blocks_writers
+from pipeline.source import Query, SourceBusyError, SourceError, read_query, sqlite_blocks_writers
 from pipeline.stage.stage import Stage, open_stage
 from pipeline.transform.payloads import Rules
 from pipeline.transform.planner import Planner
@@ -36,7 +37,7 @@ SHOWN_BAD_ROWS = 3
 
 
 class FirstRows:
-    """What is known once `look` has been through. rules, looked_at: None where the query can't be run."""
+    """What is known once `findings` has been through. rules, looked_at: None where the query can't be run."""
 
     def __init__(self, settings: Settings, options: argparse.Namespace, ledger: Ledger, interrupt: Interrupt) -> None:
         self.rules: Rules | None = None
@@ -48,13 +49,13 @@ class FirstRows:
         self._options = options
         self._ledger = ledger
         self._interrupt = interrupt
-        self._is_all = False  # whether all rows were looked at
+        self._is_all = True  # whether all rows were looked at
         self._columns: Sequence[str] = ()
 
-    def look(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Finding]:
         try:
             with open_stage(_folder_for_stage(self._settings.output_dir)) as stage:
-                yield from self._look(stage)
+                yield from self._findings(stage)
         except ColumnsError as problem:
             remedy = "" if problem.remedy in str(problem) else problem.remedy
             yield bad(Area.SOURCE, str(problem), remedy, problem.code)
@@ -74,7 +75,7 @@ class FirstRows:
             text = f"there is no room for the rows, which are kept in OUTPUT_DIR meanwhile ({problem})"
             yield bad(Area.OUTPUT, text, "make room, or name another folder with OUTPUT_DIR", ExitCode.NO_OUTPUT)
 
-    def _look(self, stage: Stage) -> Iterator[Finding]:
+    def _findings(self, stage: Stage) -> Iterator[Finding]:
         settings, path = self._settings, str(self._settings.query_file)
         query = read_query(settings.query_file, str(settings.database_url))
         since = choose_since(self._options, settings, self._ledger, query, datetime.now(timezone.utc))
@@ -97,41 +98,34 @@ class FirstRows:
 
     def _read(self, query: Query, start: datetime | None, stage: Stage | None) -> Rules:
         """Sample the first rows, and plan them where there is a stage for that."""
-        with open_query(
-            str(self._settings.database_url),
-            query,
-            root=ROOT,
-            should_stop=lambda: self._interrupt.ending() is not None,
-            any_bytes=True,
-            since=start,
-        ) as result:
-            rules = make_rules(result.columns, self._settings, time.time())
-            self.rules, self._columns, sampler = rules, result.columns, Sampler(rules)
+        settings, read = self._settings, 0
+        limit = SAMPLED_ROWS + 1  # one more shows that there are more
+        with open_rows(settings, query, self._interrupt, since=start, any_bytes=True, limit=limit) as found:
+            rules = make_rules(found.columns, settings, time.time())
+            self.rules, self._columns, sampler = rules, found.columns, Sampler(rules)
             planner = None
             if stage is not None:
-                planner = Planner(self._ledger, stage, rules, result.columns, full=self._options.full)
-            read = 0
-            for block in result.blocks:
-                rows = block[: SAMPLED_ROWS - read]
-                if not rows:
-                    break
-                by_column = list(zip(*rows, strict=True))
-                sampler.look(dict(zip(result.columns, by_column, strict=True)), len(rows), read + 1)
-                if planner is not None:
-                    planner.plan(by_column)
+                planner = Planner(self._ledger, stage, rules, found.columns, full=self._options.full)
+            for rows, by_column in planned(planner, self._at_most(found.blocks)):
+                sampler.add(dict(zip(found.columns, by_column, strict=True)), len(rows), read + 1)
                 read += len(rows)
-            else:
-                self._is_all = True
         self.samples = sampler.samples
         if planner is not None and stage is not None:
             self.looked_at = read
-            planner.end_reading()
-            planner.finish()
-            stage.finish_staging(ids_are_given=rules.id_column is not None)
+            finish_plan(planner, stage, rules)
         return rules
 
+    def _at_most(self, blocks: Iterable[Rows]) -> Iterator[Rows]:
+        """SAMPLED_ROWS rows; and note whether those are all."""
+        left = SAMPLED_ROWS
+        for rows in blocks:
+            self._is_all = len(rows) <= left
+            if left:
+                yield rows[:left]
+            left -= min(left, len(rows))
+
     @property
-    def _rows_told(self) -> str:
+    def _rows_phrase(self) -> str:
         read = self.looked_at or 0
         return counted(read, "row") if self._is_all else f"the first {read:,} rows"
 
@@ -139,7 +133,7 @@ class FirstRows:
         users, events = (stage.count_pending(kind) for kind in Kind)
         unchanged = sum(counts[Outcome.UNCHANGED] for counts in stage.count_outcomes().values())
         told = f"{counted(users, 'user')} and {counted(events, 'event')} to send, {unchanged:,} unchanged"
-        yield good(Area.ROWS, f"in {self._rows_told}: {told}")
+        yield good(Area.ROWS, f"in {self._rows_phrase}: {told}")
         reasons: dict[str, int] = {}  # each with the first row that has it
         rows = set()
         for each in stage.undelivered(with_not_attempted=False):
@@ -154,7 +148,7 @@ class FirstRows:
         shown = list(reasons.items())[:SHOWN_BAD_ROWS]
         examples = "; ".join(f"row {row}: {reason}" for reason, row in shown)
         more = f"; and {len(reasons) - len(shown)} more reasons" if len(reasons) > len(shown) else ""
-        text = f"{count:,} of {self._rows_told} can't be sent ({count / read:.2%}): {examples}{more}"
+        text = f"{count:,} of {self._rows_phrase} can't be sent ({count / read:.2%}): {examples}{more}"
         remedy = "fix them in the source, or leave them out of the query; a run sends all others"
         if self._settings.exit_on_rejected == "new" and not is_any_new:
             return note(Area.ROWS, f"{text}; all are known from earlier runs (EXIT_ON_REJECTED=new)", remedy)
@@ -163,9 +157,9 @@ class FirstRows:
     def _about_brake(self, rules: Rules, stage: Stage) -> Iterator[Finding]:
         if self._options.yes or self._options.sandbox:
             return
-        stopped = look_at_brake(self._settings, rules, self._ledger, stage)
+        stopped = brake_ending(self._settings, rules, self._ledger, stage)
         if stopped is not None:
-            yield bad(Area.BRAKE, f"a run would stop after {self._rows_told}. {stopped.reason}", "", stopped.code)
+            yield bad(Area.BRAKE, f"a run would stop after {self._rows_phrase}. {stopped.reason}", "", stopped.code)
 
 
 def _folder_for_stage(output_dir: Path) -> Path:

@@ -91,7 +91,7 @@ class Sampler:
     def samples(self) -> list[Sample]:
         return list(self._samples.values())
 
-    def look(self, columns: Columns, count: int, first_row: int) -> None:
+    def add(self, columns: Columns, count: int, first_row: int) -> None:
         """first_row: the number of the first of these `count` rows."""
         rules = self._rules
         people = [_identity(value, rules) for value in columns[rules.identity_column]]

@@ -16,17 +16,10 @@ from functools import partial
 from typing import Any
 
 from iterable_client import Failure
+from pipeline.inspect.profile import CLIENT_SIDE, get_user, why_not_read
 from pipeline.inspect.readback import Field, advice, beside, compare, differing, fields_as_json, missing, verdict_on
-from pipeline.inspect.session import (
-    CLIENT_SIDE,
-    Look,
-    get_user,
-    notes_on,
-    open_look,
-    plan_rows,
-    print_json,
-    why_not_read,
-)
+from pipeline.inspect.reading import plan_rows
+from pipeline.inspect.session import InspectionSession, notes_on, open_session, print_json
 from pipeline.model.exits import Ending, ExitCode, RunError
 from pipeline.model.records import Kind, Record
 from pipeline.model.text import counted, iso, moment, shown, wrapped
@@ -113,8 +106,8 @@ def run_verify(options: argparse.Namespace) -> ExitCode:
     """Compare `options.verify` users and say which differ. 0: none; 1: some."""
     console = Console(quiet=options.quiet, verbose=options.verbose, json=options.json)
     try:
-        with open_look(options, console) as look:
-            verification = verify(look, options.verify)
+        with open_session(options, console) as session:
+            verification = verify(session, options.verify)
     except (RunError, Interrupted) as problem:
         return refuse(problem, console)
     code = verification.exit_code
@@ -131,54 +124,54 @@ def run_verify(options: argparse.Namespace) -> ExitCode:
     return code
 
 
-def verify(look: Look, size: int) -> Verification:
+def verify(session: InspectionSession, size: int) -> Verification:
     """Raises RunError where the query or the ledger can't be read."""
-    if look.settings.use_jwt_auth:
+    if session.settings.use_jwt_auth:
         return Verification((), 0, 0, 0, (), Ending(ExitCode.SETTINGS, f"{CLIENT_SIDE} --verify needs one."))
-    skips_forgotten = look.settings.skip_forgotten
-    forgotten = read_forgotten(look.client, by_user_id=look.by_user_id) if skips_forgotten else frozenset()
-    plan_rows(look, without_events=True)
+    skips_forgotten = session.settings.skip_forgotten
+    forgotten = read_forgotten(session.client, by_user_id=session.by_user_id) if skips_forgotten else frozenset()
+    plan_rows(session, without_events=True)
     sample = Sample(size)
-    for user in _unchanged_users(look):
+    for user in _unchanged_users(session):
         if forgotten and hash_of(user.record.identity) in forgotten:
             sample.forgotten += 1
-        elif look.now - user.accepted_at < SETTLE_S:
+        elif session.now - user.accepted_at < SETTLE_S:
             sample.too_recent += 1
         else:
             sample.offer(user)
     chosen = sorted(sample.chosen, key=lambda user: user.record.row)
-    return _read_back(look, chosen, sample)
+    return _read_back(session, chosen, sample)
 
 
-def _unchanged_users(look: Look) -> Iterator[Chosen]:
+def _unchanged_users(session: InspectionSession) -> Iterator[Chosen]:
     """Those whose update a run would skip, since Iterable has accepted it as it is."""
-    for page in pages(look.stage.pending_by_user(Kind.USER)):
+    for page in pages(session.stage.pending_by_user(Kind.USER)):
         keys = [record.key for record in page]
-        fingerprints, accepted_at = look.ledger.known(keys), look.ledger.accepted_at(keys)
+        fingerprints, accepted_at = session.ledger.known(keys), session.ledger.accepted_at(keys)
         for record in page:
             if fingerprints.get(record.key) == record.fingerprint:
                 yield Chosen(record, accepted_at[record.key])
 
 
-def _read_back(look: Look, users: Sequence[Chosen], sample: Sample) -> Verification:
+def _read_back(session: InspectionSession, users: Sequence[Chosen], sample: Sample) -> Verification:
     """Until a failure that would meet the others, too."""
     compared: list[Compared] = []
     stopped = None
     pool = ThreadPoolExecutor(WORKERS)
     try:
-        for user, (ok, answer) in zip(users, pool.map(partial(_get, look), users), strict=True):
+        for user, (ok, answer) in zip(users, pool.map(partial(_get, session), users), strict=True):
             if not ok and answer["failure"] is not Failure.REJECTED:
                 stopped = why_not_read(answer)
                 break
             compared.append(_compare(user, answer) if ok else Compared(user, None, str(answer["error"])))
     finally:
-        look.breaker.stop()
+        session.breaker.stop()
         pool.shutdown(cancel_futures=True)
-    return Verification(notes_on(look), sample.offered, sample.too_recent, sample.forgotten, compared, stopped)
+    return Verification(notes_on(session), sample.offered, sample.too_recent, sample.forgotten, compared, stopped)
 
 
-def _get(look: Look, user: Chosen) -> tuple[bool, dict[str, Any]]:
-    return get_user(look, user.record.identity)
+def _get(session: InspectionSession, user: Chosen) -> tuple[bool, dict[str, Any]]:
+    return get_user(session, user.record.identity)
 
 
 def _compare(user: Chosen, profile: Mapping[str, Any]) -> Compared:

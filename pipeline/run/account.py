@@ -26,8 +26,9 @@ from pipeline.report.log import LOG_NAME
 from pipeline.report.retention import disk_space_warning
 from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.opening import Run
+from pipeline.run.reading import Read
 from pipeline.run.remember import enter_history, move_cursor
-from pipeline.run.steps import Plan, Read
+from pipeline.run.steps import Plan
 
 logger = logging.getLogger("main")
 

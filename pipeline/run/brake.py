@@ -6,16 +6,19 @@ Decides from what is pending and from what the ledger knows; sends and stores no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
-from pipeline.config.settings import MaxChanges
-from pipeline.ledger.ledger import IdScheme
+from pipeline.config.settings import MaxChanges, Settings
+from pipeline.ledger.ledger import IdScheme, Ledger
 from pipeline.model.exits import Ending, ExitCode
-from pipeline.model.records import Kind
+from pipeline.model.records import Kind, Record
 from pipeline.model.text import counted
+from pipeline.stage.stage import Stage
 from pipeline.transform.payloads import Rules
 
+KEYS_PER_LOOKUP = 500
 OVERRIDE_HINT = "To go on all the same, once, run with --yes."
 
 
@@ -34,6 +37,42 @@ class Pending:
     @property
     def records(self) -> int:
         return sum(self.total(kind) for kind in Kind)
+
+
+def brake_ending(settings: Settings, rules: Rules, ledger: Ledger, stage: Stage) -> Ending | None:
+    """What stops a run that has this much pending; None: nothing."""
+    query_path = str(settings.query_file)
+    way, used = id_scheme_of(rules), ledger.id_schemes(query_path)
+    knows_records = ledger.count_known() > 0
+    stopped = ids_have_changed(way, used, stage.count_pending(Kind.EVENT), knows_records=knows_records)
+    if stopped is None and settings.max_changes is not None:
+        stopped = too_many(settings.max_changes, _count_pending(ledger, stage), _likely_causes(ledger, query_path))
+    return stopped
+
+
+def _count_pending(ledger: Ledger, stage: Stage) -> Pending:
+    """How many pending records are new to the ledger, and how many changed."""
+    changed = dict.fromkeys(Kind, 0)
+    for kind in Kind:
+        keys = (record.key for record in pending_records(stage, kind))
+        while chunk := list(islice(keys, KEYS_PER_LOOKUP)):
+            changed[kind] += len(ledger.known(chunk))
+    new = {kind: stage.count_pending(kind) - changed[kind] for kind in Kind}
+    return Pending(new, changed, ledger.count_known())
+
+
+def _likely_causes(ledger: Ledger, query_path: str) -> list[str]:
+    causes = []
+    if ledger.is_new_key_for_known_host:
+        causes.append("the API key is new to the ledger (ITERABLE_PROJECT keeps what it knows when a key is rotated)")
+    elif not ledger.id_schemes(query_path):
+        causes.append(f"{query_path} is new to the ledger")
+    return causes
+
+
+def pending_records(stage: Stage, kind: Kind) -> Iterator[Record]:
+    """All of a kind; those whose like failed in an earlier run come last."""
+    return chain(*(stage.pending(kind, late=late) for late in (False, True)))
 
 
 # Changed ids ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pipeline.report import results
 from pipeline.report.log import LOG_NAME, Console
 from pipeline.run.interrupt import Interrupted
 from pipeline.run.opening import Run
-from pipeline.run.steps import Read
+from pipeline.run.reading import Read
 
 DRY_RUN_REASON = "Dry run: nothing was sent."
 

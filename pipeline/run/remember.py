@@ -13,8 +13,9 @@ from pipeline.model.records import Kind, Outcome
 from pipeline.report.results import Results
 from pipeline.run.brake import id_scheme_of
 from pipeline.run.opening import Run
+from pipeline.run.reading import Read
 from pipeline.run.since import cursor_fingerprint, moves_cursor
-from pipeline.run.steps import Read, fields_of
+from pipeline.transform.payloads import Rules
 
 MAX_REASON_CHARS = 300
 
@@ -48,7 +49,7 @@ def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None
     """Until a run delivers a field without its being dropped, or it is not sent any more, each run warns of it."""
     dropped = {(kind, name) for kind, names in delivered.filtered_out_fields.items() for name in names}
     passed = {(kind, name) for kind, names in delivered.passed_fields.items() for name in names}
-    gone = {(kind, name) for kind, name in run.ledger.dropped_fields() if name not in fields_of(read.rules, kind)}
+    gone = {(kind, name) for kind, name in run.ledger.dropped_fields() if name not in _fields_of(read.rules, kind)}
     run.ledger.forget_dropped((passed - dropped) | gone)
     run.ledger.remember_dropped(dropped)
     for kind in Kind:
@@ -58,6 +59,11 @@ def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None
                 f"Iterable drops these fields of {kind.value}s: {', '.join(names)}. Allow them in the project's "
                 "settings, then run once with --full; or stop sending them."
             )
+
+
+def _fields_of(rules: Rules, kind: Kind) -> set[str]:
+    """The names of the fields that are sent."""
+    return {field.name for field in (rules.user_fields if kind is Kind.USER else rules.event_fields)}
 
 
 def move_cursor(run: Run, read: Read | None, ending: Ending) -> bool:

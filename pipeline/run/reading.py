@@ -1,0 +1,183 @@
+"""The rows of the query, planned as they pass: the one loop of a run, of `--check`, `--explain` and `--verify`.
+
+`read_rows` is the step of a run, in which each row goes into the CSV, too; `planned` is the loop alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from iterable.export import Column, csv_block, write_csv
+from pipeline.config.settings import ROOT, Settings
+from pipeline.ledger.ledger import Ledger
+from pipeline.model.exits import OutputError, UsageError
+from pipeline.report.results import CSV_NAME, reason_of
+from pipeline.run.interrupt import Interrupt
+from pipeline.run.opening import Run
+from pipeline.run.since import ALL, Since, cursor_fingerprint, decide
+from pipeline.source import Query, UndecodableText, open_query, read_query
+from pipeline.stage.stage import Stage
+from pipeline.transform.payloads import Rules
+from pipeline.transform.planner import Planner
+from pipeline.transform.rules import make_rules
+
+Rows = Sequence[tuple[Any, ...]]
+_T = TypeVar("_T")
+
+logger = logging.getLogger("main")
+
+
+@dataclass(frozen=True)
+class Read:
+    """The rows, all of them in the CSV and with the planner."""
+
+    csv_name: str
+    rows: int
+    rules: Rules
+    planner: Planner
+    query: Query
+    since: Since | None
+    started_at: datetime
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all was read that the query has; --limit apart."""
+        return self.since is None or self.since.is_full
+
+
+def read_rows(run: Run) -> Read:
+    """One pass over the rows of the query: each goes into the CSV and, planned, into the stage."""
+    query = read_query(run.settings.query_file, str(run.settings.database_url))
+    since = choose_since(run.options, run.settings, run.ledger, query, run.started_at)
+    run.console.say(f"Step 3: Connecting to {run.settings.shown_database()}")
+    if since is not None:
+        run.console.say(f"        Reading from {since.shown()} UTC: {since.why}")
+    read = with_slower_decoder(
+        run.stage, lambda any_bytes: _read_rows(run, query, since, any_bytes=any_bytes), on_retry=logger.warning
+    )
+    run.console.say(f"Step 4.5: {read.rows:,} rows exported to {read.csv_name}")
+    if read.rules.not_sent:
+        columns = ", ".join(read.rules.not_sent)
+        run.console.say(f"        Not sent, as neither USER_FIELDS nor EVENT_FIELDS names them: {columns}")
+    return read
+
+
+def choose_since(
+    options: argparse.Namespace, settings: Settings, ledger: Ledger, query: Query, now: datetime
+) -> Since | None:
+    """From when a query with :since reads; None for one without. Raises UsageError."""
+    if not query.uses_since:
+        if options.since is not None:
+            raise UsageError(f"--since needs a query that contains :since; {query.name} has none.")
+        return None
+    asked = options.since or (ALL if options.full else None)
+    return decide(settings, ledger.cursor(str(settings.query_file)), cursor_fingerprint(settings, query), now, asked)
+
+
+def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) -> Read:
+    settings, options = run.settings, run.options
+    started_at = datetime.now(timezone.utc)
+    start = since.start if since is not None else None
+    with open_rows(settings, query, run.interrupt, since=start, any_bytes=any_bytes, limit=options.limit) as found:
+        if not any_bytes:
+            run.console.say(f"Step 4: Running the user-event query, {query.name}")
+        rules = make_rules(found.columns, settings, run.started_at.timestamp())
+        planner = Planner(
+            run.ledger,
+            run.stage,
+            rules,
+            found.columns,
+            full=options.full,
+            leave_known_users=options.limit is not None,
+        )
+        name = CSV_NAME.format(run.run_id)
+        try:
+            blocks = (csv_block(rows, by_column) for rows, by_column in planned(planner, found.blocks))
+            write_csv(settings.output_dir / name, found.columns, blocks, verbatim=True)
+        except (OSError, sqlite3.Error) as error:  # the CSV, or the stage beside it
+            raise OutputError(f"{name} can't be written ({reason_of(error)}); nothing was sent.") from error
+    return Read(name, planner.rows, rules, planner, query, since, started_at)
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """What the query finds: its columns, and its rows in blocks, to be taken once."""
+
+    columns: tuple[str, ...]
+    blocks: Iterable[Rows]
+
+
+@contextmanager
+def open_rows(
+    settings: Settings,
+    query: Query,
+    interrupt: Interrupt,
+    *,
+    since: datetime | None,
+    any_bytes: bool,
+    limit: int | None = None,
+) -> Iterator[FoundRows]:
+    """The first `limit` rows of the query, or all. any_bytes: by a slower decoder that takes text which is no UTF-8."""
+    with open_query(
+        str(settings.database_url),
+        query,
+        root=ROOT,
+        should_stop=lambda: interrupt.ending() is not None,
+        any_bytes=any_bytes,
+        since=since,
+    ) as result:
+        yield FoundRows(result.columns, _first(result.blocks, limit))
+
+
+def with_slower_decoder(
+    stage: Stage, read: Callable[[bool], _T], *, on_retry: Callable[[str], object] = lambda text: None
+) -> _T:
+    """`read(False)`; where that finds text that is not UTF-8, `read(True)`, which takes any bytes."""
+    try:
+        return read(False)
+    except UndecodableText as problem:
+        on_retry(f"{problem} All rows are read once more, by a slower decoder that takes any bytes.")
+        stage.clear()
+        return read(True)
+
+
+def planned(planner: Planner | None, blocks: Iterable[Rows]) -> Iterator[tuple[Rows, list[Column]]]:
+    """Plan the rows, and pass them on, by the row and by the column. At the end, all of them are staged.
+
+    planner=None: only pass them on.
+    """
+    for rows in blocks:
+        by_column = list(map(Column, zip(*rows, strict=True)))
+        if planner is not None:
+            planner.plan(by_column)
+        yield rows, by_column
+    if planner is not None:
+        planner.end_reading()
+
+
+def finish_plan(planner: Planner, stage: Stage, rules: Rules) -> None:
+    """All rows were read: put together what those of each user say, and drop what stands in more than one row."""
+    planner.finish()
+    stage.finish_staging(ids_are_given=rules.id_column is not None)
+
+
+def _first(blocks: Iterable[Rows], limit: int | None) -> Iterator[Rows]:
+    """The first `limit` rows; None: all."""
+    if limit is None:
+        yield from blocks
+        return
+    for rows in blocks:
+        yield rows[:limit]
+        limit -= len(rows)
+        if limit <= 0:  # and the rest is never read
+            return
