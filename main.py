@@ -26,7 +26,7 @@ from datetime import datetime
 from pathlib import Path
 
 from iterable import VERSION
-from pipeline.config.settings import parse_moment
+from pipeline.config import parse_moment
 from pipeline.model.exits import ExitCode
 from pipeline.report.log import Console
 from pipeline.run import steps

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from iterable.pacing import rates
-from pipeline.config.settings import load_settings
+from pipeline.config import load_settings
 from pipeline.run.opening import make_client
 from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
 from tests.program import ROOT, Program, make_table, use_query

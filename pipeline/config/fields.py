@@ -40,6 +40,25 @@ class FieldMap:
         return tuple(self.name.split("."))
 
 
+_SUBSCRIPTIONS = "what a person has subscribed to, and writing it could subscribe them again"
+_BOOKKEEPING = "what Iterable itself has noted about the profile"
+_DEVICES = "which devices get a person's messages"
+# Fields of a profile that Iterable keeps, by their names in lower case; from its documentation of users/update.
+_OWN_FIELDS = {
+    "emaillistids": "which lists a person is on, and writing it could subscribe them again",
+    "unsubscribedchannelids": _SUBSCRIPTIONS,
+    "unsubscribedmessagetypeids": _SUBSCRIPTIONS,
+    "subscribedmessagetypeids": _SUBSCRIPTIONS,
+    "itblinternal": _BOOKKEEPING,
+    "itbluserid": _BOOKKEEPING,
+    "itblds": _BOOKKEEPING,
+    "profileupdatedat": _BOOKKEEPING,
+    "signupsource": _BOOKKEEPING,
+    "phonenumberdetails": _BOOKKEEPING,
+    "devices": _DEVICES,
+    "browsertokens": _DEVICES,
+}
+
 EVERY_OTHER = FieldMap("*", "*")  # every column of the query that has no other use
 
 
@@ -56,6 +75,26 @@ def parse_fields(value: str) -> tuple[FieldMap, ...]:
     if clash := find_clash(fields):
         raise ValueError(clash)
     return fields
+
+
+def parse_user_fields(value: str) -> tuple[FieldMap, ...]:
+    """As parse_fields, for a profile: Iterable's own fields are refused."""
+    fields = parse_fields(value)
+    for each in fields:
+        if reason := find_own_field(each.name):
+            raise ValueError(
+                f"names {each.path[0]}, a field that Iterable keeps itself: it says {reason}; leave it out, or give it "
+                "another field name (column:fieldName)"
+            )
+    return fields
+
+
+def find_own_field(name: str) -> str | None:
+    """What the field says that Iterable keeps under this name, or its first part, in any case; None: it is free.
+
+    Such a field must not be written: it could subscribe people again, or send to the wrong device.
+    """
+    return _OWN_FIELDS.get(name.partition(".")[0].casefold())
 
 
 def _parse_field(part: str) -> FieldMap:

@@ -1,96 +1,332 @@
-"""`.env` and the environment -> `Settings`, or one error that lists every problem.
+"""Every setting, declared once: its name, default, parser, what it means, and whether it is a secret.
 
-Knows what each setting means and allows; reads no other file, and decides nothing about the run.
+`.env.example` and the README's table are made of these declarations (`python -m tests.config.example` writes them
+anew). Reads nothing; see load.py for that.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import os
 import re
-import shlex
-import stat
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timezone, tzinfo
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
-from zoneinfo import ZoneInfo
+from urllib.parse import parse_qsl, unquote, urlencode
 
-from dotenv.parser import Binding, parse_stream
+from pipeline.config import parsers as parse
+from pipeline.config.fields import FieldMap, parse_fields, parse_user_fields
+from pipeline.config.parsers import MaxChanges, Parser, split_database_url
 
-from pipeline.config.fields import EVERY_OTHER, FieldMap, parse_fields
-from pipeline.model.exits import ExitCode, RunError
-
-PLACEHOLDER = "your-"  # what the values of .env.example that must be replaced begin with
-OFFICIAL_HOSTS = ("api.iterable.com", "api.eu.iterable.com")
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-ROOT = Path(__file__).resolve().parent.parent.parent  # the folder of main.py
-QUOTES = "\"'`“”‘’„‚«»"
-MAX_QUOTED_CHARS = 24  # of a wrong value, so that a secret in the wrong line is not shown
-
-
-class SettingsError(RunError):
-    """One or more settings are missing or wrong. `problems` holds a sentence for each."""
-
-    code = ExitCode.SETTINGS
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__(" ".join(problems))
-        self.problems = problems
+_SECRET_OPTION = re.compile(r"pass|pwd|secret|token|credential|key$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class MaxChanges:
-    """How many pending records stop a run: a number, or percent of what the ledger knows for this project."""
+class Setting:
+    """How a setting is read, and what is said of it. default: as it would stand in `.env`; None: no default."""
 
-    limit: float
-    is_percent: bool
+    default: str | None
+    parse: Parser
+    about: str  # one or two lines of .env.example, and the cell of README's table
+    section: str = ""  # of .env.example, where it begins with this setting
+    is_secret: bool = False
+    in_sandbox: bool = True  # else a sandbox run takes it from the stand-in, so that no real key is used
+    may_be_blank: bool = False  # blank says something other than the default
+    placeholder: str = ""  # what .env.example has in its place
+
+
+def _setting(default: str | None, parse: Parser, about: str, **more: Any) -> Any:
+    setting = Setting(default, parse, about, **more)
+    return field(repr=not setting.is_secret, metadata={"setting": setting})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting, by its name in lower case; see .env.example for what each means."""
+    """Every setting's value, by its name in lower case."""
 
-    iterable_api_key: str | None = field(repr=False)
-    use_jwt_auth: bool
-    iterable_jwt_secret: str | None = field(repr=False)
-    iterable_jwt_issuer: str
-    iterable_base_url: str
-    iterable_identifier: str
-    iterable_project: str | None
-    database_url: str | None = field(repr=False)
-    query_file: Path
-    user_fields: tuple[FieldMap, ...]
-    event_fields: tuple[FieldMap, ...]
-    event_name: str
-    event_timezone: tzinfo
-    null_values: str
-    merge_nested: bool
-    push_mode: str
-    max_workers: int | None
-    max_retries: int
-    backoff_factor: float
-    initial_backoff: float
-    request_timeout: float
-    rate_limit_percent: float
-    user_settle_seconds: float
-    since_overlap_hours: float
-    full_read_days: float
-    since_start: datetime
-    max_changes: MaxChanges | None
-    exit_on_rejected: str
-    skip_forgotten: bool
-    iterable_allow_custom_host: bool
-    iterable_proxy: str | None = field(repr=False)
-    iterable_ca_bundle: Path | None
-    heartbeat_url: str | None = field(repr=False)
-    output_dir: Path
-    keep_days: int
-    max_run_minutes: float | None
+    iterable_api_key: str | None = _setting(
+        None,
+        parse.secret,
+        "The API key of your Iterable project: a server-side one or, with `USE_JWT_AUTH=true`, the JWT-enabled one "
+        "that the secret belongs to.",
+        section="Needed",
+        is_secret=True,
+        in_sandbox=False,
+        placeholder="your-api-key",
+    )
+    database_url: str | None = _setting(
+        None,
+        parse.database_url,
+        "Where the query runs: `sqlite:///users.db`, `postgresql+psycopg://user:password@host/name` or another "
+        "SQLAlchemy URL (README has more). In a password, write `@` as `%40`, `/` as `%2F`, `#` as `%23`, "
+        "`?` as `%3F`.",
+        is_secret=True,
+        placeholder="your-database-url",
+    )
+    # The Iterable project
+    iterable_base_url: str = _setting(
+        "https://api.iterable.com",
+        parse.base_url,
+        "The data center: `https://api.iterable.com`, or `https://api.eu.iterable.com` for projects in the EU.",
+        section="Your Iterable project",
+        in_sandbox=False,
+    )
+    iterable_identifier: str = _setting(
+        "email",
+        parse.one_of("email", "userId"),
+        "How the project tells people apart: `email` (the query's column email) or `userId` (its column user_id, else "
+        "id).",
+    )
+    iterable_project: str | None = _setting(
+        None,
+        parse.text,
+        "A name of your own for the Iterable project, one for each, so that a new API key does not send everything "
+        "again; set it while the old key is still in use. Empty: the ledger tells projects apart by their keys.",
+    )
+    use_jwt_auth: bool = _setting(
+        "false",
+        parse.boolean,
+        "`true`: a signed token (JWT) goes with each request. Such a key can't use the bulk endpoints, so each record "
+        "is a request of its own.",
+    )
+    iterable_jwt_secret: str | None = _setting(
+        None,
+        parse.secret,
+        "The secret that Iterable showed when the JWT-enabled key was made; needed only with `USE_JWT_AUTH=true`.",
+        is_secret=True,
+        in_sandbox=False,
+    )
+    iterable_jwt_issuer: str = _setting(
+        "iterable-integration",
+        parse.text,
+        "The tokens' claim `iss`. Left empty (`ITERABLE_JWT_ISSUER=`), tokens have none.",
+        may_be_blank=True,
+    )
+    # What is read and sent
+    query_file: Path = _setting(
+        "pipeline/user_events.sql",
+        parse.existing_file,
+        "The file with the query, one SELECT.",
+        section="What is read and sent",
+    )
+    database_options: Mapping[str, Any] | None = _setting(
+        None,
+        parse.json_object,
+        'Options for the driver of a database server, as a JSON object such as `{"connect_timeout": 10}`; kept secret '
+        "like a password.",
+        is_secret=True,
+    )
+    user_fields: tuple[FieldMap, ...] = _setting(
+        "first_name,last_name,plan_type,candidate",
+        parse_user_fields,
+        "Columns for the user's profile, a list: `column`, `column:fieldName` or `column:fieldName:type` (text, "
+        "integer, number, boolean, date, json). A dot nests a field (`plan:plan.tier`); `*`: every other column; "
+        "`-`: none.",
+    )
+    event_fields: tuple[FieldMap, ...] = _setting(
+        "page,device,browser,location",
+        parse_fields,
+        "Columns for the event, in the same way; only one of the two may have `*`. To change them, or `EVENT_NAME`, "
+        "later makes new events of all that have no event_id.",
+    )
+    event_name: str = _setting(
+        "page_view", parse.text, "The name of the events, unless the query has a column event_name."
+    )
+    event_timezone: tzinfo = _setting(
+        "UTC", parse.time_zone, "The time zone of times without an offset, such as `Europe/Berlin`."
+    )
+    null_values: str = _setting(
+        "omit",
+        parse.one_of("omit", "clear"),
+        "What NULL does: `omit` leaves the field in Iterable as it is, `clear` removes it from the profile.",
+    )
+    bad_values: str = _setting(
+        "reject",
+        parse.one_of("reject", "omit"),
+        "What to do with a value that does not fit its field: `reject` sends nothing of its record, `omit` leaves only "
+        "the field out.",
+    )
+    merge_nested: bool = _setting(
+        "false",
+        parse.boolean,
+        "`true`: nested fields are merged with the object that a profile has; `false`: they replace it as a whole.",
+    )
+    # People
+    person_column: str | None = _setting(
+        None,
+        parse.text,
+        "The column that says who a person is when the address changes. Empty: user_id, else id where it is a "
+        "person's; `-`: none. Not used with `ITERABLE_IDENTIFIER=userId`.",
+        section="People whose address changes",
+    )
+    email_changes: str = _setting(
+        "hold",
+        parse.one_of("hold", "move", "new"),
+        "What to do when a known person has another address: `hold` rejects them until you decide, `move` changes the "
+        "address in Iterable, `new` makes a second profile.",
+    )
+    send_user_id: bool = _setting(
+        "false",
+        parse.boolean,
+        "`true`: each profile gets the person's id as its userId, beside the address.",
+    )
+    # How it is sent
+    push_mode: str = _setting(
+        "auto",
+        parse.one_of("auto", "single", "bulk"),
+        "`single`: one record a request; `bulk`: up to 1,000; `auto`: bulk for more than 100 records.",
+        section="How it is sent",
+    )
+    max_workers: int | None = _setting(
+        None,
+        parse.whole(1, 256, "workers"),
+        "Requests at the same time, 1 to 256. Empty: 16 in bulk requests, 256 in single ones.",
+    )
+    max_retries: int = _setting(
+        "3",
+        parse.whole(1, 20, "attempts"),
+        "Attempts for each request in total, 1 to 20; so 3 means at most 2 retries.",
+    )
+    backoff_factor: float = _setting(
+        "2",
+        parse.number(1, 10, "times"),
+        "How many times longer each wait before a retry is than the one before, 1 to 10.",
+    )
+    initial_backoff: float = _setting(
+        "1",
+        parse.number(0, 60, "seconds"),
+        "Seconds before the first retry, 0 to 60; up to 20 % are added to each wait by chance.",
+    )
+    request_timeout: float = _setting(
+        "30",
+        parse.number(0.1, 600, "seconds"),
+        "Seconds in which a connection or an answer must come, 0.1 to 600.",
+    )
+    rate_limit_percent: float = _setting(
+        "90",
+        parse.number(1, 100_000, "percent"),
+        "Percent of the requests a second which Iterable allows that this job may use, at least 1; above 100 where it "
+        "has granted you more. 100 stays 3 % below.",
+    )
+    user_settle_seconds: float = _setting(
+        "60",
+        parse.number(0, 3600, "seconds"),
+        "Seconds from the user updates to the second try for events whose user Iterable did not know at first, 0 to "
+        "3600.",
+    )
+    # Only what changed
+    since_overlap_hours: float = _setting(
+        "24",
+        parse.number(0, 8760, "hours"),
+        "Hours before the last complete run's start from which the next run reads, for rows that are committed late.",
+        section="Only what changed: for a query that contains :since",
+    )
+    full_read_days: float = _setting(
+        "7",
+        parse.number(0, 3650, "days"),
+        "After so many days a run reads everything again; `0`: never.",
+    )
+    since_start: datetime = _setting(
+        "1970-01-01 00:00:00",
+        parse.moment,
+        "The earliest time that `:since` can have, and what it is when everything is read; UTC.",
+    )
+    # The brake
+    max_changes: MaxChanges | None = _setting(
+        None,
+        parse.max_changes,
+        "More changed or new records than this stop a run before it sends anything (exit code 65): a number, or a "
+        "percentage of what was accepted before, such as `20%`. Empty: no limit.",
+        section="Before something large is sent, and after something was rejected",
+    )
+    max_event_age_days: float | None = _setting(
+        None,
+        parse.number(0.01, 36_500, "days"),
+        "New events that are older than so many days stop a run before it sends anything (exit code 65). Empty: no "
+        "limit.",
+    )
+    require_ledger: bool = _setting(
+        "false",
+        parse.boolean,
+        "`true`: a run without a ledger for this project stops (exit code 65), for machines that come and go.",
+    )
+    exit_on_rejected: str = _setting(
+        "always",
+        parse.one_of("always", "new"),
+        "`always`: rejected records end a run with exit code 1; `new`: only those that were not rejected before for "
+        "the same reason.",
+    )
+    skip_forgotten: bool = _setting(
+        "false",
+        parse.boolean,
+        "`true`: read Iterable's lists of forgotten people before each run, and don't send their records.",
+    )
+    # Network
+    iterable_allow_custom_host: bool = _setting(
+        "false",
+        parse.boolean,
+        "`true`: `ITERABLE_BASE_URL` may name another host than Iterable's, such as a gateway of your own.",
+        section="Network",
+    )
+    iterable_proxy: str | None = _setting(
+        None,
+        parse.web_address,
+        "A proxy to use, such as `http://proxy.example.com:3128`. Empty: none; `HTTPS_PROXY` is ignored.",
+        is_secret=True,
+        in_sandbox=False,
+    )
+    iterable_ca_bundle: Path | None = _setting(
+        None,
+        parse.existing_path,
+        "A file or folder of certificates to trust instead of the built-in ones. Empty: the built-in ones.",
+        in_sandbox=False,
+    )
+    # Files and time
+    output_dir: Path = _setting(
+        ".",
+        parse.path,
+        "The folder for the CSV, the results, the log and the ledger, relative to that of `main.py`; it must exist.",
+        section="Files and time",
+    )
+    keep_days: int = _setting(
+        "0",
+        parse.whole(0, 36_500, "days"),
+        "Days after which CSVs, results, rejected rows and rotated logs are deleted, when a run begins. `0`: keep "
+        "everything.",
+    )
+    max_run_minutes: float | None = _setting(
+        None,
+        parse.number(0.001, 525_600, "minutes"),
+        "Minutes that a run may take, fractions allowed; then it stops with exit code 75, and the next run continues. "
+        "Empty: no limit.",
+    )
+    # The watch
+    heartbeat_url: str | None = _setting(
+        None,
+        parse.web_address,
+        "A check of healthchecks.io or its like: called with `/start` at the start, bare at success, with `/CODE` "
+        "after a failure.",
+        section="The watch",
+        is_secret=True,
+        in_sandbox=False,
+    )
+    alert_after: int = _setting(
+        "4",
+        parse.whole(0, 1000, "runs"),
+        "From so many runs in a row on that sent nothing and ended with 75, the exit code is 69, so that cron and "
+        "systemd report it. `0`: never.",
+    )
+    log_format: str = _setting(
+        "text",
+        parse.one_of("text", "json"),
+        "How the lines of the log and of stderr are written: `text`, or `json`, one object a line.",
+    )
+    metrics_file: Path | None = _setting(
+        None,
+        parse.path,
+        "A file for node_exporter's textfile collector, such as `/var/lib/node_exporter/user_events.prom`, replaced "
+        "after each run.",
+    )
     given: frozenset[str] = frozenset()  # the names that were set, not defaulted
     warnings: tuple[str, ...] = ()
 
@@ -98,404 +334,39 @@ class Settings:
         """Everything that no output may show."""
         secrets = [self.iterable_api_key, self.iterable_jwt_secret, self.heartbeat_url]
         for address in (self.database_url, self.iterable_proxy):
-            parts = _split_url(address or "")
+            parts = split_database_url(address or "")
             secrets += [parts.password, unquote(parts.password or "")]
-            secrets += [value for name, value in parse_qsl(parts.query) if _names_password(name)]
-        return secrets
+            secrets += [value for name, value in parse_qsl(parts.query) if _names_secret(name)]
+        return [*secrets, *_secrets_among(self.database_options or {})]
 
     def shown_database(self) -> str:
         """DATABASE_URL without user, password and options: `postgresql+psycopg://***@host/name`."""
-        parts = _split_url(self.database_url or "")
+        parts = split_database_url(self.database_url or "")
         host = parts.netloc.rpartition("@")[2]
         return f"{parts.scheme}://{'***@' if '@' in parts.netloc else ''}{host}{parts.path}"
 
     def database_without_password(self) -> str:
         """DATABASE_URL with all that says which data it is, and nothing that opens it."""
-        parts = _split_url(self.database_url or "")
+        parts = split_database_url(self.database_url or "")
         login, _, host = parts.netloc.rpartition("@")
-        options = [each for each in parse_qsl(parts.query, keep_blank_values=True) if not _names_password(each[0])]
+        options = [each for each in parse_qsl(parts.query, keep_blank_values=True) if not _names_secret(each[0])]
         return parts._replace(netloc=f"{login.partition(':')[0]}@{host}", query=urlencode(options)).geturl()
 
 
-# A parser takes the text of a set value, and raises ValueError with the rest of the sentence "NAME ...".
-Parser = Callable[[str], Any]
-
-
-def _text(value: str) -> str:
-    return value
-
-
-def _secret(value: str) -> str:
-    _refuse_placeholder(value)
-    if not (value.isascii() and value.isprintable()) or any(each in value for each in " \"'"):
-        raise ValueError("has a space, a quote, a line break or a character beyond ASCII in it; copy it again")
-    return value
-
-
-def _refuse_placeholder(value: str) -> None:
-    if value.startswith(PLACEHOLDER):
-        raise ValueError("is still the placeholder of .env.example; put the real one there")
-
-
-def _database_url(value: str) -> str:
-    _refuse_placeholder(value)
-    scheme, _, rest = value.partition("://")
-    if not rest or not re.fullmatch(r"[\w+]+", scheme):
-        raise ValueError("must be a URL such as sqlite:///users.db or postgresql+psycopg://user:password@host/name")
-    if not _is_unambiguous(value):
-        raise ValueError(
-            "must have the special characters of its user name and password percent-encoded: "
-            "@ as %40, / as %2F, # as %23, ? as %3F, [ as %5B"
-        )
-    return value
-
-
-def _is_unambiguous(database_url: str) -> bool:
-    """False where readers of URLs would differ on where a password ends, and so on what has to be kept secret."""
-    try:
-        parts = _split_url(database_url)
-    except ValueError:
-        return False
-    if not parts.netloc:  # the path of an SQLite file may hold anything
-        return True
-    return parts.netloc.count("@") <= 1 and "@" not in parts.path + parts.query and "#" not in database_url
-
-
-def _names_password(option: str) -> bool:
-    return "pass" in option.lower() or option == "pwd"
-
-
-def _split_url(database_url: str) -> SplitResult:
-    """urllib alone finds nothing in a URL like db2+ibm_db://..., as it knows no schemes with an underscore."""
-    scheme, _, rest = database_url.partition("://")
-    return urlsplit(f"//{rest}")._replace(scheme=scheme)
-
-
-def _boolean(value: str) -> bool:
-    known = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
-    if value.lower() not in known:
-        raise ValueError(f"must be true or false{_not(value)}")
-    return known[value.lower()]
-
-
-def _one_of(*choices: str) -> Parser:
-    def parse(value: str) -> str:
-        for choice in choices:
-            if value.lower() == choice.lower():
-                return choice
-        raise ValueError(f"must be {' or '.join(choices)}{_not(value)}")
-
-    return parse
-
-
-def _number(kind: type[int] | type[float], least: float, most: float, unit: str) -> Parser:
-    def parse(value: str) -> float:
-        try:
-            number = kind(value)
-        except ValueError:
-            number = math.nan
-        if not least <= number <= most:
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"must be {what} of {unit} from {least:g} to {most:g}{_not(value)}")
-        return number
-
-    return parse
-
-
-def _not(value: str) -> str:
-    return f", not {value!r}" if len(value) <= MAX_QUOTED_CHARS else ""
-
-
-def _time_zone(value: str) -> tzinfo:
-    if value.upper() == "UTC":  # needs no time zone database, which Windows lacks
-        return timezone.utc
-    try:
-        return ZoneInfo(value)
-    except Exception:  # ZoneInfo raises KeyError, ValueError or OSError, by the kind of mistake
-        raise ValueError(f"must be a time zone such as UTC or Europe/Berlin{_not(value)}") from None
-
-
-def parse_moment(text: str) -> datetime:
-    """`2026-01-12`, `2026-01-12 08:00:00`, with `T`, with an offset; UTC without one. ValueError for anything else."""
-    text = text.strip()
-    if not re.match(r"\d{4}-\d\d-\d\d(?:$|[T ])", text):
-        raise ValueError("is not a time")
-    moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1] in "zZ" else text)
-    return moment.astimezone(timezone.utc) if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
-
-
-def _moment(value: str) -> datetime:
-    try:
-        return parse_moment(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"must be a time such as 2026-01-12 or 2026-01-12 08:00:00{_not(value)}") from None
-
-
-def _max_changes(value: str) -> MaxChanges:
-    number = value.removesuffix("%").strip()
-    if not re.fullmatch(r"\d{1,12}(?:\.\d+)?", number) or ("." in number and not value.endswith("%")):
-        raise ValueError(f"must be a whole number of records, or a percentage such as 20%{_not(value)}")
-    return MaxChanges(float(number), is_percent=value.endswith("%"))
-
-
-def _base_url(value: str) -> str:
-    parts = _split_address(value)
-    host = (parts.hostname or "") if parts else ""
-    if parts is None or not re.fullmatch(r"[a-z0-9._:-]{1,253}", host):
-        raise ValueError("must be an address such as https://api.iterable.com")
-    if "@" in parts.netloc:
-        raise ValueError("must not hold a user name or a password")
-    if parts.query or parts.fragment:
-        raise ValueError("must not have a ? or a # in it")
-    if parts.scheme == "http" and host not in LOOPBACK_HOSTS:
-        raise ValueError("must begin with https://, since the key travels with each request")
-    path = parts.path.rstrip("/")
-    if host in OFFICIAL_HOSTS and (path or parts.port not in (None, 443)):
-        raise ValueError(f"must be https://{host} alone, without a path or a port")
-    if path.endswith("/api"):
-        raise ValueError("must not end with /api, which is added to it")
-    return f"https://{host}" if host in OFFICIAL_HOSTS else f"{parts.scheme}://{parts.netloc.lower()}{path}"
-
-
-def _web_address(value: str) -> str:
-    parts = _split_address(value)
-    if parts is None or not parts.hostname:
-        raise ValueError("must be an address that begins with https:// or http://")
-    return value
-
-
-def _split_address(value: str) -> SplitResult | None:
-    """The parts of a web address, None if it is none. urllib's own errors would quote it, and a password in it."""
-    try:
-        parts = urlsplit(value)
-        _ = parts.port  # a port that is no number raises ValueError
-    except ValueError:
-        return None
-    return parts if parts.scheme in ("http", "https") and " " not in value else None
-
-
-def _existing_file(value: str) -> Path:
-    path = _path(value)
-    if not _is_there(path.is_file):
-        raise ValueError(f"names {path}, which is not a file")
-    return path
-
-
-def _existing_path(value: str) -> Path:
-    path = _path(value)
-    if not _is_there(path.exists):
-        raise ValueError(f"names {path}, which does not exist")
-    return path
-
-
-def _is_there(check: Callable[[], bool]) -> bool:
-    try:
-        return check()
-    except OSError:  # a name that is too long, or a folder that is closed to us
-        return False
-
-
-def _path(value: str) -> Path:
-    """Relative paths are taken from the folder of main.py, as cron starts elsewhere."""
-    try:
-        return ROOT / Path(value).expanduser()
-    except RuntimeError:
-        raise ValueError("begins with ~ and a user whose home is not known") from None
-
-
-MAY_BE_BLANK = frozenset({"ITERABLE_JWT_ISSUER"})  # blank: tokens carry no issuer
-# A sandbox run takes these from the stand-in, so that it works before anything is set, and no real key is used.
-NOT_IN_SANDBOX = frozenset(
-    {"ITERABLE_API_KEY", "ITERABLE_JWT_SECRET", "ITERABLE_BASE_URL", "ITERABLE_PROXY", "ITERABLE_CA_BUNDLE"}
-    | {"HEARTBEAT_URL"}
-)
-
-# name -> (default as it would stand in .env, parser). No default: None.
-SETTINGS: dict[str, tuple[str | None, Parser]] = {
-    "ITERABLE_API_KEY": (None, _secret),
-    "USE_JWT_AUTH": ("false", _boolean),
-    "ITERABLE_JWT_SECRET": (None, _secret),
-    "ITERABLE_JWT_ISSUER": ("iterable-integration", _text),
-    "ITERABLE_BASE_URL": ("https://api.iterable.com", _base_url),
-    "ITERABLE_IDENTIFIER": ("email", _one_of("email", "userId")),
-    "ITERABLE_PROJECT": (None, _text),
-    "DATABASE_URL": (None, _database_url),
-    "QUERY_FILE": ("pipeline/user_events.sql", _existing_file),
-    "USER_FIELDS": ("first_name,last_name,plan_type,candidate", parse_fields),
-    "EVENT_FIELDS": ("page,device,browser,location", parse_fields),
-    "EVENT_NAME": ("page_view", _text),
-    "EVENT_TIMEZONE": ("UTC", _time_zone),
-    "NULL_VALUES": ("omit", _one_of("omit", "clear")),
-    "MERGE_NESTED": ("false", _boolean),
-    "PUSH_MODE": ("auto", _one_of("auto", "single", "bulk")),
-    "MAX_WORKERS": (None, _number(int, 1, 256, "workers")),
-    "MAX_RETRIES": ("3", _number(int, 1, 20, "attempts")),
-    "BACKOFF_FACTOR": ("2", _number(float, 1, 10, "times")),
-    "INITIAL_BACKOFF": ("1", _number(float, 0, 60, "seconds")),
-    "REQUEST_TIMEOUT": ("30", _number(float, 0.1, 600, "seconds")),
-    "RATE_LIMIT_PERCENT": ("90", _number(float, 1, 100_000, "percent")),
-    "USER_SETTLE_SECONDS": ("60", _number(float, 0, 3600, "seconds")),
-    "SINCE_OVERLAP_HOURS": ("24", _number(float, 0, 8760, "hours")),
-    "FULL_READ_DAYS": ("7", _number(float, 0, 3650, "days")),
-    "SINCE_START": ("1970-01-01 00:00:00", _moment),
-    "MAX_CHANGES": (None, _max_changes),
-    "EXIT_ON_REJECTED": ("always", _one_of("always", "new")),
-    "SKIP_FORGOTTEN": ("false", _boolean),
-    "ITERABLE_ALLOW_CUSTOM_HOST": ("false", _boolean),
-    "ITERABLE_PROXY": (None, _web_address),
-    "ITERABLE_CA_BUNDLE": (None, _existing_path),
-    "HEARTBEAT_URL": (None, _web_address),
-    "OUTPUT_DIR": (".", _path),
-    "KEEP_DAYS": ("0", _number(int, 0, 36_500, "days")),
-    "MAX_RUN_MINUTES": (None, _number(float, 0.001, 525_600, "minutes")),
+SETTINGS: dict[str, Setting] = {
+    each.name.upper(): each.metadata["setting"] for each in fields(Settings) if "setting" in each.metadata
 }
 
 
-def load_settings(
-    env_file: Path, environment: Mapping[str, str], *, sandbox: bool = False, must_exist: bool = False
-) -> Settings:
-    """Read `env_file`, put `environment` over it, and check all of it. Raises SettingsError with every problem.
-
-    An empty value counts as not set, but for MAY_BE_BLANK. sandbox: the settings in NOT_IN_SANDBOX are not read, and
-    DATABASE_URL may be missing. must_exist: `env_file` was named by the user, so that it has to be there.
-    """
-    file = _read_env_file(env_file, must_exist)
-    texts = file.texts | {name: text for name, text in environment.items() if text.strip() or name in MAY_BE_BLANK}
-    texts = {name: text.strip() for name, text in texts.items() if name in SETTINGS}
-    if sandbox:
-        texts = {
-            name: text
-            for name, text in texts.items()
-            if name not in NOT_IN_SANDBOX and not text.startswith(PLACEHOLDER)
-        }
-    problems = list(file.problems)
-    values: dict[str, Any] = {}
-    for name in SETTINGS:
-        try:
-            values[name] = _value(name, texts)
-        except ValueError as problem:
-            problems.append(f"{name} {problem}.")
-    if not sandbox:
-        problems += _missing(values) + _strange_host(values)
-    problems += _contradictions(values)
-    given = frozenset(name for name, text in texts.items() if text)
-    misspelt = _misspelt({name: f"Line {line} of {file.path}" for name, line in file.lines.items()}, given)
-    if problems:
-        elsewhere = _misspelt({name: f"{name} in the environment" for name in environment}, given)
-        raise SettingsError([*problems, *misspelt, *elsewhere])
-    warnings = (*file.warnings, *misspelt)
-    return Settings(**{name.lower(): value for name, value in values.items()}, given=given, warnings=warnings)
+def _names_secret(option: str) -> bool:
+    return _SECRET_OPTION.search(option) is not None
 
 
-def _value(name: str, texts: Mapping[str, str]) -> Any:
-    """The parsed value, None for a setting that has none. Raises ValueError with the rest of a sentence "NAME ..."."""
-    default, parse = SETTINGS[name]
-    text = texts.get(name, "")
-    if not text and not (name in MAY_BE_BLANK and name in texts):
-        return parse(default) if default is not None else None
-    if not text.isprintable():
-        raise ValueError(
-            "has a line break, an invisible character or bytes that are not valid UTF-8 in it; type it again"
-        )
-    if len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES:
-        raise ValueError("has quotes around it; remove them")
-    return parse(text)
-
-
-# `.env` ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _EnvFile:
-    """What `.env` says, and what is wrong with it."""
-
-    path: Path
-    texts: dict[str, str] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)  # of each name
-    problems: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-def _read_env_file(path: Path, must_exist: bool) -> _EnvFile:
-    """Lines that can't be read are named by number and never quoted."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return _EnvFile(path, problems=(f"{path} does not exist; check --env-file.",) if must_exist else ())
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"{path} can't be read ({type(error).__name__}); it must be a text file in UTF-8."
-        return _EnvFile(path, problems=(problem,))
-    bindings = list(parse_stream(io.StringIO(text)))
-    broken = [each for each in bindings if each.error or (each.key is not None and each.value is None)]
-    return _EnvFile(
-        path,
-        texts={each.key: each.value for each in bindings if each.key is not None and each.value is not None},
-        lines={each.key: _line(each) for each in bindings if each.key is not None},
-        problems=tuple(
-            f"Line {_line(each)} of {path} can't be read; each line must be NAME=value, or begin with #."
-            for each in broken
-        ),
-        warnings=_warn_if_others_read(path, mode),
-    )
-
-
-def _line(binding: Binding) -> int:
-    """The parser counts the blank lines above a binding as part of it."""
-    text = binding.original.string
-    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
-
-
-def _warn_if_others_read(path: Path, mode: int) -> tuple[str, ...]:
-    if os.name != "posix" or not stat.S_ISREG(mode) or not mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return ()
-    return (f"{path} can be read by other users of this machine; run: chmod 600 {shlex.quote(str(path))}",)
-
-
-def _misspelt(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
-    """A sentence for each name that looks like a setting which is not set. `places` says where each name stands; the
-    name itself is not quoted, since in a file it may be a piece of a secret that was pasted into a line of its own."""
-    sentences = []
-    for name, place in places.items():
-        meant = [] if name in SETTINGS else get_close_matches(name.upper(), SETTINGS, n=1, cutoff=0.8)
-        if meant and meant[0] not in given:
-            sentences.append(f"{place}: unknown setting; did you mean {meant[0]}?")
-    return sentences
-
-
-# What no setting can be checked for alone. Each takes the values that could be parsed, and returns problems. ---------
-
-
-def _missing(values: Mapping[str, Any]) -> list[str]:
-    needed = {"DATABASE_URL": "is not set; it says where the query runs, for example sqlite:///users.db."}
-    if "USE_JWT_AUTH" in values:
-        credential = "ITERABLE_JWT_SECRET" if values["USE_JWT_AUTH"] else "ITERABLE_API_KEY"
-        needed = {credential: "is not set.", **needed}
-    return [f"{name} {problem}" for name, problem in needed.items() if name in values and values[name] is None]
-
-
-def _strange_host(values: Mapping[str, Any]) -> list[str]:
-    host = urlsplit(values.get("ITERABLE_BASE_URL", "")).hostname
-    if host is None or host in OFFICIAL_HOSTS + LOOPBACK_HOSTS or values.get("ITERABLE_ALLOW_CUSTOM_HOST", True):
-        return []
-    return [
-        f"ITERABLE_BASE_URL names the host {host}, which is not Iterable's ({' or '.join(OFFICIAL_HOSTS)}); "
-        "fix it, or set ITERABLE_ALLOW_CUSTOM_HOST=true for a gateway."
-    ]
-
-
-def _contradictions(values: Mapping[str, Any]) -> list[str]:
-    problems = []
-    if values.get("USE_JWT_AUTH") and values.get("PUSH_MODE") == "bulk":
-        problems.append(
-            "PUSH_MODE=bulk can't be used with USE_JWT_AUTH=true, since Iterable's bulk endpoints take no JWT-enabled "
-            "key; set PUSH_MODE=auto."
-        )
-    if values.get("USE_JWT_AUTH") and values.get("SKIP_FORGOTTEN"):
-        problems.append(
-            "SKIP_FORGOTTEN=true can't be used with USE_JWT_AUTH=true, since a JWT-enabled key can't read Iterable's "
-            "list of forgotten people."
-        )
-    if all(EVERY_OTHER in values.get(name, ()) for name in ("USER_FIELDS", "EVENT_FIELDS")):
-        problems.append("USER_FIELDS and EVENT_FIELDS both have *; only one of them can take every other column.")
-    return problems
+def _secrets_among(options: Mapping[str, Any], all_of_them: bool = False) -> Iterator[str]:
+    """The texts of a driver's options whose name, or that of an object around them, is one of a secret's."""
+    for name, value in options.items():
+        is_secret = all_of_them or _names_secret(name)
+        if isinstance(value, dict):
+            yield from _secrets_among(value, is_secret)
+        elif is_secret and isinstance(value, str):
+            yield value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 
-from pipeline.config.settings import Settings
+from pipeline.config import Settings
 
 BULK_ABOVE = 100  # pending records, for PUSH_MODE=auto
 MAX_RECORDS_A_BATCH = 1000

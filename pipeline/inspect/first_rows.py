@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pipeline.config.settings import ROOT, Settings
+from pipeline.config import ROOT, Settings
 from pipeline.delivery.failure_history import note_refusals
 from pipeline.inspect.findings import Area, Finding, bad, good, note
 from pipeline.inspect.mapping import Sample, Sampler

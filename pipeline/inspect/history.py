@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iterable.redaction import Redactor
-from pipeline.config.settings import SettingsError
+from pipeline.config import SettingsError
 from pipeline.ledger.ledger import PastRun, RunResult, is_run_active, read_ledger
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Outcome

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from pipeline.config.fields import FieldMap
+from pipeline.config import FieldMap
 from pipeline.model.records import Kind
 from pipeline.model.text import shown, table
 from pipeline.transform import payloads

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from pipeline.config.settings import MaxChanges, Settings
+from pipeline.config import MaxChanges, Settings
 from pipeline.ledger.ledger import IdScheme, Ledger
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Record

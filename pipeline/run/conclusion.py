@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config.settings import SettingsError
+from pipeline.config import SettingsError
 from pipeline.delivery.delivery import Delivered
 from pipeline.model.exits import Ending, ExitCode, RunError
 from pipeline.model.records import Outcome

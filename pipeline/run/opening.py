@@ -18,7 +18,7 @@ from iterable import VERSION
 from iterable.pacing import rates
 from iterable.redaction import Redactor
 from iterable_client import IterableClient
-from pipeline.config.settings import ROOT, Settings, SettingsError, load_settings
+from pipeline.config import ROOT, Settings, SettingsError, load_settings
 from pipeline.delivery.breaker import Breaker
 from pipeline.delivery.modes import single_mode
 from pipeline.ledger.ledger import Ledger, LedgerDamagedError, Project, open_ledger, read_ledger

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from iterable.export import Column, csv_block, write_csv
-from pipeline.config.settings import ROOT, Settings
+from pipeline.config import ROOT, Settings
 from pipeline.ledger.ledger import Ledger
 from pipeline.model.exits import OutputError, UsageError
 from pipeline.report.results import CSV_NAME, reason_of

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from pipeline.config.settings import Settings
+from pipeline.config import Settings
 from pipeline.ledger.ledger import Cursor
 from pipeline.model.exits import ExitCode
 from pipeline.model.failure_policy import FIXED_BY_EDITING_ROW

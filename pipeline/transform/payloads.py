@@ -23,7 +23,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Union
 from uuid import UUID
 
-from pipeline.config.fields import FieldMap
+from pipeline.config import FieldMap
 from pipeline.model.records import Unreadable
 from pipeline.transform.values import (
     InvalidRecord,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+from pipeline.config import Settings
 from pipeline.config.fields import EVERY_OTHER, FieldMap, expand, find_clash, is_writable
-from pipeline.config.settings import Settings
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.transform.payloads import Rules
 

@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from iterable.export import types_of
-from pipeline.config.fields import FieldMap, FieldType
+from pipeline.config import FieldMap, FieldType
 from pipeline.model.records import Unreadable
 
 MAX_INT = 2**63 - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,8 +12,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pipeline.config.fields import FieldMap
-from pipeline.config.settings import ROOT, SETTINGS, Settings, SettingsError, load_settings
+from pipeline.config import ROOT, SETTINGS, FieldMap, Settings, SettingsError, load_settings
+from pipeline.config.parsers import Number, OneOf
+from tests.config.example import env_example
 
 EXAMPLE = ROOT / ".env.example"
 KEY = "0123456789abcdef0123456789abcdef"
@@ -20,7 +22,7 @@ SECRET = "fedcba9876543210fedcba9876543210"
 NEEDED = {"ITERABLE_API_KEY": KEY, "DATABASE_URL": "sqlite:///users.db"}
 KEY_PROBLEM = "ITERABLE_API_KEY has a space, a quote, a line break or a character beyond ASCII in it; copy it again."
 UNSEEN = "has a line break, an invisible character or bytes that are not valid UTF-8 in it; type it again."
-PLACEHOLDER = "is still the placeholder of .env.example; put the real one there."
+PLACEHOLDER = "is still a placeholder; put the real value there."
 NO_KEY = "ITERABLE_API_KEY is not set."
 NO_DATABASE = "DATABASE_URL is not set; it says where the query runs, for example sqlite:///users.db."
 
@@ -102,6 +104,16 @@ def test_defaults_are_those_of_the_design(no_file: Path) -> None:
         "max_changes": None,
         "exit_on_rejected": "always",
         "skip_forgotten": False,
+        "database_options": None,
+        "bad_values": "reject",
+        "person_column": None,
+        "email_changes": "hold",
+        "send_user_id": False,
+        "max_event_age_days": None,
+        "require_ledger": False,
+        "alert_after": 4,
+        "log_format": "text",
+        "metrics_file": None,
         "given": frozenset({"ITERABLE_API_KEY", "DATABASE_URL"}),
         "warnings": (),
     }
@@ -167,6 +179,56 @@ def test_bulk_with_jwt_is_refused() -> None:
     )
 
 
+def test_moving_addresses_with_jwt_is_refused() -> None:
+    assert problem_of("EMAIL_CHANGES", "move", USE_JWT_AUTH="true", ITERABLE_JWT_SECRET=SECRET) == (
+        "EMAIL_CHANGES=move can't be used with USE_JWT_AUTH=true, since a JWT-enabled key can't change a person's "
+        "address; set EMAIL_CHANGES=hold or new."
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [("sqlite:///users.db", "sqlite"), ("SQLite+pysqlite:///a.db", "sqlite"), ("duckdb:///w.duckdb", "duckdb")],
+)
+def test_options_for_a_database_that_is_a_file_are_refused(url: str, database: str) -> None:
+    assert problem_of("DATABASE_OPTIONS", '{"timeout": 5}', DATABASE_URL=url) == (
+        f"DATABASE_OPTIONS can't be used with a {database} DATABASE_URL, since the program opens such a file in its "
+        "own way; remove it."
+    )
+
+
+def test_options_for_a_server_are_an_object_and_what_opens_it_is_secret() -> None:
+    options = '{"sslmode": "require", "connect_args": {"token": "t0k3n", "timeout": 5}, "private_key": "k3y-k3y"}'
+    settings = load({"DATABASE_URL": "postgresql+psycopg://db/x", "DATABASE_OPTIONS": options})
+    assert settings.database_options == json.loads(options)
+    assert {each for each in settings.secrets() if each} == {KEY, "t0k3n", "k3y-k3y"}
+    assert "t0k3n" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ("emailListIds", "emailListIds"),
+        ("lists:EMAILLISTIDS", "EMAILLISTIDS"),
+        ("a,source:itblInternal.source", "itblInternal"),
+        ("phone:phoneNumberDetails:json", "phoneNumberDetails"),
+    ],
+)
+def test_a_profile_field_that_iterable_keeps_is_refused(fields: str, named: str) -> None:
+    problem = problem_of("USER_FIELDS", fields)
+    assert problem.startswith(f"USER_FIELDS names {named}, a field that Iterable keeps itself: it says wh")
+    assert problem.endswith("; leave it out, or give it another field name (column:fieldName).")
+
+
+@pytest.mark.parametrize("fields", ["emailListIds:lists", "plan:plan.devices", "phoneNumber,locale,signupDate"])
+def test_other_profile_fields_are_taken(fields: str) -> None:
+    assert load({"USER_FIELDS": fields}).user_fields
+
+
+def test_an_event_may_have_a_field_of_any_name() -> None:
+    assert load({"EVENT_FIELDS": "devices"}).event_fields == (FieldMap("devices", "devices"),)
+
+
 # Each setting by itself -------------------------------------------------------------------------------------------
 
 
@@ -214,6 +276,15 @@ def test_bulk_with_jwt_is_refused() -> None:
         ("HEARTBEAT_URL", "https://hc-ping.com/5a4f?x=1#y", "https://hc-ping.com/5a4f?x=1#y"),
         ("QUERY_FILE", "pipeline/../pipeline/user_events.sql", ROOT / "pipeline/../pipeline/user_events.sql"),
         ("OUTPUT_DIR", "/srv/out put #1", Path("/srv/out put #1")),
+        ("MAX_EVENT_AGE_DAYS", "0.5", 0.5),
+        ("PERSON_COLUMN", "-", "-"),
+        ("EMAIL_CHANGES", "Move", "move"),
+        ("SEND_USER_ID", "true", True),
+        ("REQUIRE_LEDGER", "yes", True),
+        ("BAD_VALUES", "OMIT", "omit"),
+        ("LOG_FORMAT", "JSON", "json"),
+        ("ALERT_AFTER", "0", 0),
+        ("METRICS_FILE", "sync.prom", ROOT / "sync.prom"),
         ("OUTPUT_DIR", "~", Path.home()),
         ("OUTPUT_DIR", "out", ROOT / "out"),
     ],
@@ -233,6 +304,7 @@ ENCODED = (
     "@ as %40, / as %2F, # as %23, ? as %3F, [ as %5B."
 )
 DATABASE = "must be a URL such as sqlite:///users.db or postgresql+psycopg://user:password@host/name."
+OBJECT = 'must be a JSON object such as {"sslmode": "verify-full"}.'
 WEB = "must be an address that begins with https:// or http://."
 
 
@@ -240,6 +312,11 @@ WEB = "must be an address that begins with https:// or http://."
     ("name", "text", "problem"),
     [
         ("ITERABLE_API_KEY", "your-api-key", PLACEHOLDER),
+        ("ITERABLE_API_KEY", "your_api_key_here", PLACEHOLDER),
+        ("ITERABLE_API_KEY", "Your API Key Here", PLACEHOLDER),
+        ("ITERABLE_API_KEY", "<YOUR-API-KEY>", PLACEHOLDER),
+        ("ITERABLE_JWT_SECRET", "your_jwt_secret_here", PLACEHOLDER),
+        ("ITERABLE_JWT_SECRET", "YOUR_SECRET_HERE", PLACEHOLDER),
         ("ITERABLE_API_KEY", f'{KEY}"', KEY_PROBLEM.removeprefix("ITERABLE_API_KEY ")),
         ("ITERABLE_API_KEY", f"{KEY} # prod", KEY_PROBLEM.removeprefix("ITERABLE_API_KEY ")),
         ("ITERABLE_API_KEY", f"Api-Key: {KEY}", KEY_PROBLEM.removeprefix("ITERABLE_API_KEY ")),
@@ -252,6 +329,7 @@ WEB = "must be an address that begins with https:// or http://."
         ("ITERABLE_ALLOW_CUSTOM_HOST", "2", f"{BOOLEAN}, not '2'."),
         ("ITERABLE_IDENTIFIER", "user_id", "must be email or userId, not 'user_id'."),
         ("DATABASE_URL", "your-database-url", PLACEHOLDER),
+        ("DATABASE_URL", "<YOUR DATABASE URL>", PLACEHOLDER),
         ("DATABASE_URL", "users.db", DATABASE),
         ("DATABASE_URL", "://host", DATABASE),
         ("DATABASE_URL", "sqlite://", DATABASE),
@@ -298,6 +376,14 @@ WEB = "must be an address that begins with https:// or http://."
         ("ITERABLE_CA_BUNDLE", "missing.pem", f"names {ROOT}/missing.pem, which does not exist."),
         ("HEARTBEAT_URL", "hc-ping.com/5a4f", WEB),
         ("HEARTBEAT_URL", "https://hc-ping.com/5a 4f", WEB),
+        ("DATABASE_OPTIONS", "[1]", OBJECT),
+        ("DATABASE_OPTIONS", "sslmode=require", OBJECT),
+        ("DATABASE_OPTIONS", "[" * 20_000, OBJECT),
+        ("MAX_EVENT_AGE_DAYS", "0", "must be a number of days from 0.01 to 36500, not '0'."),
+        ("BAD_VALUES", "skip", "must be reject or omit, not 'skip'."),
+        ("EMAIL_CHANGES", "merge", "must be hold or move or new, not 'merge'."),
+        ("LOG_FORMAT", "xml", "must be text or json, not 'xml'."),
+        ("ALERT_AFTER", "1.5", "must be a whole number of runs from 0 to 1000, not '1.5'."),
         ("OUTPUT_DIR", "~nobody-of-that-name", "begins with ~ and a user whose home is not known."),
     ],
 )
@@ -618,24 +704,58 @@ def test_unchanged_example_reports_exactly_its_placeholders(tmp_path: Path) -> N
     assert problems_of(path, {}) == [f"ITERABLE_API_KEY {PLACEHOLDER}", f"DATABASE_URL {PLACEHOLDER}"]
 
 
-def test_example_the_table_and_the_dataclass_name_the_same_settings_and_defaults() -> None:
-    shown = re.findall(r"^(#?)([A-Z_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE)
-    needed = {name: value for mark, name, value in shown if not mark}
-    others = {name: value for mark, name, value in shown if mark}
-    assert len(shown) == len(SETTINGS)
-    assert needed == {"ITERABLE_API_KEY": "your-api-key", "DATABASE_URL": "your-database-url"}
-    assert others == {name: default or "" for name, (default, _) in SETTINGS.items() if name not in needed}
-    fields = [each.name for each in dataclasses.fields(Settings)]
-    assert fields == [name.lower() for name in SETTINGS] + ["given", "warnings"]
+def test_the_example_is_what_the_declarations_say() -> None:
+    assert EXAMPLE.read_text() == env_example()
 
 
-def test_each_setting_of_the_example_has_a_comment_of_one_or_two_lines() -> None:
-    blocks = [block.splitlines() for block in EXAMPLE.read_text().split("\n\n")]
-    with_setting = [lines for lines in blocks if re.match(r"#?[A-Z_]+=", lines[-1])]
-    assert len(with_setting) == len(SETTINGS)
-    for *comment, setting in with_setting:
-        assert 1 <= len(comment) <= 2, setting
-        assert all(line.startswith("# ") for line in comment), setting
+def test_each_setting_is_a_field_of_settings() -> None:
+    assert [each.name for each in dataclasses.fields(Settings)] == [
+        *(name.lower() for name in SETTINGS),
+        "given",
+        "warnings",
+    ]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_is_explained_in_at_most_two_lines_of_the_example(name: str) -> None:
+    (block,) = (each for each in env_example().split("\n\n") if re.search(rf"^#?{name}=", each, re.MULTILINE))
+    *comment, _ = block.splitlines()
+    assert 1 <= len(comment) <= 2
+    assert all(re.match("# .{1,118}$", line) for line in comment)
+
+
+def numbers() -> list[tuple[str, Number]]:
+    return [(name, each.parse) for name, each in SETTINGS.items() if isinstance(each.parse, Number)]
+
+
+@pytest.mark.parametrize(("name", "parser"), numbers())
+def test_a_range_that_is_written_is_the_one_that_is_checked(name: str, parser: Number) -> None:
+    for least, most in re.findall(r"([\d.]+) to ([\d.]+)(?=[.,;])", SETTINGS[name].about):
+        assert (float(least), float(most.rstrip("."))) == (parser.least, parser.most)
+
+
+def test_ranges_are_written_where_they_are_narrow() -> None:
+    narrow = {name for name, parser in numbers() if parser.most <= 3600 and parser.unit not in ("days", "runs")}
+    assert [name for name in narrow if not re.search(r"\d to \d", SETTINGS[name].about)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [(name, each.parse.choices) for name, each in SETTINGS.items() if isinstance(each.parse, OneOf)],
+)
+def test_every_choice_is_explained(name: str, choices: tuple[str, ...]) -> None:
+    assert [choice for choice in choices if f"`{choice}`" not in SETTINGS[name].about] == []
+
+
+def test_the_secrets_are_these() -> None:
+    assert {name for name, each in SETTINGS.items() if each.is_secret} == {
+        "ITERABLE_API_KEY",
+        "ITERABLE_JWT_SECRET",
+        "DATABASE_URL",
+        "DATABASE_OPTIONS",
+        "ITERABLE_PROXY",
+        "HEARTBEAT_URL",
+    }
 
 
 def test_example_with_its_two_values_and_all_the_rest_uncommented_is_the_default(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.fields import FieldMap
+from pipeline.config import FieldMap
 from pipeline.delivery.breaker import Turn
 from pipeline.delivery.delivery import (
     GRACE_S,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.settings import load_settings
+from pipeline.config import load_settings
 from pipeline.ledger.ledger import Failed, Ledger, open_ledger
 from pipeline.model.records import Outcome
 from pipeline.run.opening import project_of

@@ -7,7 +7,7 @@ from datetime import timezone
 
 import pytest
 
-from pipeline.config.fields import FieldMap
+from pipeline.config import FieldMap
 from pipeline.inspect.findings import Cursor, about_dropped, about_fields
 from pipeline.inspect.mapping import Sample
 from pipeline.model.exits import ExitCode

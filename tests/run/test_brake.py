@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.settings import MaxChanges
+from pipeline.config import MaxChanges
 from pipeline.ledger.ledger import IdScheme
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind

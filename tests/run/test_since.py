@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config import Settings, load_settings
 from pipeline.ledger.ledger import Cursor
 from pipeline.model.exits import ExitCode
 from pipeline.run.since import ALL, Since, cursor_fingerprint, decide, moves_cursor

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.fields import FieldMap, FieldType
+from pipeline.config import FieldMap, FieldType
 from pipeline.transform import payloads
 from pipeline.transform.payloads import Rules
 from pipeline.transform.values import InvalidRecord, canonical, unix_microseconds

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.fields import FieldMap
+from pipeline.config import FieldMap
 from pipeline.model.keys import USER_BYTES
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record, Unreadable
 from pipeline.transform import payloads

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.fields import FieldMap, FieldType
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config import FieldMap, FieldType, Settings, load_settings
 from pipeline.transform.payloads import Rules
 from pipeline.transform.rules import ColumnsError, make_rules
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.fields import FieldMap, FieldType
+from pipeline.config import FieldMap, FieldType
 from pipeline.model.records import Unreadable
 from pipeline.transform.values import InvalidRecord, cell_text, field_value, json_column
 from tests.transform.test_payloads import anything

@@ -1,0 +1,145 @@
+"""`.env` and the environment -> `Settings`, or one error that lists every problem.
+
+What a setting may say by itself, its parser decides (settings.py); what settings may not say together stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.config.env_file import read_env_file
+from pipeline.config.fields import EVERY_OTHER
+from pipeline.config.parsers import LOOPBACK_HOSTS, OFFICIAL_HOSTS, is_placeholder
+from pipeline.config.settings import SETTINGS, Settings
+from pipeline.model.exits import ExitCode, RunError
+
+QUOTES = "\"'`“”‘’„‚«»"
+
+
+class SettingsError(RunError):
+    """One or more settings are missing or wrong. `problems` holds a sentence for each."""
+
+    code = ExitCode.SETTINGS
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = problems
+
+
+def load_settings(
+    env_file: Path, environment: Mapping[str, str], *, sandbox: bool = False, must_exist: bool = False
+) -> Settings:
+    """Read `env_file`, put `environment` over it, and check all of it. Raises SettingsError with every problem.
+
+    An empty value counts as not set, unless blank means something. sandbox: what a sandbox run takes from the stand-in
+    is not read, and DATABASE_URL may be missing. must_exist: `env_file` was named by the user, so it has to be there.
+    """
+    file = read_env_file(env_file, must_exist)
+    texts = {name: text.strip() for name, text in file.texts.items() if name in SETTINGS}
+    for name in SETTINGS.keys() & environment.keys():
+        text = environment[name].strip()
+        if text or SETTINGS[name].may_be_blank:
+            texts[name] = text
+    if sandbox:
+        texts = {name: text for name, text in texts.items() if not _is_left_out_of_sandbox(name, text)}
+    problems = list(file.problems)
+    values: dict[str, Any] = {}
+    for name in SETTINGS:
+        try:
+            values[name] = _value(name, texts)
+        except ValueError as problem:
+            problems.append(f"{name} {problem}.")
+    if not sandbox:
+        problems += _missing(values) + _strange_host(values)
+    problems += _contradictions(values)
+    given = frozenset(name for name, text in texts.items() if text)
+    misspelt = _misspelt({name: f"Line {line} of {file.path}" for name, line in file.lines.items()}, given)
+    if problems:
+        elsewhere = _misspelt({name: f"{name} in the environment" for name in environment}, given)
+        raise SettingsError([*problems, *misspelt, *elsewhere])
+    warnings = (*file.warnings, *misspelt)
+    return Settings(**{name.lower(): value for name, value in values.items()}, given=given, warnings=warnings)
+
+
+def _is_left_out_of_sandbox(name: str, text: str) -> bool:
+    setting = SETTINGS[name]
+    return not setting.in_sandbox or (setting.is_secret and is_placeholder(text))
+
+
+def _value(name: str, texts: Mapping[str, str]) -> Any:
+    """The parsed value, None for a setting that has none. Raises ValueError with the rest of a sentence "NAME ..."."""
+    setting = SETTINGS[name]
+    text = texts.get(name, "")
+    if not text and not (setting.may_be_blank and name in texts):
+        return setting.parse(setting.default) if setting.default is not None else None
+    if not text.isprintable():
+        raise ValueError(
+            "has a line break, an invisible character or bytes that are not valid UTF-8 in it; type it again"
+        )
+    if len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES:
+        raise ValueError("has quotes around it; remove them")
+    return setting.parse(text)
+
+
+def _misspelt(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
+    """A sentence for each name that looks like a setting which is not set. `places` says where each name stands; the
+    name itself is not quoted, since in a file it may be a piece of a secret that was pasted into a line of its own."""
+    sentences = []
+    for name, place in places.items():
+        meant = [] if name in SETTINGS else get_close_matches(name.upper(), SETTINGS, n=1, cutoff=0.8)
+        if meant and meant[0] not in given:
+            sentences.append(f"{place}: unknown setting; did you mean {meant[0]}?")
+    return sentences
+
+
+# What no setting can be checked for alone. Each takes the values that could be parsed, and returns problems. ---------
+
+
+def _missing(values: Mapping[str, Any]) -> list[str]:
+    needed = {"DATABASE_URL": "is not set; it says where the query runs, for example sqlite:///users.db."}
+    if "USE_JWT_AUTH" in values:
+        credential = "ITERABLE_JWT_SECRET" if values["USE_JWT_AUTH"] else "ITERABLE_API_KEY"
+        needed = {credential: "is not set.", **needed}
+    return [f"{name} {problem}" for name, problem in needed.items() if name in values and values[name] is None]
+
+
+def _strange_host(values: Mapping[str, Any]) -> list[str]:
+    host = urlsplit(values.get("ITERABLE_BASE_URL", "")).hostname
+    if host is None or host in OFFICIAL_HOSTS + LOOPBACK_HOSTS or values.get("ITERABLE_ALLOW_CUSTOM_HOST", True):
+        return []
+    return [
+        f"ITERABLE_BASE_URL names the host {host}, which is not Iterable's ({' or '.join(OFFICIAL_HOSTS)}); "
+        "fix it, or set ITERABLE_ALLOW_CUSTOM_HOST=true for a gateway."
+    ]
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if values.get("USE_JWT_AUTH") and values.get("PUSH_MODE") == "bulk":
+        problems.append(
+            "PUSH_MODE=bulk can't be used with USE_JWT_AUTH=true, since Iterable's bulk endpoints take no JWT-enabled "
+            "key; set PUSH_MODE=auto."
+        )
+    if values.get("USE_JWT_AUTH") and values.get("SKIP_FORGOTTEN"):
+        problems.append(
+            "SKIP_FORGOTTEN=true can't be used with USE_JWT_AUTH=true, since a JWT-enabled key can't read Iterable's "
+            "list of forgotten people."
+        )
+    if values.get("USE_JWT_AUTH") and values.get("EMAIL_CHANGES") == "move":
+        problems.append(
+            "EMAIL_CHANGES=move can't be used with USE_JWT_AUTH=true, since a JWT-enabled key can't change a person's "
+            "address; set EMAIL_CHANGES=hold or new."
+        )
+    if all(EVERY_OTHER in values.get(name, ()) for name in ("USER_FIELDS", "EVENT_FIELDS")):
+        problems.append("USER_FIELDS and EVENT_FIELDS both have *; only one of them can take every other column.")
+    database = (values.get("DATABASE_URL") or "").partition(":")[0].partition("+")[0].lower()
+    if values.get("DATABASE_OPTIONS") and database in ("sqlite", "duckdb"):
+        problems.append(
+            f"DATABASE_OPTIONS can't be used with a {database} DATABASE_URL, since the program opens such a file in "
+            "its own way; remove it."
+        )
+    return problems
