@@ -70,10 +70,10 @@ def read_answer(status_code: int, content: bytes, retry_after: str | None, now: 
     """Never raises for what is in the bytes. `retry_after`: that header."""
     text = content.decode("utf-8-sig", errors="replace")
     body = parse_object(text)
-    told_s = _parse_retry_after(retry_after, now)
+    wait_s = _parse_retry_after(retry_after, now)
     if status_code == 429:
-        told_s = max(told_s, _rate_limit_reset(body))
-    return Answer(status_code, body, text, told_s)
+        wait_s = max(wait_s, _rate_limit_reset(body))
+    return Answer(status_code, body, text, wait_s)
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
@@ -122,7 +122,7 @@ def _parse_retry_after(value: str | None, now: float) -> float:
 
 
 def is_success(answer: Answer, name: str) -> bool:
-    """200 is not success: the code must say so, and a blocked event is told in `msg` alone."""
+    """200 is not success: the code must say so, and only `msg` shows that an event is blocked."""
     own_key = _ANSWER_KEYS.get(name)
     if own_key in _KEYS_OF_ONE_USER and ((_is_ok(answer) and answer.body == {}) or _says_no_such_user(answer)):
         return True

@@ -69,17 +69,17 @@ class Abandoned(Exception):
 class Pacer:
     """Spreads the requests of one endpoint so that it stays within `rate` a second, in any window of a second.
 
-    Each request books a slot; slots lie 1/rate apart. Who is late may catch up by CATCH_UP_S at the most, and never
-    beyond ceil(rate) requests in ceil(rate)/rate seconds. That holds for the moments at which requests really leave,
-    too: where threads wake up late and so all at once, as after a moment in which the machine stood still, they leave
-    one by one, hardly faster than the rate. Shared by all threads.
+    Each request books a slot; slots lie 1/rate apart. A late request may catch up by CATCH_UP_S at the most, and never
+    beyond ceil(rate) requests in ceil(rate)/rate seconds. The same limit holds for the moments at which requests really
+    leave: where threads wake up late and all at once, as after the machine was suspended, they leave one by one, hardly
+    faster than the rate. Shared by all threads.
     """
 
     CATCH_UP_S = 0.05
-    BUNCH_S = 0.01  # as many as belong into so many seconds may leave at once,
-    RUSH = 1.25  # and the rest so many times as fast as the rate
+    BUNCH_S = 0.01  # the requests of this many seconds may leave at once
+    RUSH = 1.25  # drain rate of the rest, as a multiple of the limit
     SLOWEST = 8.0  # slow_down() stretches the distance of two slots by this factor at the most
-    RECOVERY_S = 10.0  # so long recover() takes from half the pace to the full one, whatever the rate
+    RECOVERY_S = 10.0  # recover() takes this long from half the pace to the full one, whatever the rate
 
     def __init__(self, rate: float, *, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
         self._interval_s = 1.0 / rate
