@@ -8,8 +8,13 @@
 # No annotations from __future__ here: with them, Python 3.6 would end in a SyntaxError instead of the sentence.
 import os
 import signal
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
+    folder = str(Path(__file__).resolve().parent)
+    if folder not in sys.path:  # Python leaves it out with -P or PYTHONSAFEPATH=1
+        sys.path.insert(0, folder)
     # The imports below take a quarter of a second: until they are done, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from pipeline.launch import require_python_and_packages
@@ -18,12 +23,10 @@ if __name__ == "__main__":
 
 import argparse
 import gc
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
-from pathlib import Path
 
 from iterable import VERSION
 from pipeline.config import parse_moment
@@ -105,9 +108,13 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.baseline and (options.sandbox or options.dry_run or options.full):
         parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
-    if options.baseline and not options.yes and not sys.stdin.isatty():
+    if options.baseline and not options.yes and not _is_at_terminal():
         parser.error("--baseline asks before it enters anything; without a terminal, add --yes")
     return options
+
+
+def _is_at_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()  # None: the program was started with a closed stdin
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 OLDEST = (3, 10)
 PACKAGES = ("requests", "urllib3", "jwt", "dotenv", "sqlalchemy", "tqdm")  # requirements.txt, by what is imported
+FOLDER = Path(__file__).resolve().parent.parent  # of main.py
 SETTINGS = 78  # ExitCode.SETTINGS, whose module an old Python can't import
 
 
@@ -25,11 +26,26 @@ def _problem() -> str:
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         return f"{sys.executable} lacks {', '.join(missing)}; {_commands('python3 -m venv')}"
+    if not _is_pyjwt():
+        python = shlex.quote(sys.executable)
+        return (
+            f"{sys.executable} has the package jwt in the place of PyJWT; run: {python} -m pip uninstall -y jwt PyJWT "
+            f"&& {python} -m pip install -r {shlex.quote(str(FOLDER / 'requirements.txt'))}"
+        )
     return ""
 
 
+def _is_pyjwt() -> bool:
+    """Another package on PyPI has the same name to import. PyJWT's first file names its modules."""
+    spec = find_spec("jwt")
+    try:
+        return spec is None or spec.origin is None or "api_jwt" in Path(spec.origin).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # not a file of source text
+        return True
+
+
 def _commands(make_environment: str) -> str:
-    folder = shlex.quote(str(Path(__file__).resolve().parent.parent))
+    folder = shlex.quote(str(FOLDER))
     return (
         f"run: cd {folder} && {make_environment} .venv && .venv/bin/pip install -r requirements.txt; "
         f"then start .venv/bin/python main.py"

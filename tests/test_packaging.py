@@ -138,6 +138,27 @@ def test_without_the_packages_one_sentence_says_what_to_run(tmp_path: Path) -> N
     )
 
 
+def test_the_package_jwt_in_the_place_of_pyjwt_is_named(tmp_path: Path) -> None:
+    (tmp_path / "jwt").mkdir()
+    (tmp_path / "jwt" / "__init__.py").write_text("from .jwt import JWT\n")
+    done = run(sys.executable, ROOT / "main.py", "--sandbox", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    python = shlex.quote(sys.executable)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        ExitCode.SETTINGS,
+        "",
+        f"{sys.executable} has the package jwt in the place of PyJWT; run: {python} -m pip uninstall -y jwt PyJWT && "
+        f"{python} -m pip install -r {shlex.quote(str(ROOT / 'requirements.txt'))}\n",
+    )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has -P since 3.11")
+def test_main_finds_its_modules_where_python_does_not_look_beside_it(tmp_path: Path) -> None:
+    done = run(
+        sys.executable, ROOT / "main.py", "--sandbox", cwd=tmp_path, PYTHONSAFEPATH="1", OUTPUT_DIR=str(tmp_path)
+    )
+    assert (done.returncode, done.stderr) == (ExitCode.SUCCESS, "")
+
+
 def test_the_exit_code_is_that_of_settings() -> None:
     assert SETTINGS == ExitCode.SETTINGS
 

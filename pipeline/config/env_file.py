@@ -18,7 +18,7 @@ class EnvFile:
 
     path: Path
     texts: dict[str, str] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)  # of each name
+    lines: dict[str, int] = field(default_factory=dict)  # of each text
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -38,7 +38,7 @@ def read_env_file(path: Path, must_exist: bool) -> EnvFile:
     return EnvFile(
         path,
         texts={each.key: each.value for each in bindings if each.key is not None and each.value is not None},
-        lines={each.key: _line(each) for each in bindings if each.key is not None},
+        lines={each.key: _line(each) for each in bindings if each.key is not None and each.value is not None},
         problems=tuple(
             f"Line {_line(each)} of {path} can't be read; each line must be NAME=value, or begin with #."
             for each in broken

@@ -57,11 +57,11 @@ def load_settings(
         problems += _missing(values) + _strange_host(values)
     problems += _contradictions(values)
     given = frozenset(name for name, text in texts.items() if text)
-    misspelt = _misspelt({name: f"Line {line} of {file.path}" for name, line in file.lines.items()}, given)
+    places = {name: f"Line {line} of {file.path}" for name, line in file.lines.items() if name not in SETTINGS}
     if problems:
-        elsewhere = _misspelt({name: f"{name} in the environment" for name in environment}, given)
-        raise SettingsError([*problems, *misspelt, *elsewhere])
-    warnings = (*file.warnings, *misspelt)
+        elsewhere = {name: f"{name} in the environment" for name in environment if name not in SETTINGS}
+        raise SettingsError([*problems, *_unknown(places, given), *_misspelt(elsewhere, given)])
+    warnings = (*file.warnings, *_misspelt(places, given))
     return Settings(**{name.lower(): value for name, value in values.items()}, given=given, warnings=warnings)
 
 
@@ -86,14 +86,32 @@ def _value(name: str, texts: Mapping[str, str]) -> Any:
 
 
 def _misspelt(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
-    """A sentence for each name that looks like a setting which is not set. `places` says where each name stands; the
+    """A sentence for each unknown name that looks like a setting which is not set. `places` says where each stands; the
     name itself is not quoted, since in a file it may be a piece of a secret that was pasted into a line of its own."""
+    meant = {name: _meant_by(name) for name in places}
+    return [
+        f"{places[name]}: unknown setting; did you mean {setting}?"
+        for name, setting in meant.items()
+        if setting and setting not in given
+    ]
+
+
+def _unknown(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
+    """A sentence for each unknown name, whatever it looks like: beside a problem, any of them may be its cause."""
     sentences = []
     for name, place in places.items():
-        meant = [] if name in SETTINGS else get_close_matches(name.upper(), SETTINGS, n=1, cutoff=0.8)
-        if meant and meant[0] not in given:
-            sentences.append(f"{place}: unknown setting; did you mean {meant[0]}?")
+        setting = _meant_by(name)
+        if setting in given:
+            sentences.append(f"{place}: unknown setting; it is like {setting}, which is set elsewhere.")
+        elif setting:
+            sentences += _misspelt({name: place}, given)
+        else:
+            sentences.append(f"{place}: unknown setting; .env.example has all of them.")
     return sentences
+
+
+def _meant_by(name: str) -> str:
+    return "".join(get_close_matches(name.upper(), SETTINGS, n=1, cutoff=0.8))
 
 
 # What no setting can be checked for alone. Each takes the values that could be parsed, and returns problems. ---------

@@ -625,6 +625,16 @@ def test_a_misspelt_name_is_told_with_the_problems_that_it_may_have_caused(tmp_p
     ]
 
 
+def test_beside_a_problem_every_unknown_name_of_the_file_is_told(tmp_path: Path) -> None:
+    path = env_file(tmp_path, f"API_TOKEN={KEY}\nMAX_RETRIES=5\nMAX_RETRYS=7\nDATABASE_URL=sqlite:///users.db\n")
+    assert problems_of(path, {"API_TOKEN": "x", "MAX_RETRYS": "9"}) == [
+        "ITERABLE_API_KEY is not set.",
+        f"Line 1 of {path}: unknown setting; .env.example has all of them.",
+        f"Line 3 of {path}: unknown setting; it is like MAX_RETRIES, which is set elsewhere.",
+    ]
+    assert load_settings(path, {"ITERABLE_API_KEY": KEY}).warnings == ()
+
+
 # Secrets ----------------------------------------------------------------------------------------------------------
 
 
