@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.config import SettingsError
 from pipeline.ledger.ledger import PastRun, RunResult, is_run_active, read_ledger
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Outcome
+from pipeline.model.text import iso, short_duration
 from pipeline.report.log import Console
 from pipeline.run.opening import project_of, settings_for
 
@@ -80,7 +81,7 @@ def _as_json(run: PastRun, status: str) -> dict[str, Any]:
     result = run.result
     return {
         "run_id": run.run_id,
-        "started_at": _iso(run.started_at),
+        "started_at": iso(run.started_at),
         "query_file": run.query_file,
         "this_project": run.is_of_this_project,
         "status": status,
@@ -88,7 +89,6 @@ def _as_json(run: PastRun, status: str) -> dict[str, Any]:
         "reason": result and result.reason,
         "duration_s": result and result.duration_s,
         "rows": result and result.rows,
-        "bytes_read": result and result.bytes_read,
         "since": result and _since_as_json(result),
         "users": result and result.users,
         "events": result and result.events,
@@ -98,11 +98,7 @@ def _as_json(run: PastRun, status: str) -> dict[str, Any]:
 def _since_as_json(result: RunResult) -> dict[str, Any] | None:
     if result.since_from is None:
         return None
-    return {"from": _iso(result.since_from), "full_read": result.full_read}
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+    return {"from": iso(result.since_from), "full_read": result.full_read}
 
 
 # As lines -------------------------------------------------------------------------------------------------------------
@@ -132,7 +128,7 @@ def _cells(run: PastRun, status: str) -> tuple[str, ...]:
         f"{result.status} {result.exit_code or ''}".rstrip(),
         _short(result.rows),
         _since(run.started_at, result),
-        _duration(result.duration_s),
+        short_duration(result.duration_s),
         _records_and_reason(result),
     )
 
@@ -153,7 +149,7 @@ def _records_and_reason(result: RunResult) -> str:
 def _since(started_at: int, result: RunResult) -> str:
     if result.full_read or result.since_from is None:
         return "all"
-    return _duration(started_at - result.since_from)
+    return short_duration(started_at - result.since_from)
 
 
 def _counts(numbers: Mapping[str, int]) -> str:
@@ -169,11 +165,3 @@ def _short(number: int | None) -> str:
         return str(number)
     size, unit = (1_000_000, "M") if number >= 1_000_000 else (1_000, "k")
     return f"{number / size:.{1 if number < 10 * size else 0}f}{unit}"
-
-
-def _duration(seconds: float) -> str:
-    """In the largest unit that leaves two digits: 12s, 4m, 26h, 7d."""
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"

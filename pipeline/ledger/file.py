@@ -72,7 +72,7 @@ CREATE TABLE dropped_fields (
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, project INTEGER NOT NULL, run_id TEXT NOT NULL, started_at INTEGER NOT NULL,
     query_file TEXT NOT NULL, status TEXT, exit_code INTEGER, reason TEXT, duration_s REAL, rows INTEGER,
-    bytes_read INTEGER, since_from INTEGER, full_read INTEGER, users TEXT, events TEXT
+    since_from INTEGER, full_read INTEGER, users TEXT, events TEXT
 );
 """
 

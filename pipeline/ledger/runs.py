@@ -18,7 +18,6 @@ class RunResult:
     reason: str
     duration_s: float
     rows: int | None = None
-    bytes_read: int | None = None
     since_from: int | None = None
     full_read: bool = True
     users: Mapping[str, int] | None = None

@@ -33,13 +33,33 @@ def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
+def utc(unix_s: float) -> datetime:
+    return datetime.fromtimestamp(unix_s, timezone.utc)
+
+
 def moment(unix_s: float) -> str:
     """`2026-01-13 14:31:22 UTC`"""
-    return f"{datetime.fromtimestamp(unix_s, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{utc(unix_s):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def iso(unix_s: float | None) -> str | None:
-    return None if unix_s is None else datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="seconds")
+    """`2026-01-13T14:31:22+00:00`"""
+    return None if unix_s is None else utc(unix_s).isoformat(timespec="seconds")
+
+
+def duration(seconds: float) -> str:
+    """`99 s`, `3 min`, `1.7 h`"""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def short_duration(seconds: float) -> str:
+    """In the largest unit that leaves two digits: 12s, 4m, 26h, 7d."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
 
 
 def counted(number: int, what: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from pipeline.model.records import Kind
-from pipeline.model.text import counted
+from pipeline.model.text import counted, duration
 from pipeline.report.log import Console
 
 SECONDS_PER_LOG_LINE = 30.0
@@ -119,7 +119,7 @@ class DeliveryProgress:
             words.append(f"no answer for {idle_s:.0f} s")
         elif done:
             rate = done / max(now - self._started_at, SECONDS_PER_DRAWING)
-            words += [_rate(rate), f"{_duration((total - done) / rate)} left"]
+            words += [_rate(rate), f"{duration((total - done) / rate)} left"]
         return State(done, total, ", ".join(words))
 
 
@@ -144,12 +144,6 @@ def _result(part: _Part, delivered: int, took_s: float) -> str:
 
 def _rate(a_second: float) -> str:
     return f"{a_second:,.0f}/s" if a_second >= 10 else f"{a_second:.1f}/s"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class LiveLine:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the results JSON, the rejected rows, and the summary. Decides nothing about the run."""
+"""What a run leaves behind: the results JSON and the rejected rows. Decides nothing about the run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import csv
 import json
 import os
 import sys
-import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +17,6 @@ from iterable.export import guarded, new_file
 from iterable.redaction import Redactor
 from iterable_client import RequestCounts
 from pipeline.model.records import FailedRecord, Kind, Outcome
-from pipeline.model.text import counted
-from pipeline.report.advice import advice_for
 
 CSV_NAME = "query_results_{}.csv"
 RESULTS_NAME = "integration_results_{}.json"
@@ -28,8 +25,6 @@ REJECTED_NAME = "rejected_rows_{}.csv"
 RESULT_VERSION = 2
 MAX_FAILURES = 1000
 MAX_REASONS = 100
-SHOWN_REASONS = 5
-MAX_REASON_CHARS = 300
 
 
 # The files' names -----------------------------------------------------------------------------------------------------
@@ -180,58 +175,3 @@ def _unused(name: str, columns: list[str]) -> str:
     while name in columns:
         name += "_"
     return name
-
-
-# The summary ----------------------------------------------------------------------------------------------------------
-
-
-def summary(results: Results, reasons: Sequence[Reason], *, left_users: int = 0) -> list[str]:
-    """What a person wants to know at the end, on less than one screen: a list of lines.
-
-    left_users: known users whom --limit kept from being updated.
-    """
-    counts, retry = results.counts, results.retry
-    lines = ["", f"Summary of run {results.run_id}: {results.status}", f"  rows     {counts['rows']:>10,}"]
-    for kind in ("users", "events"):
-        told = [f"{number:,} {name.replace('_', ' ')}" for name, number in counts[kind].items() if number]
-        lines.append(f"  {kind:<8} {sum(counts[kind].values()):>10,}   {', '.join(told)}".rstrip())
-    if counts["duplicate_events"]:
-        lines.append(f"  {counts['duplicate_events']:,} events stood in more than one row; each was sent once")
-    if counts["merged_users"]:
-        who = "1 user has" if counts["merged_users"] == 1 else f"{counts['merged_users']:,} users have"
-        lines.append(f"  {who} rows with different values; the last ones were used")
-    if left_users:
-        people = counted(left_users, "known user")
-        lines += _wrapped(f"{people} not updated, as --limit may have seen only some of their rows")
-    for reason in reasons:
-        lines += _wrapped(f"{reason.count:,} {reason.outcome.replace('_', ' ')}{_news(reason)}: {_first_of(reason)}")
-        lines += _wrapped(f"-> {advice_for(Outcome(reason.outcome), reason.code)}", indent=4)
-    if left := results.failures_total - sum(reason.count for reason in reasons):
-        lines.append(f"  and {left:,} more, for other reasons; see the results")
-    for name, what in (("filtered_out", "fields that Iterable dropped"), ("created", "fields new in Iterable")):
-        if results.fields[name]:
-            lines += _wrapped(f"{what}: {', '.join(results.fields[name])}")
-    lines += [f"  {name:<8} {path}" for name, path in results.files.items() if path]
-    return [
-        *lines,
-        f"  authentication: {results.authentication}; push mode: {results.push_mode}",
-        f"  retry configuration: {retry['max_retries']:g} attempts, back-off {retry['initial_backoff']:g} s, "
-        f"times {retry['backoff_factor']:g} after each",
-        f"  duration: {results.duration_s:.1f} s",
-    ]
-
-
-def _wrapped(text: str, indent: int = 2) -> list[str]:
-    return textwrap.wrap(text, 79, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
-
-
-def _news(reason: Reason) -> str:
-    """How many of them earlier runs did not know, where some are known."""
-    if reason.new == reason.count or reason.outcome == Outcome.NOT_ATTEMPTED.value:
-        return ""
-    return f" ({reason.new:,} new)" if reason.new else " (all known from earlier runs)"
-
-
-def _first_of(reason: Reason) -> str:
-    lead = "for example: " if reason.count > 1 and reason.code != "InvalidRecord" else ""
-    return f"{lead}{reason.message}"[:MAX_REASON_CHARS]

@@ -24,6 +24,7 @@ from pipeline.model.records import FailedRecord, Kind, Outcome
 from pipeline.report import results
 from pipeline.report.log import LOG_NAME
 from pipeline.report.retention import disk_space_warning
+from pipeline.report.summary import SHOWN_REASONS, summary
 from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
@@ -172,8 +173,8 @@ def _show(run: Run, account: Account, ending: Ending, written: results.Results) 
     console = run.console
     if ending.code is not ExitCode.SUCCESS:
         console.error(ending.reason)
-    reasons = reasons_of(run, results.SHOWN_REASONS)
-    for line in results.summary(written, reasons, left_users=run.stage.left_users):
+    reasons = reasons_of(run, SHOWN_REASONS)
+    for line in summary(written, reasons, left_users=run.stage.left_users):
         console.say(line)
     if not (run.settings.keep_days or run.options.dry_run or run.options.sandbox):
         folder = run.settings.output_dir

@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
 from pipeline.config import Settings
 from pipeline.ledger.ledger import Cursor
 from pipeline.model.exits import ExitCode
 from pipeline.model.failure_policy import FIXED_BY_EDITING_ROW
+from pipeline.model.text import utc
 from pipeline.source import Query
 
 ALL = "all"  # of --since: everything
@@ -50,12 +51,12 @@ def decide(
         start = max(asked, settings.since_start)
         # From a later time than the cursor, or with a cursor for other circumstances, something would stay unread.
         is_whole = start <= settings.since_start
-        continues = cursor is not None and cursor.holds_for == circumstances and start <= _moment(cursor.at)
+        continues = cursor is not None and cursor.holds_for == circumstances and start <= utc(cursor.at)
         return Since(start, is_whole, "--since was given", is_whole or continues)
     if cursor is None or reason:
         return Since(settings.since_start, True, reason, True)
-    start = _moment(cursor.at) - timedelta(hours=settings.since_overlap_hours)
-    why = f"the last complete run began at {_moment(cursor.at):%Y-%m-%d %H:%M:%S} UTC"
+    start = utc(cursor.at) - timedelta(hours=settings.since_overlap_hours)
+    why = f"the last complete run began at {utc(cursor.at):%Y-%m-%d %H:%M:%S} UTC"
     return Since(max(start, settings.since_start), start <= settings.since_start, why, True)
 
 
@@ -66,7 +67,7 @@ def _reason_to_read_all(settings: Settings, cursor: Cursor | None, circumstances
         return "the query, the database or the settings of what is sent have changed"
     if max(cursor.at, cursor.last_full_at) > now.timestamp():
         return "the last complete run is dated later than this one, so a clock was wrong"
-    if settings.full_read_days and now - _moment(cursor.last_full_at) >= timedelta(days=settings.full_read_days):
+    if settings.full_read_days and now - utc(cursor.last_full_at) >= timedelta(days=settings.full_read_days):
         return f"the last full read is {settings.full_read_days:g} days ago or more (FULL_READ_DAYS)"
     return ""
 
@@ -99,7 +100,3 @@ def moves_cursor(since: Since, code: ExitCode, rejected_codes: Iterable[str | No
     if is_partial or not since.may_move_cursor or code not in (ExitCode.SUCCESS, ExitCode.REJECTED):
         return False
     return all(code in FIXED_BY_EDITING_ROW for code in rejected_codes)
-
-
-def _moment(unix_s: float) -> datetime:
-    return datetime.fromtimestamp(unix_s, timezone.utc)

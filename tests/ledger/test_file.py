@@ -118,7 +118,6 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "reason TEXT",
             "duration_s REAL",
             "rows INTEGER",
-            "bytes_read INTEGER",
             "since_from INTEGER",
             "full_read INTEGER",
             "users TEXT",

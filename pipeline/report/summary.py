@@ -1,0 +1,90 @@
+"""What a person wants to know at the end of a run, on less than one screen. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.model.records import Outcome
+from pipeline.model.text import counted
+from pipeline.report.advice import advice_for
+from pipeline.report.results import Reason, Results
+
+SHOWN_REASONS = 5
+MAX_REASON_CHARS = 300
+
+
+def summary(results: Results, reasons: Sequence[Reason], *, left_users: int = 0) -> list[str]:
+    """The lines. left_users: known users whom --limit kept from being updated."""
+    return [
+        "",
+        f"Summary of run {results.run_id}: {results.status}",
+        *_counts(results.counts),
+        *_notes(results.counts, left_users),
+        *_reasons(results, reasons),
+        *_fields(results.fields),
+        *(f"  {name:<8} {path}" for name, path in results.files.items() if path),
+        *_how(results),
+    ]
+
+
+def _counts(counts: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  rows     {counts['rows']:>10,}"
+    for kind in ("users", "events"):
+        outcomes = [f"{number:,} {name.replace('_', ' ')}" for name, number in counts[kind].items() if number]
+        yield f"  {kind:<8} {sum(counts[kind].values()):>10,}   {', '.join(outcomes)}".rstrip()
+
+
+def _notes(counts: Mapping[str, Any], left_users: int) -> Iterator[str]:
+    """What one should know of the counts."""
+    if repeats := counts["duplicate_events"]:
+        rows = "1 row repeats" if repeats == 1 else f"{repeats:,} rows repeat"
+        yield f"  {rows} an event of another row; each event was sent once"
+    if merged := counts["merged_users"]:
+        who = "1 user has" if merged == 1 else f"{merged:,} users have"
+        yield f"  {who} rows with different values; the last ones were used"
+    if left_users:
+        people = counted(left_users, "known user")
+        yield from _wrapped(f"{people} not updated, as --limit may have seen only some of their rows")
+
+
+def _reasons(results: Results, reasons: Sequence[Reason]) -> Iterator[str]:
+    for reason in reasons:
+        outcome = reason.outcome.replace("_", " ")
+        yield from _wrapped(f"{reason.count:,} {outcome}{_news(reason)}: {_first_of(reason)}")
+        yield from _wrapped(f"-> {advice_for(Outcome(reason.outcome), reason.code)}", indent=4)
+    if left := results.failures_total - sum(reason.count for reason in reasons):
+        yield f"  and {left:,} more, for other reasons; see the results"
+
+
+def _fields(fields: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for name, what in (("filtered_out", "fields that Iterable dropped"), ("created", "fields new in Iterable")):
+        if fields[name]:
+            yield from _wrapped(f"{what}: {', '.join(fields[name])}")
+
+
+def _how(results: Results) -> Iterator[str]:
+    retry = results.retry
+    yield f"  authentication: {results.authentication}; push mode: {results.push_mode}"
+    yield (
+        f"  retry configuration: {retry['max_retries']:g} attempts, back-off {retry['initial_backoff']:g} s, "
+        f"times {retry['backoff_factor']:g} after each"
+    )
+    yield f"  duration: {results.duration_s:.1f} s"
+
+
+def _wrapped(text: str, indent: int = 2) -> list[str]:
+    return textwrap.wrap(text, 79, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
+
+
+def _news(reason: Reason) -> str:
+    """How many of them earlier runs did not know, where some are known."""
+    if reason.new == reason.count or reason.outcome == Outcome.NOT_ATTEMPTED.value:
+        return ""
+    return f" ({reason.new:,} new)" if reason.new else " (all known from earlier runs)"
+
+
+def _first_of(reason: Reason) -> str:
+    lead = "for example: " if reason.count > 1 and reason.code != "InvalidRecord" else ""
+    return f"{lead}{reason.message}"[:MAX_REASON_CHARS]
