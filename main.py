@@ -84,7 +84,14 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         help="the whole job against a stand-in Iterable on this machine, without a key",
     )
     add("--dry-run", action="store_true", help="query, CSV and plan; show what would be sent, and send nothing")
-    add("--full", action="store_true", help="send everything again, also what Iterable has accepted unchanged")
+    add(
+        "--full",
+        choices=("users", "events"),
+        nargs="?",
+        const=True,
+        default=False,
+        help="send everything again, or all of one kind, also what Iterable has accepted unchanged",
+    )
     add("--limit", type=_positive, metavar="N", help="take only the first N rows of the query")
     add(
         "--since",
@@ -94,6 +101,12 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--yes", action="store_true", help="go on although the brake would stop this run; don't ask")
     add("--baseline", action="store_true", help="enter everything as accepted by Iterable, and send nothing")
+    add(
+        "--before",
+        type=_moment,
+        metavar="DATE",
+        help="with --baseline: enter only events that happened before then (UTC), as 2026-01-01",
+    )
     add("--env-file", type=Path, metavar="PATH", help="read the settings from PATH instead of .env beside main.py")
     add("--json", action="store_true", help="print the results as JSON on stdout, and nothing else there")
     add("--quiet", action="store_true", help="print nothing unless something is wrong, for cron")
@@ -108,6 +121,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.baseline and (options.sandbox or options.dry_run or options.full):
         parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
+    if options.before is not None and not options.baseline:
+        parser.error("--before says which events --baseline enters, so it needs --baseline")
     if options.baseline and not options.yes and not _is_at_terminal():
         parser.error("--baseline asks before it enters anything; without a terminal, add --yes")
     return options
@@ -125,11 +140,15 @@ def _positive(text: str) -> int:
 
 
 def _when(text: str) -> datetime | str:
+    return ALL if text == ALL else _moment(text, more=", or all")
+
+
+def _moment(text: str, more: str = "") -> datetime:
     try:
-        return ALL if text == ALL else parse_moment(text)
+        return parse_moment(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a time; expected 2026-01-12, 2026-01-12 08:00:00, or all"
+            f"{text!r} is not a time; expected 2026-01-12, 2026-01-12 08:00:00{more}"
         ) from None
 
 

@@ -18,7 +18,7 @@ class Opened(NamedTuple):
     ledger: Ledger
     stage: Stage
 
-    def plan(self, rules: Rules, rows: Sequence[dict[str, Any]], *, rows_per_block: int = 100, **options: bool) -> None:
+    def plan(self, rules: Rules, rows: Sequence[dict[str, Any]], *, rows_per_block: int = 100, **options: Any) -> None:
         """Plan rows that have the same columns."""
         planner = Planner(self.ledger, self.stage, rules, list(rows[0]) if rows else [], **options)
         for start in range(0, len(rows), rows_per_block):

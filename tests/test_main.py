@@ -266,6 +266,20 @@ def test_a_dry_run_leaves_an_existing_ledger_as_it_is(program: Program, sample: 
     assert ledger.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("argument", "users", "events"),
+    [([], 12, 36), (["users"], 12, 0), (["events"], 0, 36)],
+    ids=["all", "users", "events"],
+)
+def test_full_sends_everything_of_a_kind_again(
+    program: Program, sample: Path, argument: list[str], users: int, events: int
+) -> None:
+    program.run()
+    run = program.run("--full", *argument, "--yes")
+    assert (run.counts("users").get("delivered", 0), run.counts("events").get("delivered", 0)) == (users, events)
+    assert run.results["options"]["full"] == (argument[0] if argument else True)
+
+
 def test_limit_takes_only_the_first_rows(program: Program, sample: Path) -> None:
     assert program.run("--limit", "3").results["counts"]["rows"] == 3
 

@@ -24,7 +24,7 @@ from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.run.brake import brake_ending
 from pipeline.run.interrupt import Interrupt, Interrupted
-from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, planned
+from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, planned, resent
 from pipeline.run.since import Since
 from pipeline.source import Query, SourceBusyError, SourceError, read_query, sqlite_blocks_writers
 from pipeline.stage.stage import Stage, open_stage
@@ -105,7 +105,7 @@ class FirstRows:
             self.rules, self._columns, sampler = rules, found.columns, Sampler(rules)
             planner = None
             if stage is not None:
-                planner = Planner(self._ledger, stage, rules, found.columns, full=self._options.full)
+                planner = Planner(self._ledger, stage, rules, found.columns, full=resent(self._options))
             for rows, by_column in planned(planner, self._at_most(found.blocks)):
                 sampler.add(dict(zip(found.columns, by_column, strict=True)), len(rows), read + 1)
                 read += len(rows)

@@ -99,7 +99,7 @@ def _write_rejected_rows(run: Run, account: Account) -> str | None:
 
 
 def _undelivered(run: Run, limit: int = -1) -> Iterator[FailedRecord]:
-    return run.stage.undelivered(limit, with_not_attempted=not run.options.dry_run)
+    return run.stage.undelivered(limit, with_not_attempted=not run.leaves_pending)
 
 
 def _without_results(ending: Ending, what: str, problem: Exception) -> Ending:
@@ -156,7 +156,7 @@ def _results(
             "rejected": rejected,
         },
         reasons=reasons_of(run),
-        failures_total=results.count_failures(counts, without_not_attempted=run.options.dry_run),
+        failures_total=results.count_failures(counts, without_not_attempted=run.leaves_pending),
         failures=results.failures_as_json(
             failures, run.console.redactor, by_user_id=settings.iterable_identifier == "userId"
         ),

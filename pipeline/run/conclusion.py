@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.config import SettingsError
 from pipeline.delivery.delivery import Delivered
 from pipeline.model.exits import Ending, ExitCode, RunError
-from pipeline.model.records import Outcome
+from pipeline.model.records import Kind, Outcome
+from pipeline.model.text import counted
 from pipeline.report import results
 from pipeline.report.log import LOG_NAME, Console
 from pipeline.run.interrupt import Interrupted
@@ -62,9 +63,15 @@ def conclude(run: Run, read: Read, delivered: Delivered) -> Ending:
     if not read.rows:
         return Ending(ExitCode.SUCCESS, "The query found no rows.")
     if run.options.baseline:
-        return Ending(ExitCode.SUCCESS, f"{_records(numbers[Outcome.UNCHANGED])} known as accepted; nothing was sent.")
+        return _conclude_baseline(run, numbers[Outcome.UNCHANGED])
     told = [f"{numbers[each]:,} {each.value}" for each in (Outcome.DELIVERED, Outcome.UNCHANGED) if numbers[each]]
     return Ending(ExitCode.SUCCESS, f"All records are in Iterable: {', '.join(told)}.")
+
+
+def _conclude_baseline(run: Run, known: int) -> Ending:
+    left = [counted(count, kind.value) for kind in Kind if (count := run.stage.count_pending(kind))]
+    more = f" {' and '.join(left)} left to the next run, as --before was given." if left else ""
+    return Ending(ExitCode.SUCCESS, f"{_records(known)} known as accepted; nothing was sent.{more}")
 
 
 def _conclude_rejected(run: Run, rejected: int) -> Ending:
@@ -89,7 +96,7 @@ def reasons_of(run: Run, limit: int = results.MAX_REASONS) -> list[results.Reaso
         reasons = [results.Reason(*each) for each in run.stage.count_reasons(limit)]
     except sqlite3.Error:
         return []
-    planned_only = Outcome.NOT_ATTEMPTED.value if run.options.dry_run else None
+    planned_only = Outcome.NOT_ATTEMPTED.value if run.leaves_pending else None
     clean = run.console.redactor.without_secrets
     return [replace(each, message=clean(each.message)) for each in reasons if each.outcome != planned_only]
 

@@ -59,6 +59,11 @@ class Run:
         return str(self.settings.query_file)
 
     @property
+    def leaves_pending(self) -> bool:
+        """Whether it is meant that records stay pending."""
+        return self.options.dry_run or self.options.before is not None
+
+    @property
     def authentication(self) -> str:
         return "JWT" if self.settings.use_jwt_auth else "API key"
 

@@ -18,6 +18,7 @@ from iterable.export import Column, csv_block, write_csv
 from pipeline.config import ROOT, Settings
 from pipeline.ledger.ledger import Ledger
 from pipeline.model.exits import OutputError, UsageError
+from pipeline.model.records import Kind
 from pipeline.report.results import CSV_NAME, reason_of
 from pipeline.run.interrupt import Interrupt
 from pipeline.run.opening import Run
@@ -81,6 +82,11 @@ def choose_since(
     return decide(settings, ledger.cursor(str(settings.query_file)), cursor_fingerprint(settings, query), now, asked)
 
 
+def resent(options: argparse.Namespace) -> list[Kind]:
+    """The kinds of which --full sends all, also what was accepted."""
+    return [kind for kind in Kind if options.full in (True, f"{kind.value}s")]
+
+
 def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) -> Read:
     settings, options = run.settings, run.options
     started_at = datetime.now(timezone.utc)
@@ -94,7 +100,7 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
             run.stage,
             rules,
             found.columns,
-            full=options.full,
+            full=resent(options),
             leave_known_users=options.limit is not None,
         )
         name = CSV_NAME.format(run.run_id)

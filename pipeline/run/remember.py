@@ -70,7 +70,7 @@ def move_cursor(run: Run, read: Read | None, ending: Ending) -> bool:
     """Move the cursor of :since, where nothing is left that only a later read can bring; returns whether it moved."""
     if read is None or read.since is None:
         return False
-    is_partial = run.options.dry_run or run.options.sandbox or run.options.limit is not None
+    is_partial = run.leaves_pending or run.options.sandbox or run.options.limit is not None
     if not moves_cursor(read.since, ending.code, run.stage.rejected_codes(), is_partial=is_partial):
         return False
     before = run.ledger.cursor(run.query_path)

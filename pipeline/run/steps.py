@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from iterable.pacing import rates
 from pipeline.delivery.delivery import GRACE_S, Delivered, Delivery
 from pipeline.delivery.modes import Mode, choose_mode
 from pipeline.delivery.senders import BulkSender, SingleSender
-from pipeline.model.exits import Ending, ExitCode, OutputError
+from pipeline.model.exits import OutputError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.report.progress import DeliveryProgress
 from pipeline.run import dry_run as preview
+from pipeline.run.baseline import enter_baseline
 from pipeline.run.brake import brake_ending, id_scheme_of, pending_records
 from pipeline.run.forgotten import reject_forgotten
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read, finish_plan
-from pipeline.stage.pages import UserRecords, pages
-from pipeline.stage.stage import Stage
 
 KEYS_PER_LOOKUP = 500
 
@@ -94,10 +93,6 @@ def _show_plan(run: Run) -> None:
             say(f"        {line}", log=False)
 
 
-def _pending_by_user(stage: Stage, kind: Kind) -> Iterator[UserRecords]:
-    return chain(*(stage.pending_by_user(kind, late=late) for late in (False, True)))
-
-
 def brake(run: Run, read: Read) -> Delivered | None:
     """Stop a run that would send something large and probably unwanted; None lets it go on."""
     if run.options.yes or run.options.baseline or run.options.sandbox:
@@ -106,50 +101,37 @@ def brake(run: Run, read: Read) -> Delivered | None:
     return None if stopped is None else Delivered(stopped=stopped)
 
 
-def enter_baseline(run: Run, plan: Plan) -> Delivered:
-    """Enter all pending records as accepted, after asking. Nothing is sent."""
-    users, events = (plan.pending[kind] for kind in Kind)
-    if not run.options.yes:
-        question = f"Enter {users:,} users and {events:,} events as accepted, without sending them? Type yes: "
-        if run.console.ask(question) != "yes":
-            return Delivered(stopped=Ending(ExitCode.BRAKE, "Nothing was entered and nothing was sent."))
-    run.interrupt.stop_raising()
-    for kind in Kind:
-        for page in pages(_pending_by_user(run.stage, kind)):
-            run.ledger.accept(page)
-            run.ledger.commit()
-            run.stage.note_unchanged(page)
-    return Delivered()
-
-
 def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     """Send what is pending. From here on, what is under way is finished or accounted for."""
     if run.options.dry_run:
         return Delivered()
     if run.options.baseline:
-        return enter_baseline(run, plan)
+        return enter_baseline(run)
     if plan.pending[Kind.EVENT]:
         run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
         run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
+    return _make_delivery(run, plan.mode).run()
+
+
+def _make_delivery(run: Run, mode: Mode) -> Delivery:
     by_user_id = run.settings.iterable_identifier == "userId"
     paces = rates(run.settings.rate_limit_percent)
-    pause_s = max(1 / paces[name] for name in plan.mode.endpoints)
-    progress = DeliveryProgress(run.console, run.stage.count_delivered, pause_s=pause_s)
+    progress = DeliveryProgress(
+        run.console, run.stage.count_delivered, pause_s=max(1 / paces[name] for name in mode.endpoints)
+    )
     run.breaker.on_wait = progress.waiting
     remembered = run.ledger.dropped_fields()
-    watched = {kind: {name for each, name in remembered if each is kind} for kind in Kind}
-    delivery = Delivery(
+    return Delivery(
         run.ledger,
         run.stage,
-        BulkSender(run.client) if plan.mode.is_bulk else SingleSender(run.client, by_user_id=by_user_id),
-        plan.mode,
+        BulkSender(run.client) if mode.is_bulk else SingleSender(run.client, by_user_id=by_user_id),
+        mode,
         settle_s=run.settings.user_settle_seconds,
         breaker=run.breaker,
         interrupted=run.interrupt.ending,
         is_urgent=lambda: run.interrupt.is_urgent,
         progress=progress,
         query=run.query_path,
-        watched_fields=watched,
+        watched_fields={kind: {name for each, name in remembered if each is kind} for kind in Kind},
     )
-    return delivery.run()

@@ -81,6 +81,7 @@ class Stage:
         self._database = database
         self._known: Known | None = None
         self._late: FailedBefore | None = None
+        self._resend: Container[Kind] = ()
         self._leaves_known_users = False
         self._largest_user_row = 0  # in characters
         self._entry_bytes = KEY_BYTES + HASH_BYTES  # an event's key and fingerprint
@@ -95,13 +96,22 @@ class Stage:
 
     # Staging --------------------------------------------------------------------------------------------------
 
-    def begin(self, known: Known | None, late: FailedBefore | None = None, *, leave_known_users: bool = False) -> None:
+    def begin(
+        self,
+        known: Known | None,
+        late: FailedBefore | None = None,
+        *,
+        resend: Container[Kind] = (),
+        leave_known_users: bool = False,
+    ) -> None:
         """Say what earlier runs know of the records that are going to be staged.
 
-        known: what Iterable has accepted; None sends it all the same. late: what failed before.
+        known: what Iterable has accepted; None sends it all the same, as do the kinds in `resend`. late: what failed
+        before.
         leave_known_users: users that are known count as unchanged, whatever was accepted of them.
         """
         self._known, self._late, self._leaves_known_users = known, late, leave_known_users
+        self._resend = resend
 
     def stage_user_rows(self, rows: Sequence[UserRow]) -> None:
         """What rows say about their users, to be put together when all of them are there."""
@@ -161,7 +171,7 @@ class Stage:
 
     def first_states(self, kind: Kind, keys: Sequence[bytes], fingerprints: Sequence[bytes]) -> bytes:
         """The states that records begin with."""
-        accepted, failed_before = self._look_up(keys)
+        accepted, failed_before = self._look_up(kind, keys)
         if not accepted and not failed_before:
             return bytes([_PENDING]) * len(keys)
         if len(accepted) == len(keys) and list(map(accepted.get, keys)) == list(fingerprints):
@@ -177,12 +187,13 @@ class Stage:
                 states.append(_LATE if key in failed_before else _PENDING)
         return bytes(states)
 
-    def _look_up(self, keys: Sequence[bytes]) -> tuple[Mapping[bytes, bytes], Container[bytes]]:
+    def _look_up(self, kind: Kind, keys: Sequence[bytes]) -> tuple[Mapping[bytes, bytes], Container[bytes]]:
         """The fingerprints accepted, and the keys of what failed before."""
-        if self._known is None and self._late is None:
+        known = None if kind in self._resend else self._known
+        if known is None and self._late is None:
             return {}, ()
         in_order = sorted(keys)  # in which the ledger has them
-        accepted = self._known(in_order) if self._known is not None else {}
+        accepted = known(in_order) if known is not None else {}
         return accepted, self._late(in_order) if self._late is not None else ()
 
     def end_reading(self) -> None:

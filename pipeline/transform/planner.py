@@ -7,7 +7,7 @@ Sends nothing.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -61,13 +61,15 @@ class Planner:
         rules: Rules,
         columns: Sequence[str],
         *,
-        full: bool = False,
+        full: Container[Kind] = (),
         leave_known_users: bool = False,
     ) -> None:
-        """full: what the ledger knows is sent all the same. leave_known_users: users that it knows are not."""
+        """full: the kinds of which all is sent, also what the ledger knows. leave_known_users: users that it knows are
+        not."""
         stage.begin(
-            None if full or ledger.is_empty else ledger.known,
+            None if ledger.is_empty else ledger.known,
             ledger.failed_before if ledger.has_failure_history else None,
+            resend=full,
             leave_known_users=leave_known_users,
         )
         self.rows = 0

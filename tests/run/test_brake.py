@@ -250,6 +250,29 @@ def test_baseline_asks_on_a_terminal(
     assert (unchanged, iterable.project.requests) == (entered, [])
 
 
+def test_baseline_before_enters_only_older_events_and_the_next_run_sends_the_rest(
+    program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    times = ("2025-12-31 23:59:59", "2026-01-01 00:00:00", "2026-01-13 08:00:00")
+    make_table(tmp_path / "users.db", "email,page,event_time", [("ada@example.com", each, each) for each in times])
+    use_query(program, "SELECT email, page, event_time FROM rows WHERE event_time >= :since")
+    run = program.run("--baseline", "--before", "2026-01-01", "--yes")
+    assert (run.code, run.results["status"], iterable.project.requests) == (0, "baseline", [])
+    assert (run.counts("users"), run.counts("events")) == ({"not_attempted": 1}, {"not_attempted": 2, "unchanged": 1})
+    assert "1 user and 2 events left to the next run" in run.results["reason"]
+    assert (run.results["failures_total"], run.results["failures"], run.results["reasons"]) == (0, [], [])
+    assert run.results["since"]["mark_moved"] is False
+    run = program.run()
+    assert (run.code, run.counts("users"), run.counts("events")) == (
+        0, {"delivered": 1}, {"delivered": 2, "unchanged": 1},
+    )  # fmt: skip
+
+
+def test_before_needs_baseline(program: Program, sample: Path) -> None:
+    run = program.run("--before", "2026-01-01")
+    assert (run.code, "needs --baseline" in run.err) == (2, True)
+
+
 # :since ---------------------------------------------------------------------------------------------------------------
 
 SINCE_QUERY = (
