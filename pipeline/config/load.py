@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from pipeline.config.env_file import read_env_file
 from pipeline.config.fields import EVERY_OTHER
-from pipeline.config.parsers import LOOPBACK_HOSTS, OFFICIAL_HOSTS, is_placeholder
-from pipeline.config.settings import SETTINGS, Settings
+from pipeline.config.parsers import LOOPBACK_HOSTS, OFFICIAL_HOSTS, content_of, is_placeholder
+from pipeline.config.settings import SECRET_FILES, SETTINGS, Settings
 from pipeline.model.exits import ExitCode, RunError
 
+LINE_BREAKS_TO_SPACES = str.maketrans("\r\n\t", "   ")
 QUOTES = "\"'`“”‘’„‚«»"
 
 
@@ -39,16 +40,10 @@ def load_settings(
     is not read, and DATABASE_URL may be missing. must_exist: `env_file` was named by the user, so it has to be there.
     """
     file = read_env_file(env_file, must_exist)
-    texts = {name: text.strip() for name, text in file.texts.items() if name in SETTINGS}
-    for name in SETTINGS.keys() & environment.keys():
-        text = environment[name].strip()
-        if text or SETTINGS[name].may_be_blank:
-            texts[name] = text
-    if sandbox:
-        texts = {name: text for name, text in texts.items() if not _is_left_out_of_sandbox(name, text)}
-    problems = list(file.problems)
+    texts, unread = _texts(file.texts, environment, sandbox)
+    problems = [*file.problems, *unread.values()]
     values: dict[str, Any] = {}
-    for name in SETTINGS:
+    for name in (each for each in SETTINGS if each not in unread):
         try:
             values[name] = _value(name, texts)
         except ValueError as problem:
@@ -57,12 +52,40 @@ def load_settings(
         problems += _missing(values) + _strange_host(values)
     problems += _contradictions(values)
     given = frozenset(name for name, text in texts.items() if text)
-    places = {name: f"Line {line} of {file.path}" for name, line in file.lines.items() if name not in SETTINGS}
+    places = {name: f"Line {line} of {file.path}" for name, line in file.lines.items() if not _is_known(name)}
     if problems:
-        elsewhere = {name: f"{name} in the environment" for name in environment if name not in SETTINGS}
+        elsewhere = {name: f"{name} in the environment" for name in environment if not _is_known(name)}
         raise SettingsError([*problems, *_unknown(places, given), *_misspelt(elsewhere, given)])
     warnings = (*file.warnings, *_misspelt(places, given))
     return Settings(**{name.lower(): value for name, value in values.items()}, given=given, warnings=warnings)
+
+
+def _texts(
+    file: Mapping[str, str], environment: Mapping[str, str], sandbox: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What each setting says, the environment over the file `.env`, and secrets from files of their own; and, for each
+    secret whose file can't be used, a sentence about it."""
+    known = SETTINGS.keys() | SECRET_FILES.keys()
+    texts = {name: text.strip() for name, text in file.items() if name in known}
+    for name in known & environment.keys():
+        text = environment[name].strip()
+        if text or (name in SETTINGS and SETTINGS[name].may_be_blank):
+            texts[name] = text
+    unread: dict[str, str] = {}
+    for file_name, name in SECRET_FILES.items():
+        path = texts.pop(file_name, "")
+        if not path or (sandbox and not SETTINGS[name].in_sandbox):
+            continue
+        if texts.get(name):
+            unread[name] = f"{name} and {file_name} are both set; remove one of them."
+            continue
+        try:
+            texts[name] = content_of(path)
+        except ValueError as problem:
+            unread[name] = f"{file_name} {problem}."
+    if sandbox:
+        texts = {name: text for name, text in texts.items() if not _is_left_out_of_sandbox(name, text)}
+    return texts, unread
 
 
 def _is_left_out_of_sandbox(name: str, text: str) -> bool:
@@ -76,6 +99,8 @@ def _value(name: str, texts: Mapping[str, str]) -> Any:
     text = texts.get(name, "")
     if not text and not (setting.may_be_blank and name in texts):
         return setting.parse(setting.default) if setting.default is not None else None
+    if setting.may_span_lines:
+        text = text.translate(LINE_BREAKS_TO_SPACES)
     if not text.isprintable():
         raise ValueError(
             "has a line break, an invisible character or bytes that are not valid UTF-8 in it; type it again"
@@ -85,6 +110,10 @@ def _value(name: str, texts: Mapping[str, str]) -> Any:
     return setting.parse(text)
 
 
+def _is_known(name: str) -> bool:
+    return name in SETTINGS or name in SECRET_FILES
+
+
 def _misspelt(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
     """A sentence for each unknown name that looks like a setting which is not set. `places` says where each stands; the
     name itself is not quoted, since in a file it may be a piece of a secret that was pasted into a line of its own."""
@@ -92,7 +121,7 @@ def _misspelt(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
     return [
         f"{places[name]}: unknown setting; did you mean {setting}?"
         for name, setting in meant.items()
-        if setting and setting not in given
+        if setting and SECRET_FILES.get(setting, setting) not in given
     ]
 
 
@@ -101,7 +130,7 @@ def _unknown(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
     sentences = []
     for name, place in places.items():
         setting = _meant_by(name)
-        if setting in given:
+        if SECRET_FILES.get(setting, setting) in given:
             sentences.append(f"{place}: unknown setting; it is like {setting}, which is set elsewhere.")
         elif setting:
             sentences += _misspelt({name: place}, given)
@@ -111,7 +140,7 @@ def _unknown(places: Mapping[str, str], given: frozenset[str]) -> list[str]:
 
 
 def _meant_by(name: str) -> str:
-    return "".join(get_close_matches(name.upper(), SETTINGS, n=1, cutoff=0.8))
+    return "".join(get_close_matches(name.upper(), [*SETTINGS, *SECRET_FILES], n=1, cutoff=0.8))
 
 
 # What no setting can be checked for alone. Each takes the values that could be parsed, and returns problems. ---------

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent  # the folder of main.py
 OFFICIAL_HOSTS = ("api.iterable.com", "api.eu.iterable.com")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 MAX_QUOTED_CHARS = 24
+MAX_SECRET_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,25 @@ def existing_path(value: str) -> Path:
     if not _is_there(named.exists):
         raise ValueError(f"names {named}, which does not exist")
     return named
+
+
+def content_of(value: str) -> str:
+    """What the file holds that `value` names, less one line break at its end, as `echo` and editors leave it."""
+    named = path(value)
+    try:
+        with named.open("rb") as file:
+            content = file.read(MAX_SECRET_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"names {named}, which is not a text file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        raise ValueError(f"names {named}, which can't be read ({reason})") from None
+    if len(content) > MAX_SECRET_BYTES:
+        raise ValueError(f"names {named}, which is larger than {MAX_SECRET_BYTES // 1024} KiB")
+    if not text.strip():
+        raise ValueError(f"names {named}, which is empty")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _is_there(check: Callable[[], bool]) -> bool:

@@ -32,6 +32,7 @@ class Setting:
     is_secret: bool = False
     in_sandbox: bool = True  # else a sandbox run takes it from the stand-in, so that no real key is used
     may_be_blank: bool = False  # blank says something other than the default
+    may_span_lines: bool = False
     placeholder: str = ""  # what .env.example has in its place
 
 
@@ -115,6 +116,7 @@ class Settings:
         'Options for the driver of a database server, as a JSON object such as `{"connect_timeout": 10}`; kept secret '
         "like a password.",
         is_secret=True,
+        may_span_lines=True,
     )
     user_fields: tuple[FieldMap, ...] = _setting(
         "first_name,last_name,plan_type,candidate",
@@ -356,6 +358,9 @@ class Settings:
 SETTINGS: dict[str, Setting] = {
     each.name.upper(): each.metadata["setting"] for each in fields(Settings) if "setting" in each.metadata
 }
+
+
+SECRET_FILES = {f"{name}_FILE": name for name, setting in SETTINGS.items() if setting.is_secret}
 
 
 def _names_secret(option: str) -> bool:

@@ -19,7 +19,8 @@ HEADER = """\
 #
 # Two settings are needed. Each of the others is shown with its default; to change it, remove the # before its name.
 # Variables of the environment win over this file, and an empty value counts as not set. A value is taken to the letter:
-# ${NAME} is not replaced. Relative paths start from the folder of main.py.
+# ${NAME} is not replaced. Relative paths start from the folder of main.py. Each secret can come from a file of its own
+# instead, named by ITERABLE_API_KEY_FILE, DATABASE_URL_FILE and so on.
 """
 
 

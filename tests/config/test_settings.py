@@ -404,7 +404,8 @@ def test_quotes_that_the_environment_keeps_are_told(name: str, quoted: str) -> N
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 @pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "a\0b", "a\x1bb", "a\u200bb", "a\u00a0b", "caf\udce9"])
 def test_unseen_characters_are_told(name: str, text: str) -> None:
-    assert problem_of(name, text) == f"{name} {UNSEEN}"
+    problem = OBJECT if SETTINGS[name].may_span_lines and "\n" in text else UNSEEN
+    assert problem_of(name, text) == f"{name} {problem}"
 
 
 # Where the key goes -----------------------------------------------------------------------------------------------
@@ -669,6 +670,91 @@ def message_of(environment: dict[str, str]) -> str:
     except SettingsError as error:
         return str(error)
     return ""
+
+
+# Secrets from files -----------------------------------------------------------------------------------------------
+
+BY_NAME = {
+    "ITERABLE_API_KEY": KEY,
+    "ITERABLE_JWT_SECRET": SECRET,
+    "DATABASE_URL": "postgresql+psycopg://ada:p%40ss@db.example.com/x",
+    "DATABASE_OPTIONS": '{\n\t"sslmode": "require"\r\n}',
+    "HEARTBEAT_URL": "https://hc-ping.com/5a4f",
+    "ITERABLE_PROXY": "http://user:pw@proxy:3128",
+}
+
+
+def secret_files(folder: Path, contents: dict[str, str], end: str = "\n") -> dict[str, str]:
+    """The settings that name a file for each secret."""
+    for name, content in contents.items():
+        (folder / name).write_bytes(f"{content}{end}".encode())
+    return {f"{name}_FILE": str(folder / name) for name in contents}
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_each_secret_can_come_from_a_file(tmp_path: Path, end: str) -> None:
+    settings = load_settings(tmp_path / ".env", secret_files(tmp_path, BY_NAME, end))
+    expected = BY_NAME | {"DATABASE_OPTIONS": {"sslmode": "require"}}
+    assert {name: getattr(settings, name.lower()) for name in BY_NAME} == expected
+    assert settings.given == BY_NAME.keys()
+    assert {KEY, SECRET, "p@ss", "pw"} <= set(settings.secrets())
+
+
+def test_a_secret_that_is_named_in_env_comes_from_its_file_too(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    path = env_file(tmp_path, f"ITERABLE_API_KEY_FILE={tmp_path}/key\nDATABASE_URL=sqlite:///users.db\n")
+    assert load_settings(path, {}).iterable_api_key == KEY
+
+
+@pytest.mark.parametrize("in_file", ["ITERABLE_API_KEY", "ITERABLE_API_KEY_FILE"])
+def test_a_secret_and_its_file_are_not_both_taken(tmp_path: Path, in_file: str) -> None:
+    both = {"ITERABLE_API_KEY": SECRET} | secret_files(tmp_path, {"ITERABLE_API_KEY": KEY})
+    path = env_file(tmp_path, f"{in_file}={both.pop(in_file)}\n")
+    assert problems_of(path, {"DATABASE_URL": "sqlite:///users.db"} | both) == [
+        "ITERABLE_API_KEY and ITERABLE_API_KEY_FILE are both set; remove one of them."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "which is empty."),
+        (b"\n", "which is empty."),
+        (b"\xff\xfe", "which is not a text file in UTF-8."),
+        (b"k" * 70_000, "which is larger than 64 KiB."),
+        (None, "which can't be read (No such file or directory)."),
+    ],
+)
+def test_a_file_that_can_not_be_a_secret_is_named_and_nothing_of_it_is_shown(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    environment = {"ITERABLE_API_KEY_FILE": str(path), "DATABASE_URL": "sqlite:///users.db"}
+    assert problems_of(tmp_path / ".env", environment) == [f"ITERABLE_API_KEY_FILE names {path}, {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(f"{KEY}\n\n", UNSEEN), (f"{KEY} \n", KEY_PROBLEM[17:]), ("your_api_key_here\n", PLACEHOLDER)],
+)
+def test_what_a_file_holds_is_checked_as_if_it_stood_in_env(tmp_path: Path, content: str, problem: str) -> None:
+    environment = {"DATABASE_URL": "sqlite:///users.db"} | secret_files(tmp_path, {"ITERABLE_API_KEY": content}, "")
+    assert problems_of(tmp_path / ".env", environment) == [f"ITERABLE_API_KEY {problem}"]
+
+
+def test_a_sandbox_run_reads_no_file_of_a_real_key(tmp_path: Path) -> None:
+    named = {f"{name}_FILE": "/nonexistent" for name in BY_NAME if not SETTINGS[name].in_sandbox}
+    assert load_settings(tmp_path / ".env", named, sandbox=True).iterable_api_key is None
+
+
+def test_a_misspelt_name_of_a_file_is_told(tmp_path: Path) -> None:
+    problems = problems_of(tmp_path / ".env", {"DATABASE_URL": "sqlite:///a.db", "ITERABLE_API_KEYFILE": "/run/key"})
+    assert problems == [
+        NO_KEY,
+        "ITERABLE_API_KEYFILE in the environment: unknown setting; did you mean ITERABLE_API_KEY_FILE?",
+    ]
 
 
 # A sandbox run ----------------------------------------------------------------------------------------------------
