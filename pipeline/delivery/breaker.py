@@ -1,10 +1,10 @@
 """The circuit breaker between the run and Iterable: whether calls may go out, wait, or are over.
 
-The workers ask it before each call and tell it what came of the call; the client waits through it. It opens when
-several calls in a row have failed, whichever records they were about: then nothing leaves any more, nor do further
-attempts of calls that have begun. The delivery tries a record that has not failed before, a probe. Where that is
-accepted, the failures were their records' own, and the breaker closes. Where there is none to try, the calls that have
-begun come to their end. What a failure counts stands in `ending.POLICIES`.
+The workers ask it before each call and report the outcome to it; the client waits through it. It opens when several
+calls in a row have failed, whichever records they were about: then nothing leaves any more, nor do further attempts of
+calls that have begun. The delivery tries a record that has not failed before, a probe. Where that is accepted, the
+failures were their records' own, and the breaker closes. Where there is none to try, the calls that have begun come to
+their end. How much a failure counts stands in `failure_policy.POLICIES`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from iterable_client import Abandoned, Failure
+from pipeline.delivery.patience import RunPatience
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.failure_policy import GO_ON, POLICIES, stopped_by
 from pipeline.model.records import Kind
 
-MOST_PATIENCE = 64
 PART_COUNTS = 0.25  # the parts of one batch say little that the batch has not said; but there may be many of them
-ALMOST_ONE = 0.999  # thirds and fifths do not always add up to 1
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,15 @@ class _Failed:
 
 
 class Turn:
-    """A worker's turn with one batch: asked before each of its calls, and told of each answer."""
+    """A worker's turn with one batch: it asks before each of its calls, and reports each answer. Only the worker's own
+    thread uses it."""
 
     def __init__(self, breaker: Breaker, kind: Kind, is_probe: bool) -> None:
         self.kind = kind
         self.is_probe = is_probe
         self.is_failing = False  # an attempt of the present call has failed
-        self.is_part = False
-        self.counted_at: int | None = None
+        self._is_part = False
+        self._counted_at: int | None = None  # the breaker's closings when the present call was counted as failed
         self._breaker = breaker
 
     def may_call(self, *, is_part: bool = False) -> bool:
@@ -50,7 +50,7 @@ class Turn:
 
         is_part: it is about a part of a batch that has failed.
         """
-        self.is_failing, self.counted_at, self.is_part = False, None, is_part
+        self.is_failing, self._counted_at, self._is_part = False, None, is_part
         return self._breaker.wait_for_turn(self)
 
     def may_divide(self, *, waits: bool) -> bool:
@@ -60,9 +60,24 @@ class Turn:
         """
         return self._breaker.wait_for_success(self) if waits else self._breaker.has_accepted
 
+    def attempt_failed(self, text: str) -> None:
+        """Another attempt of the present call is to follow."""
+        self.is_failing = True
+        self._count(Failure.UNACKNOWLEDGED, text)
+
     def answered(self, failure: Failure | None, message: str = "") -> None:
         """What came of the call; None for a success."""
-        self._breaker.take_in(self, failure, message)
+        if failure is None:
+            self._breaker.note_success(is_probe=self.is_probe)
+        elif failure is Failure.REJECTED:
+            self._breaker.note_refusal()
+        elif failure is not Failure.ABANDONED:
+            self._count(failure, message)
+
+    def _count(self, failure: Failure, message: str) -> None:
+        weight = PART_COUNTS if self._is_part else 1.0
+        failed = _Failed(failure, message, self.kind)
+        self._counted_at = self._breaker.count(failed, weight, counted_at=self._counted_at)
 
 
 class Breaker:
@@ -74,7 +89,7 @@ class Breaker:
         self.has_accepted = False  # Iterable has accepted something in this run
         self.in_a_row = 0  # calls that failed since the last success
         self.closings = 0  # how often something has shown that Iterable answers
-        self.on_wait: Callable[[str], None] = lambda text: None  # is told what the client waits for, from any thread
+        self.on_wait: Callable[[str], None] = lambda text: None  # called from any thread with what the client waits for
         self._change = threading.Condition()
         self._stopping = threading.Event()
         self._turns = threading.local()
@@ -83,8 +98,7 @@ class Breaker:
         self._lets_begun_end = False
         self._slots = threading.Lock()
         self._pacing: Counter[Kind] = Counter()
-        self._strain = 0.0  # 1 opens it, or as much as `_patience` says
-        self._patience = 1
+        self._patience = RunPatience()
         self._last = _Failed(Failure.ABANDONED, "", Kind.USER)
 
     # For the delivery -----------------------------------------------------------------------------------------
@@ -151,38 +165,43 @@ class Breaker:
         self._block(turn, lambda: self.has_accepted and not self.is_open)
         return not self.is_stopping
 
-    def take_in(self, turn: Turn, failure: Failure | None, message: str) -> None:
-        if failure is None:
-            if self._strain or self.is_open or not self.has_accepted:
-                with self._change:
-                    self.has_accepted = True
-                    self._patience = min(self._patience * 2, MOST_PATIENCE) if turn.is_probe else 1
-                    self._close()
-        elif failure is Failure.REJECTED:  # Iterable has read it
-            if self._strain or self.is_open:
-                self.close()
-        elif failure is not Failure.ABANDONED:
+    def note_success(self, *, is_probe: bool) -> None:
+        """Iterable has accepted something."""
+        if not self._patience.is_calm or self.is_open or not self.has_accepted:
             with self._change:
-                self._count(turn, _Failed(failure, message, turn.kind))
+                self.has_accepted = True
+                self._patience.succeed(is_probe=is_probe)
+                self._close()
+
+    def note_refusal(self) -> None:
+        """Iterable has read a call, and accepted nothing of it."""
+        if not self._patience.is_calm or self.is_open:
+            self.close()
+
+    def count(self, failed: _Failed, weight: float, *, counted_at: int | None) -> int | None:
+        """A call has failed; it counts once, also where all of its attempts fail, unless it was closed in between.
+
+        counted_at: what this has returned for the same call before. weight: of 1, for a part of a call.
+        """
+        with self._change:
+            if self.must_end_run():
+                return counted_at
+            self._last = failed
+            policy = POLICIES[failed.failure]
+            if counted_at != self.closings:
+                self.in_a_row += 1
+                self._patience.fail(weight / policy.ends_run_after)
+            if self._patience.is_over or policy.ends_run_at_once:
+                self.is_open = True
+                self._change.notify_all()
+            return self.closings
 
     def _close(self) -> None:
         if not self.must_end_run():
-            self._strain, self.in_a_row, self.is_open, self._lets_begun_end = 0.0, 0, False, False
+            self._patience.begin_anew()
+            self.in_a_row, self.is_open, self._lets_begun_end = 0, False, False
             self.closings += 1
         self._change.notify_all()
-
-    def _count(self, turn: Turn, failed: _Failed) -> None:
-        """A call counts once, also where all of its attempts fail."""
-        if self.must_end_run():
-            return
-        self._last = failed
-        if turn.counted_at != self.closings:
-            turn.counted_at = self.closings
-            self.in_a_row += 1
-            self._strain += (PART_COUNTS if turn.is_part else 1) / POLICIES[failed.failure].ends_run_after
-        if self._strain >= self._patience * ALMOST_ONE or POLICIES[failed.failure].ends_run_at_once:
-            self.is_open = True
-            self._change.notify_all()
 
     def _block(self, turn: Turn, until: Callable[[], bool], *, has_begun: bool = False) -> None:
         with self._change:
@@ -237,9 +256,7 @@ class Breaker:
         self.on_wait(text)
         turn = self._turn()
         if turn is not None:
-            with self._change:
-                turn.is_failing = True
-                self._count(turn, _Failed(Failure.UNACKNOWLEDGED, text, turn.kind))
+            turn.attempt_failed(text)
 
     def _turn(self) -> Turn | None:
         return getattr(self._turns, "now", None)

@@ -7,7 +7,6 @@ Of one user there is never more than one batch of events under way, so that they
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sqlite3
@@ -19,35 +18,32 @@ from typing import Protocol
 
 from iterable_client import Failure
 from pipeline.delivery.breaker import Breaker
+from pipeline.delivery.bulk_answers import Settled
+from pipeline.delivery.commits import CommitBuffer
+from pipeline.delivery.dropped_fields import DroppedFields
 from pipeline.delivery.failure_history import note_failures
 from pipeline.delivery.feed import Batch, Feed
+from pipeline.delivery.in_flight import InFlight
 from pipeline.delivery.modes import Mode
-from pipeline.delivery.senders import Sender, Settled
-from pipeline.delivery.workers import GATHER_S, Report, Workers
+from pipeline.delivery.probe import Probes
+from pipeline.delivery.senders import Sender
+from pipeline.delivery.workers import GATHER_S, BatchReport, Workers
 from pipeline.ledger.ledger import Ledger
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.failure_policy import GO_ON
-from pipeline.model.records import FailedRecord, Kind, Outcome, Record
+from pipeline.model.records import FailedRecord, Kind, Outcome
 from pipeline.model.text import counted
-from pipeline.stage.pages import size_of
 from pipeline.stage.stage import Stage
 
 logger = logging.getLogger("pipeline.delivery")
 
-WAITING_BATCHES = 4  # ready for the next worker that is free; more would only take memory
-MAX_BYTES_UNDER_WAY = 12_000_000  # with those that wait; each is in memory three times while it is sent
-MAX_BLOCKED = 5  # batches that failed while Iterable has accepted nothing yet
-PROBES = 2  # before the run stops, as the first record may be a bad one, too; both take some 7 s where all is lost
-RECORDS_PER_COMMIT = 2000
-BYTES_PER_COMMIT = 4_000_000
-SECONDS_PER_COMMIT = 0.5
 GRACE_S = 5.0  # for what is under way when the run stops
 TICK_S = 0.1
 MOMENT_S = 0.002
 
 
 class Progress(Protocol):
-    """Is told how far the delivery is. `waiting` may be called from any thread."""
+    """Shows how far the delivery is. `waiting` may be called from any thread."""
 
     def start(self, totals: dict[Kind, int]) -> None: ...
     def advance(self, kind: Kind, count: int) -> None: ...
@@ -111,21 +107,15 @@ class Delivery:
         self._query = query
         self._clock = clock
         self._workers = Workers(sender, breaker, mode.workers, gather_s=0.0 if mode.is_bulk else GATHER_S)
-        self._fields = _Fields(watched_fields or {})
+        self._fields = DroppedFields(watched_fields or {})
         self._stop: Ending | None = None
         self._gave_up_on_late = False
         self._deadline = math.inf
         self._feed: Feed  # of the present pass
-        self._under_way: dict[Kind, list[Batch]] = {kind: [] for kind in Kind}
-        self._busy: set[str] = set()  # the last user of each batch of events under way
-        self._bytes_under_way = 0
-        self._room = dict.fromkeys(Kind, 1)
-        self._left = dict.fromkeys(Kind, 0)  # records that the progress was not told of
-        self._probes = 0
-        self._known_good: Record | None = None  # one that Iterable has accepted in this run
-        self._accepted: list[Record] = []
-        self._accepted_bytes = 0
-        self._committed_at = clock()
+        self._in_flight = InFlight(mode, breaker)
+        self._probes = Probes(self._in_flight, breaker, mode)
+        self._commits = CommitBuffer(ledger, stage, clock)
+        self._left = dict.fromkeys(Kind, 0)  # records that the progress does not count yet
         self._updated_users_at: float | None = None
         self._held = 0
         self._is_second_try = False
@@ -158,7 +148,7 @@ class Delivery:
         if self._stop is not None:
             return
         self._feed = Feed(self._stage, self._ledger, self._mode, late=late)
-        while self._stop is None and (self._count_under_way() or self._breaker.is_open or not self._feed.is_done()):
+        while self._stop is None and (self._in_flight or self._breaker.is_open or not self._feed.is_done()):
             if self._submit_what_may_leave():
                 self._take_in_reports(MOMENT_S)
             elif self._nothing_moves():
@@ -166,57 +156,32 @@ class Delivery:
             else:
                 self._take_in_reports()
         self._drain()
-        self._commit()
+        self._commits.commit()
 
     # What goes out --------------------------------------------------------------------------------------------
 
     def _submit_what_may_leave(self) -> bool:
         """Whether anything did."""
-        before = self._count_under_way()
+        before = len(self._in_flight)
         for kind in Kind:
             for _ in range(self._mode.prefetch):  # the workers need a moment to show whether more are of use
-                batch = self._feed.take(kind, self._busy) if self._has_room(kind) else None
+                batch = self._feed.take(kind, self._in_flight.busy) if self._in_flight.has_room(kind) else None
                 if batch is None:
                     break
                 self._submit(batch)
-        return self._count_under_way() > before
-
-    def _has_room(self, kind: Kind) -> bool:
-        """The first batch goes alone until Iterable has read it, as a wrong key then costs one request; the first one
-        of each kind, too, as new fields are then created once. Then as many as the mode allows: half of them, as long
-        as the other kind has some."""
-        if self._breaker.is_open or self._breaker.count_blocked() >= MAX_BLOCKED or self._stop is not None:
-            return False
-        if self._bytes_under_way >= MAX_BYTES_UNDER_WAY or self._breaker.count_pacing(kind) >= self._mode.prefetch:
-            return False
-        moving = len(self._under_way[kind]) - self._breaker.count_blocked(kind)
-        if max(self._room.values()) == 1:
-            moving = self._count_under_way() - self._breaker.count_blocked()
-        return moving < min(self._room[kind], self._share(kind))
-
-    def _share(self, kind: Kind) -> int:
-        workers = self._mode.workers
-        if any(batches for other, batches in self._under_way.items() if other is not kind):
-            workers = max(workers // 2, 1)
-        return workers + WAITING_BATCHES
+        return len(self._in_flight) > before
 
     def _submit(self, batch: Batch) -> None:
-        self._under_way[batch.kind].append(batch)
-        self._bytes_under_way += batch.size
-        if batch.kind is Kind.EVENT:
-            self._busy.add(batch.last_identity)
+        self._in_flight.add(batch)
         try:
             if batch.is_probe:
                 self._workers.submit_probe(batch)
             else:
-                self._workers.submit(batch, self._count_under_way())
-        except RuntimeError as error:  # so Python says it
+                self._workers.submit(batch, len(self._in_flight))
+        except RuntimeError as error:  # raised when no thread can be started
             self._begin_stop(Ending(ExitCode.TEMPORARY, f"The system refuses to start a thread ({error}). {GO_ON}"))
             if batch.is_probe:
                 self._finish(batch)
-
-    def _count_under_way(self) -> int:
-        return sum(map(len, self._under_way.values()))
 
     # When Iterable seems to be gone ---------------------------------------------------------------------------
 
@@ -227,40 +192,20 @@ class Delivery:
         waiting = self._breaker.count_blocked()
         if self._breaker.is_open or waiting >= self._workers.count():
             waiting += self._workers.count_queued()
-        return waiting >= self._count_under_way() and (self._breaker.is_open or waiting > 0)
+        return waiting >= len(self._in_flight) and (self._breaker.is_open or waiting > 0)
 
     def _probe_or_stop(self) -> None:
         """Find out whether the records are to blame for the last failures: try one that has not failed before."""
-        probe = self._find_probe() if self._probes < PROBES else None
+        probe = self._probes.next(self._feed)
         if probe is not None:
-            self._probes += 1
             self._submit(probe)
-        elif (not self._probes and self._breaker.let_begun_calls_end()) or not self._nothing_moves():
+        elif (not self._probes.have_been_used and self._breaker.let_begun_calls_end()) or not self._nothing_moves():
             self._take_in_reports()  # what comes of them is all that can be found out
         elif self._breaker.has_accepted or not self._feed.is_late:
             self._begin_stop(self._breaker.verdict())
         else:
             self._begin_stop(self._breaker.verdict_on_late())
             self._gave_up_on_late = True
-
-    def _find_probe(self) -> Batch | None:
-        """One record: of the kind that fails if there is one, else of the other kind, else one that was accepted
-        already, as to send it again changes nothing. Nothing else left: one of a failed batch, alone."""
-        if not self._feed.is_late:
-            for kind in sorted(Kind, key=lambda each: each is not self._breaker.failing_kind):
-                batch = self._feed.take(kind, self._busy, one=True)
-                if batch is not None:
-                    batch.is_probe = True
-                    return batch
-        record = self._known_good or self._one_of_failed_batch()
-        return Batch([record], is_probe=True, is_repeat=True) if record is not None else None
-
-    def _one_of_failed_batch(self) -> Record | None:
-        blocked = [batch for batches in self._under_way.values() for batch in batches if len(batch.records) > 1]
-        if not blocked or not self._mode.is_bulk:
-            return None
-        records = blocked[0].records
-        return records[self._probes * len(records) // PROBES]
 
     def _begin_stop(self, stop: Ending) -> None:
         if self._stop is None:
@@ -283,22 +228,23 @@ class Delivery:
         """Take in what is reported, if something is within this time, and see whether the run has to stop."""
         for report in self._workers.reports(timeout_s):
             self._take_in(report)
-        if self._is_time_to_commit():
-            self._commit()
+        if self._commits.is_due():
+            self._commits.commit()
         if self._breaker.must_end_run():
             self._begin_stop(self._breaker.verdict())
         ending = self._interrupted()
         if ending is not None:
             self._begin_stop(ending)
 
-    def _take_in(self, report: Report) -> None:
+    def _take_in(self, report: BatchReport) -> None:
         if report.bug is not None:
             self._abandon(report.batch, "Its request was not brought to an end because of a bug.")
             raise report.bug
         if report.settled is None:
             self._finish(report.batch)
         elif report.batch.is_repeat:
-            self._probes = 0 if _was_read(report.settled) else self._probes
+            if _was_read(report.settled):
+                self._probes.note_read()
         else:
             self._settle(report.batch, report.settled)
 
@@ -311,22 +257,20 @@ class Delivery:
         if settled.unknown:
             self._note_unknown(settled.unknown)
         if _was_read(settled):
-            self._probes = 0
-            self._room[batch.kind] = self._mode.workers + WAITING_BATCHES
+            self._probes.note_read()
+            self._in_flight.allow_many(batch.kind)
         self._advance(batch.kind, len(settled.delivered) + len(settled.failed) + len(settled.unknown))
 
     def _advance(self, kind: Kind, count: int) -> None:
-        """What is sent twice, as its user was not known, is told once."""
+        """What is sent twice, as its user was not known, counts once."""
         count = min(count, self._left[kind])
         if count:
             self._left[kind] -= count
             self._progress.advance(kind, count)
 
     def _note_delivered(self, kind: Kind, settled: Settled) -> None:
-        self._accepted += settled.delivered
-        self._accepted_bytes += size_of(settled.delivered)
-        if self._known_good is None or (kind is Kind.USER and self._known_good.kind is Kind.EVENT):
-            self._known_good = settled.delivered[0]
+        self._commits.add(settled.delivered)
+        self._probes.note_accepted(settled.delivered[0])
         if kind is Kind.USER:
             self._updated_users_at = self._clock()
         if self._mode.is_bulk:
@@ -340,21 +284,16 @@ class Delivery:
             self._held += len(unknown)
 
     def _finish(self, batch: Batch) -> None:
-        self._under_way[batch.kind].remove(batch)
-        self._bytes_under_way -= batch.size
-        if batch.is_repeat:
-            return
-        if batch.kind is Kind.EVENT:
-            self._busy.discard(batch.last_identity)
-        else:
+        self._in_flight.remove(batch)
+        if batch.kind is Kind.USER and not batch.is_repeat:
             self._feed.settle(batch)
 
     def _drain(self) -> None:
         """Wait for what is under way; after a stop not longer than GRACE_S, or not at all."""
-        while self._count_under_way() and (self._may_wait() or self._workers.has_reports()):
+        while self._in_flight and (self._may_wait() or self._workers.has_reports()):
             self._take_in_reports()
         when = "before the run was stopped at once" if self._is_urgent() else f"within {GRACE_S:g} s after the stop"
-        for batch in [batch for batches in self._under_way.values() for batch in batches]:
+        for batch in list(self._in_flight):
             self._abandon(batch, f"No answer came {when}.")
 
     def _may_wait(self) -> bool:
@@ -369,22 +308,6 @@ class Delivery:
         self._stage.note(
             [FailedRecord(each.kind, each.row, each.identity, *rest) for each in attempted], is_blamed=False
         )
-
-    def _is_time_to_commit(self) -> bool:
-        return (
-            len(self._accepted) >= RECORDS_PER_COMMIT
-            or self._accepted_bytes >= BYTES_PER_COMMIT
-            or self._clock() - self._committed_at > SECONDS_PER_COMMIT
-        )
-
-    def _commit(self) -> None:
-        """Enter what was accepted, so that no later run sends it again."""
-        if self._accepted:
-            self._stage.note_delivered(self._accepted)
-            self._ledger.accept(self._accepted)
-            self._ledger.commit()
-            self._accepted, self._accepted_bytes = [], 0
-        self._committed_at = self._clock()
 
     # The end --------------------------------------------------------------------------------------------------
 
@@ -415,11 +338,11 @@ class Delivery:
         """Whatever has ended the run: take in what is still answered, and enter what is known."""
         self._halt()
         self._workers.close()
-        while self._count_under_way():
+        while self._in_flight:
             with suppress(Exception):  # the first one is on its way to the caller, or is the reason to stop
                 self._drain()
         with suppress(sqlite3.Error):
-            self._commit()
+            self._commits.commit()
         with suppress(sqlite3.Error):
             self._stage.give_up_held()
         with suppress(sqlite3.Error):
@@ -430,27 +353,3 @@ class Delivery:
 def _was_read(settled: Settled) -> bool:
     """Whether Iterable has read the request, whatever it thought of the records."""
     return settled.failure in (None, Failure.REJECTED)
-
-
-class _Fields:
-    """Fields that Iterable has dropped or created, and which of the watched ones got through."""
-
-    def __init__(self, watched: Mapping[Kind, Collection[str]]) -> None:
-        self._filtered_out: dict[Kind, set[str]] = {kind: set() for kind in Kind}
-        self._created: dict[Kind, set[str]] = {kind: set() for kind in Kind}
-        self._passed: dict[Kind, set[str]] = {kind: set() for kind in Kind}
-        self._watched = {kind: set(watched.get(kind, ())) for kind in Kind}
-
-    def take_in(self, kind: Kind, settled: Settled) -> None:
-        self._filtered_out[kind] |= settled.filtered_out_fields
-        self._created[kind] |= settled.created_fields
-        for name in self._watched[kind] - self._passed[kind] - settled.filtered_out_fields:
-            quoted = json.dumps(name.rpartition(".")[2], ensure_ascii=False).encode() + b":"
-            if any(quoted in record.payload for record in settled.delivered):
-                self._passed[kind].add(name)
-
-    def found(self) -> tuple[Mapping[Kind, frozenset[str]], ...]:
-        """Filtered out, created, passed."""
-        passed = {kind: self._passed[kind] - self._filtered_out[kind] for kind in Kind}
-        found = (self._filtered_out, self._created, passed)
-        return tuple({kind: frozenset(names) for kind, names in each.items()} for each in found)

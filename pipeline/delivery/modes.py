@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 
-from pipeline.config import Settings
-
 BULK_ABOVE = 100  # pending records, for PUSH_MODE=auto
 MAX_RECORDS_A_BATCH = 1000
 MAX_BYTES_A_BATCH = 3_500_000  # Iterable allows 4 MB in bulk, and does not say whether that is 4,000,000 bytes or more
@@ -47,11 +45,14 @@ def bulk_mode(workers: int | None) -> Mode:
     return Mode("bulk", workers or 16, MAX_RECORDS_A_BATCH, MAX_BYTES_A_BATCH, True, endpoints)
 
 
-def choose_mode(settings: Settings, pending: int) -> Mode:
-    """The one path of a run with so many pending records. JWT-enabled keys can't call the bulk endpoints [keys]."""
-    wants_bulk = settings.push_mode == "bulk" or (settings.push_mode == "auto" and pending > BULK_ABOVE)
-    make_mode = bulk_mode if wants_bulk and not settings.use_jwt_auth else single_mode
-    mode = make_mode(settings.max_workers)
+def choose_mode(push_mode: str, *, pending: int, use_jwt: bool, max_workers: int | None) -> Mode:
+    """The one path of a run with so many pending records. JWT-enabled keys can't call the bulk endpoints [keys].
+
+    push_mode: "single", "bulk" or "auto". max_workers: None lets the mode decide.
+    """
+    wants_bulk = push_mode == "bulk" or (push_mode == "auto" and pending > BULK_ABOVE)
+    make_mode = bulk_mode if wants_bulk and not use_jwt else single_mode
+    mode = make_mode(max_workers)
     return replace(mode, workers=min(mode.workers, most_connections()))
 
 

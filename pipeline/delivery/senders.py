@@ -1,51 +1,22 @@
 """A few records -> requests -> what became of each. Runs in the workers of `delivery`.
 
 `SingleSender` sends one record a request, `BulkSender` up to a thousand. Both yield a `Settled` whenever it is known
-what became of some records.
+what became of some records. What a bulk answer says of its records is read in `bulk_answers`.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from iterable.answers import BulkFailures, Failure, read_failures, read_indices
+from iterable.answers import Failure, read_indices
 from iterable_client import IterableClient
 from pipeline.delivery.breaker import Turn
+from pipeline.delivery.bulk_answers import Settled, read_bulk_answer, unacknowledged
+from pipeline.delivery.patience import BatchPatience, SplitPatience
 from pipeline.model.failure_policy import POLICIES, UNKNOWN_USER_CODES
-from pipeline.model.records import FailedRecord, Kind, Outcome, Record
-
-# A refused batch is taken apart to find the bad record: one in a thousand takes 10 refusals and 21 requests. Where so
-# many refusals come in a row, or so many requests are made for one batch, its parts are not divided any more, but each
-# is still sent. A batch without any success leaves half the patience, down to the least, for the batches after it.
-MAX_REFUSALS_IN_A_ROW = 63  # the batch and all its parts, down to a 32nd: 1 + 2 + 4 + 8 + 16 + 32
-MIN_REFUSALS_IN_A_ROW = 3  # the batch and its halves
-MAX_REQUESTS_A_BATCH = 400
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What became of some records. Those that are in none of the lists were not attempted.
-
-    unknown: refused because their user is not known, which may pass. failure: how their request failed, None if it did
-    not. message: the sentence for it.
-    """
-
-    delivered: Sequence[Record] = ()
-    failed: Sequence[FailedRecord] = ()
-    unknown: Sequence[FailedRecord] = ()
-    failure: Failure | None = None
-    message: str = ""
-    filtered_out_fields: frozenset[str] = frozenset()
-    created_fields: frozenset[str] = frozenset()
-
-    def rows(self) -> list[int]:
-        """The rows of all records that have found their end, or are to be tried once more."""
-        undelivered = (*self.failed, *self.unknown)
-        return [record.row for record in self.delivered] + [each.row for each in undelivered]
+from pipeline.model.records import FailedRecord, Kind, Record
 
 
 class Sender(Protocol):
@@ -85,42 +56,39 @@ class BulkSender:
 
     def __init__(self, client: IterableClient) -> None:
         self._client = client
-        self._patience = MAX_REFUSALS_IN_A_ROW  # shared by the workers; whose value wins does not matter
+        self._patience = SplitPatience()
 
     def send(self, records: Sequence[Record], turn: Turn) -> Iterator[Settled]:
         """Send the batch. Where it is refused as a whole, take out what the answer names, or else send its halves."""
         pieces = deque([list(records)])
-        patience = self._patience
-        requests = refusals = 0
-        while pieces and turn.may_call(is_part=requests > 0):
+        patience = BatchPatience(self._patience)
+        while pieces and turn.may_call(is_part=patience.has_begun):
             piece = pieces.popleft()
-            ok, answer = self._call(piece, is_part=requests > 0)
+            ok, answer = self._call(piece, is_part=patience.has_begun)
             if _never_left(ok, answer):
                 pieces.appendleft(piece)
                 continue
-            requests += 1
+            patience.count_request()
             if ok:
                 alone, settled = read_bulk_answer(piece, answer)
                 turn.answered(*_failure_in(settled))
                 pieces.extendleft([record] for record in reversed(alone))
+                patience.succeed()
                 yield settled
-                refusals, patience = 0, MAX_REFUSALS_IN_A_ROW
-                self._patience = patience
                 continue
             turn.answered(*_failure_of(ok, answer))
-            if refusals < patience and requests < MAX_REQUESTS_A_BATCH and _may_divide(piece, answer, turn):
+            if patience.may_divide and _may_divide(piece, answer, turn):
                 bad, smaller = _take_apart(piece, answer)
                 _put_back(pieces, smaller)
+                patience.refuse()
                 yield _settle_failure(bad, answer)
-                refusals += 1
             else:
                 yield _settle_failure(piece, answer, note=_NOT_ALONE if len(piece) > 1 and _blames(answer) else "")
                 if _ends_the_run(answer):
                     break
-        if pieces and requests:  # they were part of a request already
+        if pieces and patience.has_begun:  # they were part of a request already
             yield _settle_left(pieces)
-        if refusals >= patience:
-            self._patience = max(patience // 2, MIN_REFUSALS_IN_A_ROW)
+        patience.end()
 
     def _call(self, records: Sequence[Record], *, is_part: bool) -> tuple[bool, dict[str, Any]]:
         """Parts of a batch get one attempt, a record alone gets them all."""
@@ -179,113 +147,6 @@ def _put_back(pieces: deque[list[Record]], smaller: list[list[Record]]) -> None:
         pieces.extend(smaller)
 
 
-# Answer -> what became of each record ---------------------------------------------------------------------------------
-
-
-def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> tuple[list[Record], Settled]:
-    """An answer with counts and lists -> the records to send again one by one, and what became of the others.
-
-    The lists name users, who may have several records in the batch. As a rule all of a listed user's records have
-    failed. Where fewer failures are counted, sending each of them again alone tells which; it is safe, as their ids
-    stay the same. Where the counts agree with nothing, what is not named is unacknowledged.
-    """
-    failures = read_failures(answer)
-    if failures is None:
-        undelivered = [_unacknowledged(record, "its answer has no counts") for record in records]
-        return [], Settled(failed=undelivered, failure=Failure.UNREADABLE, message=undelivered[0].message)
-    blocked, listed, rest = _sort_out(records, failures)
-    named = len(listed)
-    alone: list[Record] = []
-    if not _adds_up(failures, len(records), named, len(blocked)):
-        named = _count_named(listed, failures)
-        listed, alone = _part_doubtful(listed, failures)
-    undelivered = [_refused_as_listed(record, failures) for record in listed]
-    failed = [each for each in undelivered if not _may_pass(each)]
-    failed += [_refused_as_blocked(record) for record in blocked]
-    delivered = rest
-    if not _adds_up(failures, len(records), named, len(blocked)):
-        problem = (
-            f"its answer counts {failures.success_count} successes and {failures.fail_count} failures "
-            f"of {len(records)} records, and names {named + len(blocked)}"
-        )
-        failed += [_unacknowledged(record, problem) for record in rest]
-        delivered = []
-    return alone, Settled(
-        delivered=delivered,
-        failed=failed,
-        unknown=[each for each in undelivered if _may_pass(each)],
-        filtered_out_fields=failures.filtered_out_fields,
-        created_fields=failures.created_fields,
-    )
-
-
-def _sort_out(records: Sequence[Record], failures: BulkFailures) -> tuple[list[Record], list[Record], list[Record]]:
-    """Records -> events with a disallowed name, records of users who are listed, all others."""
-    blocked, listed, rest = [], [], []
-    for record in records:
-        if failures.disallowed_event_names and _event_name(record) in failures.disallowed_event_names:
-            blocked.append(record)
-        elif record.identity in failures.listed:
-            listed.append(record)
-        else:
-            rest.append(record)
-    return blocked, listed, rest
-
-
-def _event_name(record: Record) -> str | None:
-    name = json.loads(record.payload).get("eventName")
-    return name if isinstance(name, str) else None
-
-
-def _adds_up(failures: BulkFailures, total: int, named: int, blocked: int) -> bool:
-    """Whether the counts agree with the named failures. Whether blocked events are counted is not documented."""
-    counted = failures.success_count + failures.fail_count
-    return failures.fail_count in (named, named + blocked) and counted in (total, total - blocked)
-
-
-def _count_named(listed: Sequence[Record], failures: BulkFailures) -> int:
-    """How many records the lists name, where each mention stands for one."""
-    counts = Counter(record.identity for record in listed)
-    return sum(min(count, failures.listed[identity][1]) for identity, count in counts.items())
-
-
-def _part_doubtful(listed: Sequence[Record], failures: BulkFailures) -> tuple[list[Record], list[Record]]:
-    """Records of listed users -> those of users who are listed once for each of their records, and those of others."""
-    counts = Counter(record.identity for record in listed)
-    sure = {identity for identity, count in counts.items() if failures.listed[identity][1] >= count}
-    return (
-        [record for record in listed if record.identity in sure],
-        [record for record in listed if record.identity not in sure],
-    )
-
-
-def _may_pass(undelivered: FailedRecord) -> bool:
-    """Whether its user may only not be known yet. A user update makes its user, so there it is a refusal."""
-    return undelivered.kind is Kind.EVENT and (undelivered.code or "").startswith("notFound")
-
-
-def _refused_as_listed(record: Record, failures: BulkFailures) -> FailedRecord:
-    reason, _ = failures.listed[record.identity]
-    message = f"{_endpoint(record)} refused it and lists it under {reason}."
-    return FailedRecord(record.kind, record.row, record.identity, Outcome.REJECTED, 200, reason, message, 1)
-
-
-def _refused_as_blocked(record: Record) -> FailedRecord:
-    message = f"{_endpoint(record)} refused it: its event name is disallowed in this project."
-    return FailedRecord(
-        record.kind, record.row, record.identity, Outcome.REJECTED, 200, "disallowedEventNames", message, 1
-    )
-
-
-def _unacknowledged(record: Record, problem: str, status_code: int | None = 200) -> FailedRecord:
-    message = f"{_endpoint(record)} did not say what became of it: {problem}."
-    return FailedRecord(record.kind, record.row, record.identity, Outcome.UNACKNOWLEDGED, status_code, None, message, 1)
-
-
-def _endpoint(record: Record) -> str:
-    return "users/bulkUpdate" if record.kind is Kind.USER else "events/trackBulk"
-
-
 # Failed calls ---------------------------------------------------------------------------------------------------------
 
 
@@ -335,5 +196,5 @@ def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: st
 def _settle_left(pieces: Iterable[Sequence[Record]]) -> Settled:
     """The parts of a refused batch that the run's end kept from being sent again."""
     problem = "the run stopped before it was sent again in a smaller batch"
-    failed = [_unacknowledged(record, problem, None) for piece in pieces for record in piece]
+    failed = [unacknowledged(record, problem, None) for piece in pieces for record in piece]
     return Settled(failed=failed, failure=Failure.ABANDONED)

@@ -10,15 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.delivery.breaker import Breaker
+from pipeline.delivery.bulk_answers import Settled
 from pipeline.delivery.feed import Batch
-from pipeline.delivery.senders import Sender, Settled
+from pipeline.delivery.senders import Sender
 
 MAX_REPORTS_AT_ONCE = 1000
 GATHER_S = 0.003  # singly, taking in each report as it comes would cost a tenth of the whole work
 
 
 @dataclass(frozen=True)
-class Report:
+class BatchReport:
     """What became of some records of a batch, or the bug that came up; neither: the batch is at its end."""
 
     batch: Batch
@@ -38,7 +39,7 @@ class Workers:
         self._started = 0
         self._tasks: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         # Not a SimpleQueue: its get() waits for ever where a signal comes as a short time-out ends (CPython 3.11).
-        self._reports: queue.Queue[Report] = queue.Queue()
+        self._reports: queue.Queue[BatchReport] = queue.Queue()
 
     def submit(self, batch: Batch, under_way: int) -> None:
         """Hand over a batch; a new thread only where the others have work already, or wait.
@@ -70,7 +71,7 @@ class Workers:
         """Batches that no worker has begun."""
         return self._tasks.qsize()
 
-    def reports(self, timeout_s: float) -> Iterator[Report]:
+    def reports(self, timeout_s: float) -> Iterator[BatchReport]:
         """What has been reported; waits for the first one, but not longer than this, and a moment for more."""
         with suppress(queue.Empty):
             yield self._reports.get(timeout=timeout_s)
@@ -111,7 +112,7 @@ class Workers:
         try:
             turn = self._breaker.turn(batch.kind, is_probe=batch.is_probe)
             for settled in self._sender.send(batch.records, turn):
-                self._reports.put(Report(batch, settled))
-            self._reports.put(Report(batch))
+                self._reports.put(BatchReport(batch, settled))
+            self._reports.put(BatchReport(batch))
         except BaseException as bug:  # raised again by the main thread, which then ends the run
-            self._reports.put(Report(batch, bug=bug))
+            self._reports.put(BatchReport(batch, bug=bug))

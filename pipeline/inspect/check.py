@@ -20,7 +20,7 @@ from typing import Any
 from iterable.redaction import Redactor
 from iterable_client import Failure, IterableClient
 from pipeline.config import Settings, SettingsError
-from pipeline.delivery.breaker import Breaker
+from pipeline.delivery import Breaker
 from pipeline.inspect import mapping
 from pipeline.inspect.findings import Area, Finding, about_dropped, about_fields, bad, good, note
 from pipeline.inspect.first_rows import FirstRows

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from pipeline.config import ROOT, Settings
-from pipeline.delivery.failure_history import note_refusals
+from pipeline.delivery import note_refusals
 from pipeline.inspect.findings import Area, Finding, bad, good, note
 from pipeline.inspect.mapping import Sample, Sampler
 from pipeline.ledger.ledger import Ledger, LedgerError

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from iterable.redaction import Redactor
 from iterable_client import IterableClient
 from pipeline.config import Settings
-from pipeline.delivery.breaker import Breaker
+from pipeline.delivery import Breaker
 from pipeline.ledger.ledger import Ledger, is_run_active, open_ledger, read_ledger
 from pipeline.model.exits import ExitCode
 from pipeline.report.log import Console

@@ -17,8 +17,7 @@ from itertools import chain
 from typing import Any
 
 from iterable import VERSION
-from pipeline.delivery.delivery import Delivered
-from pipeline.delivery.modes import choose_mode
+from pipeline.delivery import Delivered
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import FailedRecord, Kind, Outcome
 from pipeline.report import results
@@ -29,7 +28,7 @@ from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
 from pipeline.run.remember import enter_history, move_cursor
-from pipeline.run.steps import Plan
+from pipeline.run.steps import Plan, mode_for
 
 logger = logging.getLogger("main")
 
@@ -119,7 +118,7 @@ def _results(
     settings, read = run.settings, account.read
     finished_at = datetime.now(timezone.utc)
     delivered = account.delivered or Delivered()
-    mode = account.plan.mode if account.plan is not None else choose_mode(settings, pending=0)
+    mode = account.plan.mode if account.plan is not None else mode_for(settings, pending=0)
     return results.Results(
         result_version=results.RESULT_VERSION,
         tool_version=VERSION,

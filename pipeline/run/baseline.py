@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import chain
 
-from pipeline.delivery.delivery import Delivered
+from pipeline.delivery import Delivered
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Record
 from pipeline.model.text import counted

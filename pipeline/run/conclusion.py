@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.config import SettingsError
-from pipeline.delivery.delivery import Delivered
+from pipeline.delivery import Delivered
 from pipeline.model.exits import Ending, ExitCode, RunError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted

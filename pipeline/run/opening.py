@@ -19,8 +19,7 @@ from iterable.pacing import rates
 from iterable.redaction import Redactor
 from iterable_client import IterableClient
 from pipeline.config import ROOT, Settings, SettingsError, load_settings
-from pipeline.delivery.breaker import Breaker
-from pipeline.delivery.modes import single_mode
+from pipeline.delivery import Breaker, single_mode
 from pipeline.ledger.ledger import Ledger, LedgerDamagedError, Project, open_ledger, read_ledger
 from pipeline.model.exits import OutputError
 from pipeline.report.log import Console, close_log, open_log

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 
-from pipeline.delivery.delivery import Delivered
-from pipeline.delivery.failure_history import note_refusals
+from pipeline.delivery import Delivered, note_refusals
 from pipeline.ledger.ledger import Cursor, RunResult
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Outcome

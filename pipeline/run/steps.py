@@ -10,9 +10,8 @@ from itertools import islice
 from typing import Any
 
 from iterable.pacing import rates
-from pipeline.delivery.delivery import GRACE_S, Delivered, Delivery
-from pipeline.delivery.modes import Mode, choose_mode
-from pipeline.delivery.senders import BulkSender, SingleSender
+from pipeline.config.settings import Settings
+from pipeline.delivery import GRACE_S, BulkSender, Delivered, Delivery, Mode, SingleSender, choose_mode
 from pipeline.model.exits import OutputError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
@@ -39,6 +38,12 @@ class Plan:
     pending: dict[Kind, int]
 
 
+def mode_for(settings: Settings, pending: int) -> Mode:
+    return choose_mode(
+        settings.push_mode, pending=pending, use_jwt=settings.use_jwt_auth, max_workers=settings.max_workers
+    )
+
+
 def introduce(run: Run) -> None:
     """Say what has been opened."""
     say = run.console.say
@@ -57,7 +62,7 @@ def make_plan(run: Run, read: Read) -> Plan:
         folder = run.settings.output_dir
         raise OutputError(f"{folder} has no room for the records of this run ({error}); nothing was sent.") from error
     pending = {kind: run.stage.count_pending(kind) for kind in Kind}
-    mode = choose_mode(run.settings, sum(pending.values()))
+    mode = mode_for(run.settings, sum(pending.values()))
     unchanged = sum(counts[Outcome.UNCHANGED] for counts in run.stage.count_outcomes().values())
     run.console.say(
         f"Step 5: {counted(pending[Kind.USER], 'user')} and {counted(pending[Kind.EVENT], 'event')} to send "

@@ -21,11 +21,11 @@ import pytest
 
 from pipeline.config import FieldMap
 from pipeline.delivery.breaker import Turn
+from pipeline.delivery.bulk_answers import Settled
 from pipeline.delivery.delivery import (
     GRACE_S,
 )
 from pipeline.delivery.modes import MAX_BYTES_A_BATCH, Mode, bulk_mode, single_mode
-from pipeline.delivery.senders import Settled
 from pipeline.ledger.ledger import LEDGER_NAME
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Outcome, Record

@@ -17,16 +17,9 @@ from requests import PreparedRequest
 
 from iterable_client import Failure, IterableClient
 from pipeline.delivery.breaker import Breaker, Turn
-from pipeline.delivery.senders import (
-    MAX_REFUSALS_IN_A_ROW,
-    MAX_REQUESTS_A_BATCH,
-    MIN_REFUSALS_IN_A_ROW,
-    BulkSender,
-    Sender,
-    Settled,
-    SingleSender,
-    read_bulk_answer,
-)
+from pipeline.delivery.bulk_answers import Settled, read_bulk_answer
+from pipeline.delivery.patience import MAX_REFUSALS_IN_A_ROW, MAX_REQUESTS_A_BATCH, MIN_REFUSALS_IN_A_ROW
+from pipeline.delivery.senders import BulkSender, Sender, SingleSender
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.sandbox import SANDBOX_KEY, Fault, StandIn
 from tests.program import wait_until

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from pipeline.delivery.breaker import Breaker, Turn
+from pipeline.delivery.bulk_answers import Settled
 from pipeline.delivery.feed import Batch
-from pipeline.delivery.senders import Settled
-from pipeline.delivery.workers import MAX_REPORTS_AT_ONCE, Report, Workers
+from pipeline.delivery.workers import MAX_REPORTS_AT_ONCE, BatchReport, Workers
 from pipeline.model.records import Kind, Record
 
 
@@ -53,7 +53,7 @@ def test_more_reports_than_are_taken_at_once_are_all_taken_in_order() -> None:
     workers = Workers(Echo(), Breaker(), 1)
     batch = batch_of(MAX_REPORTS_AT_ONCE + 200)
     workers.submit(batch, 1)
-    reports: list[Report] = []
+    reports: list[BatchReport] = []
     while not reports or reports[-1].settled is not None:
         reports += workers.reports(30.0)
     workers.close()
