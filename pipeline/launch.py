@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 OLDEST = (3, 10)
-PACKAGES = ("requests", "urllib3", "jwt", "dotenv", "sqlalchemy", "tqdm")  # requirements.txt, by what is imported
+# requirements.txt, by what is imported.
+PACKAGES = ("requests", "urllib3", "jwt", "dotenv", "sqlalchemy", "tqdm", "sqlglot", "tzdata", "pythonjsonlogger")
 FOLDER = Path(__file__).resolve().parent.parent  # of main.py
 SETTINGS = 78  # ExitCode.SETTINGS, whose module an old Python can't import
 
