@@ -134,7 +134,8 @@ def test_without_the_packages_one_sentence_says_what_to_run(tmp_path: Path) -> N
         ExitCode.SETTINGS,
         "",
         f"{sys.executable} lacks requests, urllib3, jwt, dotenv, sqlalchemy, tqdm, sqlglot, tzdata, pythonjsonlogger; "
-        f"run: cd {shlex.quote(str(ROOT))} && python3 -m venv .venv && .venv/bin/pip install -r requirements.txt; then start .venv/bin/python main.py\n",
+        f"run: cd {shlex.quote(str(ROOT))} && python3 -m venv .venv && .venv/bin/pip install -r "
+        "requirements.txt; then start .venv/bin/python main.py\n",
     )
 
 

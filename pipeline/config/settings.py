@@ -307,7 +307,7 @@ class Settings:
         None,
         parse.web_address,
         "A check of healthchecks.io or its like: called with `/start` at the start, bare at success, with `/CODE` "
-        "after a failure.",
+        "after a failure; the call's body has the run's counts.",
         section="The watch",
         is_secret=True,
         in_sandbox=False,

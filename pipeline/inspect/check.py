@@ -42,6 +42,7 @@ from pipeline.report.log import Console
 from pipeline.report.retention import disk_space_warning
 from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import ForgottenListError, read_forgotten
+from pipeline.run.heartbeat import takes_suffix
 from pipeline.run.interrupt import Interrupt, Interrupted, catch_signals
 from pipeline.run.opening import about_new_key, make_client, project_of, settings_for
 from pipeline.run.since import Since
@@ -135,6 +136,12 @@ def _findings(
     console.redactor = Redactor(settings.secrets())
     yield good(Area.SETTINGS, "all settings can be read")
     yield from (note(Area.SETTINGS, warning) for warning in settings.warnings)
+    if settings.heartbeat_url and not takes_suffix(settings.heartbeat_url):
+        yield note(
+            Area.SETTINGS,
+            "HEARTBEAT_URL says in its query how things are, so the monitor is called after successes only",
+            "let the monitor raise the alarm when no call comes",
+        )
     yield from check_output(settings)
     checked = check_ledger(settings, options, stack)
     yield from checked.findings
