@@ -27,7 +27,7 @@ def of_profile(email: str | None, user_id: str | None) -> Lookup:
 def of_events(email: str | None, user_id: str | None, limit: int) -> Lookup:
     """One user's latest events, by e-mail or else by id, which stands in the path. ValueError without either."""
     is_by_email, identity = _who(email, user_id)
-    place = quote(identity, safe="") + f"?{_query(limit=limit)}"
+    place = f"{_segment(identity)}?{_query(limit=limit)}"
     if is_by_email:
         return Lookup("events/byEmail", f"events/{place}")
     return Lookup("events/byUserId", f"events/byUserId/{place}")
@@ -41,6 +41,11 @@ def _who(email: str | None, user_id: str | None) -> tuple[bool, str]:
     if not email and not user_id:
         raise ValueError("Pass email or user_id.")
     return bool(email), str(email or user_id)
+
+
+def _segment(text: str) -> str:
+    """One part of a path. Alone, dots would mean another place."""
+    return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
 
 
 def _query(**parameters: str | int) -> str:

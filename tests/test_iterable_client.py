@@ -26,6 +26,7 @@ from decimal import Decimal
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import requests
@@ -761,6 +762,38 @@ def test_reading_is_paced_like_any_call(api: responses.RequestsMock) -> None:
         client.get_user(ADA)
     client.get_user(user_id="u-17")
     assert clock.waits == pytest.approx([0.2])
+
+
+# Whole exchanges ------------------------------------------------------------------------------------------------------
+
+
+def test_address_events_and_journeys_of_the_stand_in() -> None:
+    with StandIn(limits=None, project_type="email") as iterable:
+        iterable.project.add_journey("Welcome", ["page_view"])
+        client = client_of(iterable)
+        assert client.update_user(ADA, user_id="u/17 %")[0]
+        assert client.track_event(ADA, "page_view", created_at=1_768_293_912, event_id="pv-1")[0]
+        assert client.update_email("al@example.com", current_email=ADA) == (True, SUCCESS)
+        ok, details = client.update_email("al@example.com", current_email=ADA)
+        assert (ok, details["code"], details["failure"]) == (False, "BadParams", Failure.REJECTED)
+        for who in ({"email": "al@example.com"}, {"user_id": "u/17 %"}):
+            ok, answer = client.get_events(**who)  # type: ignore[arg-type]
+            assert (ok, [each["_id"] for each in answer["events"]]) == (True, ["pv-1"])
+        iterable.project.events_of_unknown = "400"
+        assert client.get_events(ADA) == (True, {})
+        ok, answer = client.get_journeys(1)
+        assert (ok, answer["journeys"]) == (True, iterable.project.journeys)
+        assert client.request_counts["events/byUserId"] == RequestCounts(sent=1)
+
+
+@pytest.mark.parametrize("user_id", [".", "..", "a/../b", "a?b#c;d", "%2F", "é"])
+def test_events_are_asked_for_by_any_id(user_id: str) -> None:
+    with Peer(http_answer(b'{"events":[]}')) as peer:
+        assert open_client(peer.url).get_events(user_id=user_id) == (True, {"events": []})
+    target = peer.requests[0].split(b" ")[1].decode()
+    path, _, query = target.partition("?")
+    assert (path.rpartition("/")[0], query) == ("/api/events/byUserId", "limit=200")
+    assert unquote(path.rpartition("/")[2]) == user_id
 
 
 # 3. What an answer means ----------------------------------------------------------------------------------------------

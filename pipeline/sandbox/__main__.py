@@ -9,9 +9,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from pipeline.sandbox.endpoints import DOCUMENTED_LIMITS
 from pipeline.sandbox.exchange import Json
-from pipeline.sandbox.project import DOCUMENTED_LIMITS, SANDBOX_JWT_SECRET, SANDBOX_KEY
 from pipeline.sandbox.server import StandIn
+from pipeline.sandbox.store import SANDBOX_JWT_SECRET, SANDBOX_KEY
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         help="how the project identifies users (default: %(default)s)",
     )
     add("--visible-after", type=float, default=0, metavar="S", help="seconds before events find a new user")
+    add(
+        "--event-times",
+        choices=("text", "iso", "seconds", "milliseconds"),
+        default="text",
+        help="how createdAt is written in events that are read (default: %(default)s)",
+    )
+    add("--own-event-ids", action="store_true", help="_id of events that are read is not the id that was sent")
     return parser
 
 
@@ -71,6 +79,8 @@ def _stand_in(options: argparse.Namespace) -> StandIn:
         project_type=options.project_type,
         unknown_users=options.unknown_users,
         visible_after_s=options.visible_after,
+        event_times=options.event_times,
+        own_event_ids=options.own_event_ids,
         record_requests=False,  # nobody could ask this process for them
         keep_payloads=not options.count_only,
     )
@@ -88,12 +98,16 @@ To use it, put into .env:
 To see what it holds, in numbers and in full:
     curl {url}/sandbox/state
     curl {url}/sandbox/users
+To see how often what was sent may have started a journey, person by person:
+    curl {url}/sandbox/effects
 To make three requests fail, and to stop all failures:
     curl {url}/sandbox/faults -d '{{"path": "/api/users/update", "status": 503, "times": 3}}'
     curl {url}/sandbox/faults -X DELETE
 To change a user by hand, as someone might in Iterable, and to delete one:
     curl {url}/sandbox/users -d '{{"email": "ada@example.com", "dataFields": {{"plan_type": "pro"}}}}'
     curl '{url}/sandbox/users?email=ada@example.com' -X DELETE
+To add a journey that page_view starts:
+    curl {url}/sandbox/journeys -d '{{"name": "Welcome", "triggerEventNames": ["page_view"]}}'
 To let the project drop a field, block an event or forget a person:
     curl {url}/sandbox/dropped_fields -d '{{"name": "plan_type"}}'
     curl {url}/sandbox/blocked_events -d '{{"name": "page_view"}}'

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+from pipeline.sandbox.events import person_of
 from pipeline.sandbox.exchange import Answer, ApiError, Fault, Json, json_answer
 from pipeline.sandbox.project import NOT_FOUND, Project
-from pipeline.sandbox.rules import USER_SHAPE, parse_record
+from pipeline.sandbox.rules import EVENT_CHANGES, USER_SHAPE, parse_record
 
 Query = dict[str, str]
 Control = Callable[[Project, Query, bytes], Any]
@@ -37,8 +38,15 @@ def _state(project: Project, query: Query, body: bytes) -> Json:
     return project.state()
 
 
-def _events(project: Project, query: Query, body: bytes) -> Json:
-    return project.events
+def _effects(project: Project, query: Query, body: bytes) -> Json:
+    if not query:
+        return project.effects.as_json(project.users)
+    return project.effects.as_json(project.users, project.find(**_identity(query)) or person_of(query))
+
+
+def _clear_effects(project: Project, query: Query, body: bytes) -> Json:
+    project.effects.clear()
+    return _effects(project, {}, body)
 
 
 # --- Users
@@ -76,6 +84,57 @@ def _identity(names: Mapping[str, Any]) -> dict[str, str | None]:
     return identity
 
 
+# --- Events
+
+
+def _events(project: Project, query: Query, body: bytes) -> Json:
+    return project.events
+
+
+def _edit_event(project: Project, query: Query, body: bytes) -> Json:
+    changes = parse_record("/sandbox/events", body, EVENT_CHANGES)
+    project.edit_event(_event_id(changes), changes)
+    return {changes["id"]: project.events[changes["id"]]}
+
+
+def _delete_event(project: Project, query: Query, body: bytes) -> Json:
+    event_id = _event_id(query)
+    project.delete_event(event_id)
+    return {"deleted": event_id}
+
+
+def _double_event(project: Project, query: Query, body: bytes) -> Json:
+    event_id = project.double_event(_event_id(_object(body)))
+    return {event_id: project.events[event_id]}
+
+
+def _event_id(names: Mapping[str, Any]) -> str:
+    event_id = names.get("id")
+    if type(event_id) is not str:
+        raise ValueError('expected "id"')
+    return event_id
+
+
+# --- Journeys
+
+
+def _journeys(project: Project, query: Query, body: bytes) -> Json:
+    return {"journeys": project.journeys}
+
+
+def _add_journey(project: Project, query: Query, body: bytes) -> Json:
+    journey = _object(body)
+    name, events = journey.pop("name", None), journey.pop("triggerEventNames", None)
+    if type(name) is not str or not isinstance(events, (list, type(None))):
+        raise ValueError('expected {"name": "...", "triggerEventNames": [...]}')
+    return project.add_journey(name, events, **journey)
+
+
+def _remove_journeys(project: Project, query: Query, body: bytes) -> Json:
+    project.journeys = [each for each in project.journeys if "name" in query and each["name"] != query["name"]]
+    return _journeys(project, query, body)
+
+
 # --- Names: forgotten users, dropped fields, blocked events
 
 
@@ -89,8 +148,7 @@ def _forget_user(project: Project, query: Query, body: bytes) -> Json:
 
 
 def _unforget_user(project: Project, query: Query, body: bytes) -> Json:
-    identity = _identity(query)
-    project.forgotten -= {str(identity["email"]).lower(), str(identity["user_id"])}
+    project.unforget_user(**_identity(query))
     return _forgotten(project, query, body)
 
 
@@ -142,7 +200,12 @@ def _object(body: bytes) -> Json:
 
 CONTROLS: dict[tuple[str, str], Control] = {
     ("GET", "/sandbox/state"): _state,
+    ("GET", "/sandbox/effects"): _effects,
+    ("DELETE", "/sandbox/effects"): _clear_effects,
     ("GET", "/sandbox/events"): _events,
+    ("POST", "/sandbox/events"): _edit_event,
+    ("DELETE", "/sandbox/events"): _delete_event,
+    ("POST", "/sandbox/doubled_events"): _double_event,
     ("GET", "/sandbox/users"): _users,
     ("POST", "/sandbox/users"): _edit_user,
     ("DELETE", "/sandbox/users"): _delete_user,
@@ -151,6 +214,9 @@ CONTROLS: dict[tuple[str, str], Control] = {
     ("DELETE", "/sandbox/forgotten"): _unforget_user,
     **_controls_of_names("dropped_fields"),
     **_controls_of_names("blocked_events"),
+    ("GET", "/sandbox/journeys"): _journeys,
+    ("POST", "/sandbox/journeys"): _add_journey,
+    ("DELETE", "/sandbox/journeys"): _remove_journeys,
     ("POST", "/sandbox/faults"): _add_fault,
     ("DELETE", "/sandbox/faults"): _clear_faults,
 }

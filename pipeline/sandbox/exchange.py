@@ -17,8 +17,9 @@ class Fault:
     """Something that goes wrong. The first fault that applies to a request is the only one for that request.
 
     Which requests match: those to `path`, such as "/api/users/update" (None: any path of the API; "/api/users/byUserId"
-    includes those with the id in the path), whose body contains `match`. With an address or an event's id, quotes
-    included, that record always fails, alone and in a batch.
+    includes those with the id in the path; "/api/events/byEmail" is /api/events/{email}), whose body, or without one
+    whose path and query, contains `match`. With an address or an event's id, quotes included, that record always fails,
+    alone and in a batch.
     To which of these it applies: after the first `skip`, to every `every`-th one, `times` times (None: for ever).
 
     Instead of the answer: `status` with `headers` and `body`; or `raw`, bytes that need not be HTTP, and then the end
@@ -56,16 +57,16 @@ class Fault:
     def replaces_answer(self) -> bool:
         return self.disconnect or self.raw is not None or self.status is not None
 
-    def takes_next(self, path: str, body: bytes) -> bool:
+    def takes_next(self, path: str, content: bytes) -> bool:
         """Counts a request if it matches, and tells whether this fault applies to it."""
-        if not self._matches(path, body):
+        if not self._matches(path, content):
             return False
         self.matched += 1
         nth = self.matched - self.skip
         return nth > 0 and nth % self.every == 0 and (self.times is None or nth // self.every <= self.times)
 
-    def _matches(self, path: str, body: bytes) -> bool:
-        if self.match is not None and self.match not in body:
+    def _matches(self, path: str, content: bytes) -> bool:
+        if self.match is not None and self.match not in content:
             return False
         return path.startswith("/api/") if self.path is None else path == self.path
 

@@ -64,6 +64,9 @@ EVENT_SHAPE: Mapping[str, type] = {
     "templateId": int,
     "createNewFields": bool,
 }
+EVENT_CHANGES = dict(EVENT_SHAPE)  # made by hand; the name may be missing
+EMAIL_SHAPE: Mapping[str, type] = {"currentEmail": str, "currentUserId": str, "newEmail": str}  # of updateEmail
+_REQUIRED = {"eventName": EVENT_SHAPE, "newEmail": EMAIL_SHAPE}
 # "Number value expected" is in an answer of 2024; the others are modelled on it (INF).
 _EXPECTED = {
     bool: "Boolean value expected",
@@ -120,8 +123,9 @@ def _shape_problems(record: Any, shape: Mapping[str, type], where: str) -> Itera
     if not isinstance(record, dict):
         yield where, _EXPECTED[dict]
         return
-    if shape is EVENT_SHAPE and record.get("eventName") is None:
-        yield f"{where}.eventName", _MISSING
+    for name, its_shape in _REQUIRED.items():
+        if shape is its_shape and record.get(name) is None:
+            yield f"{where}.{name}", _MISSING
     for name, value in record.items():
         expected = shape.get(name)
         if expected is None or value is None:
@@ -176,5 +180,5 @@ def names_same_user(claims: Json, body: bytes) -> bool:
     if not isinstance(record, dict):
         return True
     if claims.get("userId") is not None:
-        return bool(record.get("userId") == claims["userId"])
-    return str(record.get("email", "")).lower() == str(claims["email"]).lower()
+        return bool(record.get("userId", record.get("currentUserId")) == claims["userId"])
+    return str(record.get("email", record.get("currentEmail", ""))).lower() == str(claims["email"]).lower()

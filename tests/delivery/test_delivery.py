@@ -437,7 +437,7 @@ def test_run_interrupted_while_events_are_held_leaves_them_to_the_next_run(
         {"unacknowledged": 15},
     )
     iterable.project.visible_after_s = 0
-    iterable.project._visible_at.clear()
+    iterable.project.visible_at.clear()
     assert job.run(rows, mode).events == {"delivered": 15}
 
 

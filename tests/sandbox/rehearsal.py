@@ -20,6 +20,10 @@ GET_BY_EMAIL = "/api/users/getByEmail"
 BY_USER_ID = "/api/users/byUserId"
 FORGOTTEN_EMAILS = "/api/users/forgotten"
 FORGOTTEN_USER_IDS = "/api/users/forgottenUserIds"
+UPDATE_EMAIL = "/api/users/updateEmail"
+EVENTS_BY_EMAIL = "/api/events/byEmail"  # the stand-in's name for /api/events/{email}
+EVENTS_BY_USER_ID = "/api/events/byUserId"
+JOURNEYS = "/api/journeys"
 ADA = {"email": "ada@example.com"}
 UPDATE_OF_ADA = (
     b"POST /api/users/update HTTP/1.1\r\nApi-Key: sandbox-api-key\r\nContent-Length: 27\r\n\r\n"

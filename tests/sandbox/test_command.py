@@ -79,10 +79,15 @@ def test_commands_of_the_introduction_do_what_they_say() -> None:
     ada = {**ADA, "userId": None, "dataFields": {"plan_type": "pro"}}
     assert answers[1:] == [
         {},
+        {"created": [], "moved": [], "people": {}},
         {"faults": 1},
         {"faults": 0},
         {"ada@example.com": ada},
         {"deleted": "ada@example.com"},
+        {
+            **{"id": 1, "name": "Welcome", "enabled": True, "isArchived": False, "journeyType": "Published"},
+            "triggerEventNames": ["page_view"],
+        },
         {"dropped_fields": ["plan_type"]},
         {"blocked_events": ["page_view"]},
         {"forgotten": ["ada@example.com"]},

@@ -138,6 +138,12 @@ def test_fields_are_dropped_and_events_blocked_by_name(iterable: Rehearsal, path
         ("POST", "forgotten", {"email": 7}),
         ("POST", "forgotten", {}),
         ("DELETE", "forgotten", None),
+        ("DELETE", "events", None),
+        ("POST", "events", {"dataFields": {}}),
+        ("POST", "events", {"id": "pv-1", "createdAt": "now"}),
+        ("POST", "doubled_events", {}),
+        ("POST", "journeys", {}),
+        ("POST", "journeys", {"name": "Welcome", "triggerEventNames": "page_view"}),
         ("DELETE", "users", None),
     ],
 )
@@ -145,3 +151,71 @@ def test_change_by_hand_without_its_name_is_400(iterable: Rehearsal, method: str
     iterable.know("ada@example.com")
     status, answer = control(iterable, method, path, body)
     assert (status, list(answer), len(iterable.project.users)) == (400, ["error"], 1)
+
+
+def test_event_is_changed_doubled_and_deleted_by_hand(iterable: Rehearsal) -> None:
+    iterable.know("ada@example.com")
+    iterable.answer(TRACK, event(dataFields={"page": "home", "device": "desktop"}))
+    changed = event(createdAt=7, dataFields={"page": "docs"})
+    changes = {"id": "pv-1", "createdAt": 7, "dataFields": {"page": "docs", "device": None}}
+    assert control(iterable, "POST", "events", changes) == (200, {"pv-1": changed})
+    assert control(iterable, "POST", "doubled_events", {"id": "pv-1"}) == (200, {"pv-1-2": {**changed, "id": "pv-1-2"}})
+    assert control(iterable, "POST", "doubled_events", {"id": "pv-1"})[1] == {"pv-1-3": {**changed, "id": "pv-1-3"}}
+    assert control(iterable, "DELETE", "events?id=pv-1") == (200, {"deleted": "pv-1"})
+    assert control(iterable, "DELETE", "events?id=pv-1") == (404, {"error": "no such event"})
+    read = iterable.get("/api/events/ada@example.com").json()["events"]
+    assert sorted(each["_id"] for each in read) == ["pv-1-2", "pv-1-3"]
+    assert (list(iterable.project.events), iterable.project.event_sends) == (["pv-1-2", "pv-1-3"], {"pv-1": 1})
+    assert iterable.project.event_order == ["pv-1-2", "pv-1-3"]
+    assert iterable.project.effects.event_writes == {"ada@example.com": {"pv-1": 1}}
+
+
+@pytest.mark.parametrize(("path", "body"), [("events", {"id": "pv-1"}), ("doubled_events", {"id": "pv-1"})])
+def test_unknown_event_can_not_be_changed(iterable: Rehearsal, path: str, body: Any) -> None:
+    assert control(iterable, "POST", path, body) == (404, {"error": "no such event"})
+    assert iterable.project.events == {}
+
+
+def test_journeys_are_added_shown_and_removed(iterable: Rehearsal) -> None:
+    plain = {"id": 1, "name": "Welcome", "enabled": True, "isArchived": False, "journeyType": "Published"}
+    limited = {
+        **plain,
+        "id": 2,
+        "name": "Back",
+        "enabled": False,
+        "triggerEventNames": ["page_view"],
+        "lifetimeLimit": 1,
+    }
+    assert control(iterable, "POST", "journeys", {"name": "Welcome"}) == (200, plain)
+    more = {"enabled": False, "lifetimeLimit": 1}
+    answer = control(iterable, "POST", "journeys", {"name": "Back", "triggerEventNames": ["page_view"], **more})
+    assert answer == (200, limited)
+    assert control(iterable, "GET", "journeys") == (200, {"journeys": [plain, limited]})
+    assert control(iterable, "DELETE", "journeys?name=Welcome") == (200, {"journeys": [limited]})
+    assert control(iterable, "DELETE", "journeys") == (200, {"journeys": []})
+
+
+def test_effects_are_shown_for_all_or_one_and_cleared(iterable: Rehearsal) -> None:
+    iterable.know("ada@example.com", "bob@example.com")
+    iterable.answer(UPDATE, {**ADA, "userId": "u-1", "dataFields": {"unsubscribedChannelIds": [7]}})
+    iterable.answer(TRACK, event())
+    subscribed: dict[str, list[int]] = {
+        **{"emailListIds": [], "subscribedMessageTypeIds": []},
+        **{"unsubscribedChannelIds": [], "unsubscribedMessageTypeIds": []},
+    }
+    ada = {
+        "event_writes": {"pv-1": 1},
+        "field_writes": {"unsubscribedChannelIds": 1},
+        "subscriptions": {**subscribed, "unsubscribedChannelIds": [7]},
+    }
+    bob = {"event_writes": {}, "field_writes": {}, "subscriptions": subscribed}
+    both = {"created": ["ada@example.com", "bob@example.com"], "moved": []}
+    everybody = {**both, "people": {"ada@example.com": ada, "bob@example.com": bob}}
+    assert control(iterable, "GET", "effects") == (200, everybody)
+    for query in ("email=ADA@example.com", "userId=u-1"):
+        assert control(iterable, "GET", f"effects?{query}") == (200, {**both, "people": {"ada@example.com": ada}})
+    iterable.project.delete_user(**ADA)
+    gone = {"people": {"ada@example.com": {**ada, "subscriptions": None}}}
+    assert control(iterable, "GET", "effects?email=ada@example.com") == (200, {**both, **gone})
+    cleared = {"created": [], "moved": [], "people": {"bob@example.com": bob}}
+    assert control(iterable, "DELETE", "effects") == (200, cleared)

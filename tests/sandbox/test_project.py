@@ -11,10 +11,13 @@ from tests.sandbox.rehearsal import (
     ADA,
     BULK_UPDATE,
     BY_USER_ID,
+    EVENTS_BY_EMAIL,
+    EVENTS_BY_USER_ID,
     FORGOTTEN_EMAILS,
     FORGOTTEN_USER_IDS,
     GET_BY_EMAIL,
     GET_FIELDS,
+    JOURNEYS,
     TRACK,
     TRACK_BULK,
     UPDATE,
@@ -82,6 +85,8 @@ def test_client_side_key_reaches_single_endpoints_only(rehearse: Any, key_type: 
         assert answer["msg"] == "Disabled API key or insufficient privileges"
     for path in (GET_FIELDS, f"{GET_BY_EMAIL}?email=a@example.com", f"{BY_USER_ID}/1", FORGOTTEN_EMAILS):
         assert iterable.get(path).status_code == 401
+    for path in ("/api/events/a@example.com", f"{EVENTS_BY_USER_ID}/1", JOURNEYS):
+        assert iterable.get(path).status_code == 401
 
 
 def test_jwt_enabled_key_is_never_a_server_side_one(rehearse: Any) -> None:
@@ -118,6 +123,7 @@ def test_limits_are_iterables_own_unless_told_otherwise(rehearse: Any) -> None:
     assert DOCUMENTED_LIMITS == {
         **{UPDATE: 500, BULK_UPDATE: 5, TRACK: 2000, TRACK_BULK: 10},
         **{GET_FIELDS: 3, GET_BY_EMAIL: 100, BY_USER_ID: 100, FORGOTTEN_EMAILS: 3, FORGOTTEN_USER_IDS: 3},
+        **{EVENTS_BY_EMAIL: 100, EVENTS_BY_USER_ID: 100},
     }
     assert StandIn().project.limits == DOCUMENTED_LIMITS
 
@@ -134,6 +140,13 @@ def test_429s_of_the_users_endpoints_alone_say_how_long_to_wait(rehearse: Any, s
     iterable = rehearse(rate_limit_params=switch, limits=dict.fromkeys((UPDATE, BULK_UPDATE, TRACK, TRACK_BULK), 0))
     said = [iterable.answer(path, {})[1]["params"] for path in (UPDATE, BULK_UPDATE, TRACK, TRACK_BULK)]
     assert said == [params, params, {}, {}]
+
+
+def test_addresses_and_ids_of_events_share_one_limit_each(rehearse: Any) -> None:
+    iterable = rehearse(limits={EVENTS_BY_EMAIL: 1, EVENTS_BY_USER_ID: 1}, clock=Clock())
+    paths = ("/api/events/ada@example.com", "/api/events/bob%40example.com", "/api/events/byUserId/1%2F2")
+    assert [iterable.get(path).status_code for path in paths] == [200, 429, 200]
+    assert iterable.project.request_counts == {EVENTS_BY_EMAIL: 2, EVENTS_BY_USER_ID: 1}
 
 
 def test_ids_in_the_path_share_one_limit(rehearse: Any) -> None:
