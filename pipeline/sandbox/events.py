@@ -14,10 +14,10 @@ _NOT_KEPT: Json = {}  # stored in place of every event by a project that only co
 
 def store_event(store: Store, event: Json) -> None:
     """Takes an event that was sent, and counts what it did."""
-    key = store.find(email=event.get("email"), user_id=event.get("userId"))
-    if store.unknown_users == "not_found" and (
-        key is None or (store.visible_at and store.visible_at.get(key, 0) > store.clock())
-    ):
+    key = None
+    if store.unknown_users == "not_found" or store.keep_payloads:
+        key = store.find(email=event.get("email"), user_id=event.get("userId"))
+    if store.unknown_users == "not_found" and not _is_visible(store, key):
         raise unknown_user(event)
     name, event_id = event["eventName"], event.get("id")
     if name in store.blocked_events:
@@ -39,6 +39,10 @@ def store_event(store: Store, event: Json) -> None:
         store.effects.count_event(person, event_id)
 
 
+def _is_visible(store: Store, key: str | None) -> bool:
+    return key is not None and (not store.visible_at or store.visible_at.get(key, 0) <= store.clock())
+
+
 def person_of(record: Json) -> str:
     """The key under which an unknown user would stand."""
     email = record.get("email")
@@ -49,10 +53,11 @@ def _give_to(store: Store, person: str, event_id: str) -> None:
     """An id is unique in the project (Custom Event Properties), so an event with one that another user has is theirs
     no longer (INF)."""
     owner = store.person_of_event.get(event_id)
-    if owner is not None and owner != person:
-        del store.event_ids_of[owner][event_id]
-    store.person_of_event[event_id] = person
-    store.event_ids_of.setdefault(person, {}).setdefault(event_id, time.time())
+    if owner != person:
+        if owner is not None:
+            del store.event_ids_of[owner][event_id]
+        store.person_of_event[event_id] = person
+        store.event_ids_of[person][event_id] = time.time()
 
 
 # --- By hand

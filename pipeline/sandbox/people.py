@@ -162,7 +162,7 @@ def _rename(store: Store, old: str, new: str) -> None:
         if old in by_key:
             by_key[new] = by_key.pop(old)
     if old in store.event_ids_of:
-        store.event_ids_of.setdefault(new, {}).update(store.event_ids_of.pop(old))
+        store.event_ids_of[new].update(store.event_ids_of.pop(old))
     user_id = store.users[new]["userId"]
     if store.key_by_user_id.get(user_id) == old:
         store.key_by_user_id[user_id] = new

@@ -66,7 +66,6 @@ EVENT_SHAPE: Mapping[str, type] = {
 }
 EVENT_CHANGES = dict(EVENT_SHAPE)  # made by hand; the name may be missing
 EMAIL_SHAPE: Mapping[str, type] = {"currentEmail": str, "currentUserId": str, "newEmail": str}  # of updateEmail
-_REQUIRED = {"eventName": EVENT_SHAPE, "newEmail": EMAIL_SHAPE}
 # "Number value expected" is in an answer of 2024; the others are modelled on it (INF).
 _EXPECTED = {
     bool: "Boolean value expected",
@@ -123,9 +122,9 @@ def _shape_problems(record: Any, shape: Mapping[str, type], where: str) -> Itera
     if not isinstance(record, dict):
         yield where, _EXPECTED[dict]
         return
-    for name, its_shape in _REQUIRED.items():
-        if shape is its_shape and record.get(name) is None:
-            yield f"{where}.{name}", _MISSING
+    required = "eventName" if shape is EVENT_SHAPE else "newEmail" if shape is EMAIL_SHAPE else None
+    if required is not None and record.get(required) is None:
+        yield f"{where}.{required}", _MISSING
     for name, value in record.items():
         expected = shape.get(name)
         if expected is None or value is None:

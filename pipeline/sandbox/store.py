@@ -71,7 +71,8 @@ class Store:
     # Indexes, kept by people.py, events.py and gate.py.
     key_by_user_id: dict[str, str] = field(default_factory=dict, init=False)
     visible_at: dict[str, float] = field(default_factory=dict, init=False)  # by `clock`, by the keys of `users`
-    event_ids_of: dict[str, dict[str, float]] = field(default_factory=dict, init=False)  # by person: id -> Unix seconds
+    # by person: id -> Unix seconds of its arrival
+    event_ids_of: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict), init=False)
     person_of_event: dict[str, str] = field(default_factory=dict, init=False)
     recent_requests: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque), init=False)
     sequence: Iterator[int] = field(default_factory=count, init=False)
