@@ -30,7 +30,17 @@ from pipeline.ledger.file import (
     read_file,
 )
 from pipeline.ledger.project import Hasher, Project, enter_project, find_project, is_new_key_for_known_host
-from pipeline.ledger.runs import PastRun, RunResult, delete_runs_before, insert_run, last_runs, update_run
+from pipeline.ledger.runs import (
+    Fruitless,
+    PastRun,
+    RunResult,
+    delete_runs_before,
+    insert_run,
+    last_fruitless_runs,
+    last_runs,
+    last_success,
+    update_run,
+)
 from pipeline.model.keys import HASH_BYTES, USER_BYTES
 from pipeline.model.records import Kind, Record
 from pipeline.model.sql import KEYS_PER_STATEMENT, insert_many, rows_of_keys, run_for_keys
@@ -330,6 +340,14 @@ class Ledger:
     def runs(self, limit: int) -> list[PastRun]:
         """The last runs that held this ledger, of all projects, the newest last."""
         return last_runs(self._database, limit, self._project)
+
+    def fruitless_runs(self, query_file: str) -> Fruitless:
+        """The last finished runs of this query file that ended with an outage and had nothing accepted."""
+        return last_fruitless_runs(self._database, self._project, query_file)
+
+    def last_success(self, query_file: str) -> float | None:
+        """When the last run of this query file that ended with 0 did so, Unix seconds."""
+        return last_success(self._database, self._project, query_file)
 
     # ----------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pipeline.model.exits import ExitCode
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -34,6 +36,19 @@ class PastRun:
     is_of_this_project: bool
     result: RunResult | None
 
+
+@dataclass(frozen=True)
+class Fruitless:
+    """How many runs in a row ended with an outage and had nothing accepted.
+
+    since: when the first of them began, Unix seconds.
+    """
+
+    count: int
+    since: float | None = None
+
+
+OUTAGES = (ExitCode.TEMPORARY, ExitCode.UNAVAILABLE)
 
 _COLUMNS = tuple(column.name for column in fields(RunResult))
 
@@ -76,6 +91,29 @@ def _result(values: Sequence[Any]) -> RunResult | None:
     for name in ("users", "events"):
         named[name] = json.loads(named[name]) if named[name] else None
     return RunResult(**{**named, "full_read": bool(named["full_read"])})
+
+
+def last_fruitless_runs(database: sqlite3.Connection, project: int, query_file: str) -> Fruitless:
+    """The last runs of this query file up to the first that ended otherwise. Those that did not finish say nothing."""
+    count, since = 0, None
+    for started_at, exit_code, *outcomes in database.execute(
+        "SELECT started_at, exit_code, users, events FROM runs "
+        "WHERE project = ? AND query_file = ? AND status IS NOT NULL ORDER BY id DESC",
+        (project, query_file),
+    ):
+        if exit_code not in OUTAGES or any(json.loads(each)["delivered"] for each in outcomes if each):
+            break
+        count, since = count + 1, started_at
+    return Fruitless(count, since)
+
+
+def last_success(database: sqlite3.Connection, project: int, query_file: str) -> float | None:
+    """When the last run of this query file that ended with 0 did so, Unix seconds."""
+    (ended_at,) = database.execute(
+        "SELECT max(started_at + duration_s) FROM runs WHERE project = ? AND query_file = ? AND exit_code = 0",
+        (project, query_file),
+    ).fetchone()
+    return None if ended_at is None else float(ended_at)
 
 
 def delete_runs_before(database: sqlite3.Connection, oldest: int) -> None:

@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     USAGE = 2  # argparse's own
     BRAKE = 65
     NO_INPUT = 66
+    UNAVAILABLE = 69  # 75 that lasts
     BUG = 70
     NO_OUTPUT = 73
     TEMPORARY = 75

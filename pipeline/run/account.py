@@ -24,6 +24,7 @@ from pipeline.report import results
 from pipeline.report.log import LOG_NAME
 from pipeline.report.retention import disk_space_warning
 from pipeline.report.summary import SHOWN_REASONS, summary
+from pipeline.run.alert import raise_alarm
 from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.heartbeat import account_of
 from pipeline.run.opening import Run
@@ -47,6 +48,7 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     """The results JSON, the rejected rows, the summary, the log's last line, the history, and the last ping."""
     run.interrupt.stop_raising()
     counts = _count_all(run, account, ending)
+    ending = raise_alarm(run, ending, counts)
     mark_moved = False
     try:
         mark_moved = move_cursor(run, account.read, ending)

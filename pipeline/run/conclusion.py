@@ -124,4 +124,5 @@ def status_of(run: Run, ending: Ending, counts: dict[str, Any]) -> str:
     if ending.code is ExitCode.SUCCESS:
         return "partial" if any(counts[kind]["rejected"] for kind in ("users", "events")) else "success"
     done = sum(counts[kind][each] for kind in ("users", "events") for each in ("delivered", "unchanged"))
-    return "partial" if done and ending.code in (ExitCode.REJECTED, ExitCode.TEMPORARY) else "failed"
+    can_be_partial = (ExitCode.REJECTED, ExitCode.TEMPORARY, ExitCode.UNAVAILABLE)
+    return "partial" if done and ending.code in can_be_partial else "failed"
