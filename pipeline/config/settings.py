@@ -326,8 +326,9 @@ class Settings:
     metrics_file: Path | None = _setting(
         None,
         parse.path,
-        "A file for node_exporter's textfile collector, such as `/var/lib/node_exporter/user_events.prom`, replaced "
-        "after each run.",
+        "A file for node_exporter's textfile collector, one for each job, such as "
+        "`/var/lib/node_exporter/user_events.prom`; replaced after each run.",
+        in_sandbox=False,
     )
     given: frozenset[str] = frozenset()  # the names that were set, not defaulted
     warnings: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ from pipeline.ledger.runs import (
     last_success,
     update_run,
 )
-from pipeline.model.keys import HASH_BYTES, USER_BYTES
+from pipeline.model.keys import HASH_BYTES, KEY_BYTES, USER_BYTES
 from pipeline.model.records import Kind, Record
 from pipeline.model.sql import KEYS_PER_STATEMENT, insert_many, rows_of_keys, run_for_keys
 
@@ -190,9 +190,10 @@ class Ledger:
         """Whether it knows nothing of this project, so that no look-up can find anything."""
         return not self._has("accepted", "true")
 
-    def count_known(self) -> int:
-        """Records of this project that the ledger knows."""
-        return self._count("accepted WHERE project = ?", self._project)
+    def count_known(self, kind: Kind | None = None) -> int:
+        """Records of this project that the ledger knows, of this kind or in all."""
+        lengths = {None: "", Kind.USER: f"AND length(key) = {HASH_BYTES}", Kind.EVENT: f"AND length(key) = {KEY_BYTES}"}
+        return self._count(f"accepted WHERE project = ? {lengths[kind]}", self._project)
 
     # What the query shows -------------------------------------------------------------------------------------
 

@@ -24,13 +24,13 @@ from pipeline.report import results
 from pipeline.report.log import LOG_NAME
 from pipeline.report.retention import disk_space_warning
 from pipeline.report.summary import SHOWN_REASONS, summary
-from pipeline.run.alert import raise_alarm
 from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.heartbeat import account_of
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
 from pipeline.run.remember import enter_history, move_cursor
 from pipeline.run.steps import Plan, mode_for
+from pipeline.run.watch import raise_alarm, update_metrics
 
 logger = logging.getLogger("main")
 
@@ -64,6 +64,7 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
     if not (run.options.dry_run or run.options.sandbox):
         enter_history(run, account.read, ending, written)
+        update_metrics(run, written)
     if warning := run.heartbeat.finish(ending.code, account_of(written, ending, run.console.redactor)):
         run.console.warn(warning)
     return ending.code
