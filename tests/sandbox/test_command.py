@@ -14,7 +14,7 @@ import requests
 
 from pipeline.sandbox import SANDBOX_KEY
 from tests.program import ROOT
-from tests.sandbox.rehearsal import ADA, FORGOTTEN_USER_IDS, TRACK, bearer, event
+from tests.sandbox.rehearsal import ADA, FORGOTTEN_USER_IDS, TRACK, Rehearsal, bearer, event
 
 
 def start_command(*arguments: str) -> subprocess.Popen[str]:
@@ -94,6 +94,15 @@ def test_commands_of_the_introduction_do_what_they_say() -> None:
     ]
     assert tracked["code"] == "ForgottenUserError"
     assert user_ids.status_code == 400  # as in an email-based project
+
+
+def test_commands_of_the_chapter_on_rehearsing_work(iterable: Rehearsal) -> None:
+    iterable.know("ada@example.com")
+    iterable.answer(TRACK, event())
+    chapter = (ROOT / "docs" / "rehearsing.md").read_text()
+    commands = [line.strip().replace("http://127.0.0.1:8080", iterable.stand_in.url) for line in chapter.splitlines()]
+    answers = [run_curl(each) for each in commands if each.startswith("curl ")]
+    assert [each.status_code for each in answers] == [200] * 8
 
 
 @pytest.mark.parametrize("impossible", [None, "65536"])

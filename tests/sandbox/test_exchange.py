@@ -150,3 +150,13 @@ def test_slow_answers_do_not_hold_up_other_connections(iterable: Rehearsal) -> N
         started = time.monotonic()
         assert iterable.get(GET_FIELDS).status_code == 200
         assert time.monotonic() - started < 1
+
+
+def test_fault_of_a_request_without_a_body_matches_its_path_and_query(iterable: Rehearsal) -> None:
+    iterable.stand_in.inject(Fault(match=b"bob", status=503))
+    targets = (
+        "/api/events/bob@example.com",
+        "/api/users/getByEmail?email=bob@example.com",
+        "/api/events/ada@example.com",
+    )
+    assert [iterable.get(target).status_code for target in targets] == [503, 503, 200]
