@@ -89,12 +89,14 @@ class Delivery:
         is_urgent: Callable[[], bool] = lambda: False,
         progress: Progress,
         query: str = "",
+        window_from: int | None = None,
         watched_fields: Mapping[Kind, Collection[str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """settle_s: how long Iterable may take to know a user that was just updated. breaker: the client waits through
         it, too. interrupted: how the run ends if it was asked to, else None. is_urgent: whether it may not even wait
         for what is under way. query: the path of the query file, under which failures are remembered.
+        window_from: where the window of :since starts, in Unix seconds.
         watched_fields: fields that Iterable has dropped before."""
         self._ledger = ledger
         self._stage = stage
@@ -105,6 +107,7 @@ class Delivery:
         self._is_urgent = is_urgent
         self._progress = progress
         self._query = query
+        self._window_from = window_from
         self._clock = clock
         self._workers = Workers(sender, breaker, mode.workers, gather_s=0.0 if mode.is_bulk else GATHER_S)
         self._fields = DroppedFields(watched_fields or {})
@@ -346,7 +349,13 @@ class Delivery:
         with suppress(sqlite3.Error):
             self._stage.give_up_held()
         with suppress(sqlite3.Error):
-            note_failures(self._ledger, self._stage, self._query, counts=self._breaker.has_accepted)
+            note_failures(
+                self._ledger,
+                self._stage,
+                self._query,
+                counts=self._breaker.has_accepted,
+                window_from=self._window_from,
+            )
         self._progress.finish()
 
 

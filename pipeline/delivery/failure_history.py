@@ -1,9 +1,12 @@
-"""What was refused or not acknowledged in this run -> the ledger, so that later runs offer it after all others.
+"""What was refused or not acknowledged in this run -> the ledger, so that later runs try it after all others.
 
-A record that was not acknowledged in several runs in a row is rejected: a silent 75 each night would hide it.
+A record that was not acknowledged in several runs in a row is rejected: a silent 75 each night would hide it. A
+rejection counts as known only when a run has reported it, as its last act: see `report_rejections`.
 """
 
 from __future__ import annotations
+
+from itertools import chain
 
 from pipeline.ledger.ledger import Failed, Ledger
 from pipeline.model.failure_policy import KEEPS_FAILING
@@ -13,25 +16,35 @@ from pipeline.stage.stage import Failure, Stage
 MAX_STREAK = 3  # runs in a row, each of which had something else accepted
 
 
-def note_failures(ledger: Ledger, stage: Stage, query: str, *, counts: bool) -> None:
+def note_failures(ledger: Ledger, stage: Stage, query: str, *, counts: bool, window_from: int | None = None) -> None:
     """Called once, when each record that was tried has its outcome. counts: whether anything was accepted in this run;
-    the failures of other runs may be the project's, and count neither for a record nor against it."""
+    the failures of other runs may be the project's, and count neither for a record nor against it. window_from: where
+    the window of :since starts, in Unix seconds."""
     for failures in stage.failures():
         hopeless = _keep_failing(ledger, failures, counts)
         stage.reject([each for each in failures if each.key in hopeless], KEEPS_FAILING)
-        is_new = ledger.note_failures([_failed(each, hopeless) for each in failures], query, counts=counts)
+        failed = [_failed(each, hopeless) for each in failures]
+        is_new = ledger.note_failures(failed, query, counts=counts, window_from=window_from)
         stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     ledger.commit()
 
 
-def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool) -> None:
+def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool, window_from: int | None = None) -> None:
     """The same for records that can't be sent. keep=False only looks which of them are known, as a dry run does."""
     for failures in stage.refusals():  # all are looked at before the first is noted, as rows may be alike
         is_new = ledger.are_new([_failed(each, set()) for each in failures])
         stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     if keep:
         for failures in stage.refusals():
-            ledger.note_failures([_failed(each, set()) for each in failures], query, counts=False)
+            failed = [_failed(each, set()) for each in failures]
+            ledger.note_failures(failed, query, counts=False, window_from=window_from)
+
+
+def report_rejections(ledger: Ledger, stage: Stage) -> None:
+    """The run has written down all rejections, and will end with 1: later runs know them. Committed by the caller."""
+    for failures in chain(stage.failures(), stage.refusals()):
+        rejected = [each for each in failures if each.undelivered.outcome is Outcome.REJECTED]
+        ledger.report_failures([_failed(each, set()) for each in rejected])
 
 
 def _keep_failing(ledger: Ledger, failures: list[Failure], counts: bool) -> set[bytes]:

@@ -1,20 +1,24 @@
 """What keeps failing: records that ended rejected or unacknowledged, as hashes, and why.
 
-So a run can try them last, tell a refusal that is known from a new one, and see which record is never acknowledged.
+So a run can try them last, tell a rejection that was reported from a new one, see which record is never acknowledged,
+and read again what may be accepted later. A record that failed is noted at once; its reason counts as known only when
+a run has reported it, see `report`.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.model.failure_policy import UNKNOWN_USER_CODES
+from pipeline.model.failure_policy import ITERABLE_CODES, OUR_CODES, UNKNOWN_USER_CODES, may_pass
 from pipeline.model.records import Outcome
 from pipeline.model.sql import chunks, insert_many, rows_of_keys, run_for_keys
 
 REASON_BYTES = 8
 KEPT_REASONS = 4  # of a record; what is sent singly is refused in other words than what is sent in bulk
+HELD_DAYS = 30  # how long :since goes back to the window that first read a record which may be accepted later
+DAY_S = 86_400
 MAX_GONE = 100_000  # of more failures, those that are gone expire with time, so that memory stays small
 
 
@@ -38,8 +42,10 @@ class Failed:
 class PastFailure:
     """What is remembered of a record that failed.
 
-    reasons: hashes of those for which this content failed, the last one first. streak: in how many runs in a row it
-    was not acknowledged, while something else was. noted_at: Unix seconds.
+    reasons: hashes of those that were reported for this content, the last one first. streak: in how many runs in a row
+    it was not acknowledged, while something else was. noted_at, first_at: when this content failed last and first, in
+    Unix seconds. window_from: the start of the window of :since that first read it; None where no later window need
+    read it.
     """
 
     fingerprint: bytes
@@ -49,6 +55,8 @@ class PastFailure:
     status_code: int | None
     code: str | None
     noted_at: int
+    first_at: int = 0
+    window_from: int | None = None
 
     def knows(self, fingerprint: bytes, reason: bytes) -> bool:
         return fingerprint == self.fingerprint and reason in _split(self.reasons)
@@ -75,7 +83,7 @@ class FailureHistory:
     def past_failures(self, keys: Sequence[bytes]) -> dict[bytes, PastFailure]:
         if not self.exist:
             return {}
-        columns = "key, fingerprint, reasons, streak, outcome, status_code, code, noted_at"
+        columns = "key, fingerprint, reasons, streak, outcome, status_code, code, noted_at, first_at, window_from"
         rows = rows_of_keys(self._database, columns, "past_failures", self._project, keys)
         return {
             key: PastFailure(fingerprint, reasons, streak, Outcome(outcome), *rest)
@@ -83,7 +91,7 @@ class FailureHistory:
         }
 
     def are_new(self, failed: Sequence[Failed]) -> list[bool]:
-        """For each: whether this content has not failed for this reason before."""
+        """For each: whether no run has reported yet that this content failed for this reason."""
         news = []
         for chunk in chunks(failed):
             before = self.past_failures([each.key for each in chunk])
@@ -92,42 +100,89 @@ class FailureHistory:
                 news.append(old is None or not old.knows(each.fingerprint, self._reason(each)))
         return news
 
-    def note(self, failed: Sequence[Failed], query: bytes, now: int, *, counts: bool) -> None:
+    def note(
+        self, failed: Sequence[Failed], query: bytes, now: int, *, counts: bool, window_from: int | None = None
+    ) -> None:
         for chunk in chunks(failed):
             keys = [each.key for each in chunk]
             before = self.past_failures(keys)
-            self._insert(chunk, before, query, now, counts)
+            insert_many(
+                self._database,
+                "INSERT OR REPLACE INTO past_failures (key, query, fingerprint, reasons, outcome, status_code, code,"
+                " streak, first_at, window_from, project, noted_at) VALUES",
+                [self._row(each, before.get(each.key), query, now, counts, window_from) for each in chunk],
+                constants=(self._project, now),
+            )
             self.note_seen(keys)
         self.exist = self.exist or bool(failed)
 
-    def _insert(
-        self, failed: Sequence[Failed], before: Mapping[bytes, PastFailure], query: bytes, now: int, counts: bool
-    ) -> None:
-        insert_many(
-            self._database,
-            "INSERT OR REPLACE INTO past_failures"
-            " (key, query, fingerprint, reasons, outcome, status_code, code, streak, project, noted_at) VALUES",
-            [
-                (
-                    each.key,
-                    query,
-                    each.fingerprint,
-                    self._reasons(each, before.get(each.key)),
-                    each.outcome.value,
-                    each.status_code,
-                    each.code,
-                    _streak(each, before.get(each.key), counts=counts),
-                )
-                for each in failed
-            ],
-            constants=(self._project, now),
+    def _row(
+        self,
+        failed: Failed,
+        before: PastFailure | None,
+        query: bytes,
+        now: int,
+        counts: bool,
+        window_from: int | None,
+    ) -> tuple[object, ...]:
+        streak = ((before.streak if before is not None else 0) + counts) if failed.is_unacknowledged else 0
+        reasons, first_at = b"", now
+        if before is not None and before.fingerprint == failed.fingerprint:
+            reasons, first_at = before.reasons, before.first_at
+            if before.window_from is not None:
+                window_from = before.window_from if window_from is None else min(before.window_from, window_from)
+        return (
+            failed.key,
+            query,
+            failed.fingerprint,
+            reasons,
+            failed.outcome.value,
+            failed.status_code,
+            self._code(failed.code),
+            streak,
+            first_at,
+            window_from if may_pass(failed.code, failed.message) else None,
         )
 
-    def _reasons(self, failed: Failed, before: PastFailure | None) -> bytes:
-        """The reason of this failure, then those that this content had before."""
+    def _code(self, code: str | None) -> str | None:
+        """As it may be kept: a code that is not documented may be any text, so it becomes a hash."""
+        if code is None or code in ITERABLE_CODES or code in OUR_CODES:
+            return code
+        return f"#{self._hash(code)[:REASON_BYTES].hex()}"
+
+    def report(self, failed: Sequence[Failed]) -> None:
+        """A run has reported these: from now on they are known with their content and reason."""
+        for chunk in chunks(failed):
+            before = self.past_failures([each.key for each in chunk])
+            self._database.executemany(
+                "UPDATE past_failures SET reasons = ? WHERE project = ? AND key = ?",
+                [
+                    (self._with_reason(each, before[each.key]), self._project, each.key)
+                    for each in chunk
+                    if each.key in before and before[each.key].fingerprint == each.fingerprint
+                ],
+            )
+
+    def _with_reason(self, failed: Failed, before: PastFailure) -> bytes:
         reason = self._reason(failed)
-        known = _split(before.reasons) if before is not None and before.fingerprint == failed.fingerprint else []
-        return b"".join([reason, *(each for each in known if each != reason)][:KEPT_REASONS])
+        return b"".join([reason, *(each for each in _split(before.reasons) if each != reason)][:KEPT_REASONS])
+
+    def held_from(self, query: bytes, now: int) -> int | None:
+        """The start of the earliest window that first read something which may still be accepted."""
+        (start,) = self._database.execute(
+            "SELECT min(window_from) FROM past_failures WHERE project = ? AND query = ? AND first_at > ?",
+            (self._project, query, now - HELD_DAYS * DAY_S),
+        ).fetchone()
+        return None if start is None else int(start)
+
+    def count_let_go(self, query: bytes, now: int) -> int:
+        """Records that may still be accepted, but have failed for so long that no window goes back to them."""
+        (count,) = self._database.execute(
+            "SELECT count(*) FROM past_failures"
+            " WHERE project = ? AND query = ? AND window_from IS NOT NULL AND first_at <= ?",
+            (self._project, query, now - HELD_DAYS * DAY_S),
+        ).fetchone()
+        return int(count)
 
     def _reason(self, failed: Failed) -> bytes:
         return self._hash(reason_text(failed))[:REASON_BYTES]
@@ -154,23 +209,21 @@ class FailureHistory:
         ).fetchall()
         return {key for (key,) in rows} if len(rows) <= MAX_GONE else set()
 
-    def forget_gone(self, query: bytes) -> None:
-        """The query was read in full: what it showed earlier, and now no longer, needs no memory."""
+    def forget_gone(self, query: bytes, *, window_from: int | None = None) -> None:
+        """The query was read in full: what it showed earlier, and now no longer, needs no memory.
+
+        window_from: it was read from then on, so that this holds for what such windows, or later ones, have shown.
+        """
         self.note_seen(())
         if self._gone:
+            which = "query = ?" if window_from is None else f"query = ? AND window_from >= {window_from:d}"
             run_for_keys(
-                self._database, "DELETE FROM past_failures WHERE query = ? AND", self._project, list(self._gone), query
+                self._database, f"DELETE FROM past_failures WHERE {which} AND", self._project, list(self._gone), query
             )
 
 
 def _split(reasons: bytes) -> list[bytes]:
     return [reasons[start : start + REASON_BYTES] for start in range(0, len(reasons), REASON_BYTES)]
-
-
-def _streak(failed: Failed, before: PastFailure | None, *, counts: bool) -> int:
-    if not failed.is_unacknowledged:
-        return 0
-    return (before.streak if before is not None else 0) + counts
 
 
 def reason_text(failed: Failed) -> str:

@@ -56,7 +56,7 @@ CREATE TABLE accepted (
 CREATE TABLE past_failures (
     project INTEGER NOT NULL, key BLOB NOT NULL, query BLOB NOT NULL, fingerprint BLOB NOT NULL, reasons BLOB NOT NULL,
     outcome TEXT NOT NULL, status_code INTEGER, code TEXT, streak INTEGER NOT NULL, noted_at INTEGER NOT NULL,
-    PRIMARY KEY (project, key)
+    first_at INTEGER NOT NULL, window_from INTEGER, PRIMARY KEY (project, key)
 ) WITHOUT ROWID;
 CREATE TABLE queries (
     project INTEGER NOT NULL, query BLOB NOT NULL, used_day INTEGER NOT NULL, full_day INTEGER, cursor_at INTEGER,

@@ -204,26 +204,29 @@ class Ledger:
             stale = f"seen_day < {self._today - REFRESH_DAYS:d}"
             self._with_keys(f"UPDATE accepted SET seen_day = {self._today:d} WHERE {stale} AND", keys)
 
-    def end_reading(self, query: str, *, full_read: bool) -> None:
+    def end_reading(self, query: str, *, full_read: bool, window_from: int | None = None) -> None:
         """The query was read to its end, and all that it found was `shown`. full_read: it showed all that it has.
 
-        Only a full read makes the ledger forget: records that no query file has shown for FORGET_AFTER_DAYS, and the
-        failures of those that this one no longer shows. Each query file in use must have had a full read since.
+        A full read makes the ledger forget: records that no query file has shown for FORGET_AFTER_DAYS, and failures
+        of what this one no longer shows. Each query file in use must have had a full read since. A window of
+        :since, which starts at window_from, forgets the failures that it or later windows have shown, and it does not.
         """
         if not full_read:
             self._update_query(query)
+            if window_from is not None:
+                self._failure_history.forget_gone(self._hash(query), window_from=window_from)
             return
         self._update_query(query, full_day=self._today)
         self._failure_history.forget_gone(self._hash(query))
         self._forget_unseen()
 
-    def refresh(self, keys: Iterable[bytes], query: str, *, full_read: bool) -> None:
+    def refresh(self, keys: Iterable[bytes], query: str, *, full_read: bool, window_from: int | None = None) -> None:
         """`shown` and `end_reading` in one. The keys are read only where something is to be noted about them."""
         if self._failure_history.exist or self._has_stale_entries():
             keys = iter(keys)
             while chunk := list(islice(keys, KEYS_PER_STATEMENT)):
                 self.mark_seen(chunk)
-        self.end_reading(query, full_read=full_read)
+        self.end_reading(query, full_read=full_read, window_from=window_from)
 
     def _has_stale_entries(self) -> bool:
         if self._has_stale is None:
@@ -254,15 +257,22 @@ class Ledger:
 
     # What failed ----------------------------------------------------------------------------------------------
 
-    def note_failures(self, failed: Sequence[Failed], query: str, *, counts: bool) -> list[bool]:
-        """Remember what failed in this run. For each: whether it is new, so not known with this content and reason.
+    def note_failures(
+        self, failed: Sequence[Failed], query: str, *, counts: bool, window_from: int | None = None
+    ) -> list[bool]:
+        """Remember what failed in this run. For each: whether it is new, so not reported with this content and reason.
 
         counts: something else was accepted in this run, so that records which were not acknowledged are to blame
-        themselves. Call it at the end of the run, once for each record, and before `end_reading`.
+        themselves. window_from: where the window of :since starts that this run reads, in Unix seconds. Call it at the
+        end of the run, once for each record, and before `end_reading`.
         """
         news = self.are_new(failed)
-        self._failure_history.note(failed, self._hash(query), self._now(), counts=counts)
+        self._failure_history.note(failed, self._hash(query), self._now(), counts=counts, window_from=window_from)
         return news
+
+    def report_failures(self, failed: Sequence[Failed]) -> None:
+        """A run has reported these, which were noted before: they are not new any more."""
+        self._failure_history.report(failed)
 
     @property
     def has_failure_history(self) -> bool:
@@ -270,6 +280,21 @@ class Ledger:
         return self._failure_history.exist
 
     # :since ---------------------------------------------------------------------------------------------------
+
+    def held_from(self, query: str) -> int | None:
+        """Where :since has to start at the latest, in Unix seconds, so that what may still be accepted is read again.
+
+        None: nothing is held. What has failed for HELD_DAYS is let go.
+        """
+        return self._failure_history.held_from(self._hash(query), self._now())
+
+    def count_let_go(self, query: str) -> int:
+        """Records that may still be accepted, but are read by full reads only, as they have failed for HELD_DAYS."""
+        return self._failure_history.count_let_go(self._hash(query), self._now())
+
+    def note_full_read(self, query: str, at: int) -> None:
+        """Everything was read and tried at that time, in Unix seconds, whether or not the cursor moves."""
+        self._update_query(query, last_full_at=at)
 
     def cursor(self, query: str) -> Cursor | None:
         """The cursor of a query file, named by its path."""

@@ -79,13 +79,24 @@ UNKNOWN_USER_CODES = frozenset({"UnknownEmailError", "UnknownUserIdError", "notF
 
 # Codes of rejections whose reason lies in the row itself: once that is fixed, the row has changed, and will be read.
 FIXED_BY_EDITING_ROW = frozenset(
-    {
-        "InvalidRecord",
-        "InvalidEmailAddressError",
-        "invalidEmails",
-        "InvalidUserIdError",
-        "invalidUserIds",
-        KEEPS_FAILING,
-    }
-    | {"ForgottenUserError", "forgottenEmails", "forgottenUserIds"}
+    {"InvalidRecord", "InvalidEmailAddressError", "invalidEmails", "InvalidUserIdError", "invalidUserIds"}
 )
+IN_THE_FUTURE = "is more than a day in the future"  # an InvalidRecord that time makes valid
+
+
+def may_pass(code: str | None, message: str) -> bool:
+    """Whether the same record may be accepted later, although its row does not change: once the project's settings are
+    fixed, the person has returned, or time has passed."""
+    return code not in FIXED_BY_EDITING_ROW or IN_THE_FUTURE in message
+
+
+_DOCUMENTED_CODES = """
+    Success BadApiKey BadAuthorizationHeader BadJsonBody BadParams BatchTooLarge DatabaseError EmailAlreadyExists
+    ExternalKeyConflict Forbidden ForbiddenParamsError ForgottenUserError GenericError InvalidEmailAddressError
+    InvalidJwtPayload InvalidUserIdError JwtUserIdentifiersMismatched NotFound QueueEmailError RateLimitExceeded
+    RequestFieldsTypesMismatched Unauthorized UniqueFieldsLimitExceeded UnknownEmailError UnknownUserIdError
+    UserIdAlreadyExists invalidEmails invalidUserIds notFoundEmails notFoundUserIds invalidDataEmails
+    invalidDataUserIds conflictEmails conflictUserIds forgottenEmails forgottenUserIds disallowedEventNames
+"""
+ITERABLE_CODES = frozenset(_DOCUMENTED_CODES.split())  # [swagger]; any other text may quote a person
+OUR_CODES = frozenset({"InvalidRecord", KEEPS_FAILING, "EmailChanged", "EventIdConflict"})

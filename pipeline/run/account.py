@@ -28,7 +28,7 @@ from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.heartbeat import account_of
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
-from pipeline.run.remember import enter_history, move_cursor
+from pipeline.run.remember import close_books, let_go_note, moves_cursor
 from pipeline.run.steps import Plan, mode_for
 from pipeline.run.watch import raise_alarm, update_metrics
 
@@ -49,24 +49,26 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     run.interrupt.stop_raising()
     counts = _count_all(run, account, ending)
     ending = raise_alarm(run, ending, counts)
-    mark_moved = False
     try:
-        mark_moved = move_cursor(run, account.read, ending)
+        mark_moved = moves_cursor(run, account.read, ending)
         rejected = _write_rejected_rows(run, account)
         failures = list(_undelivered(run, results.MAX_FAILURES))
         written = _results(run, account, ending, counts, mark_moved, rejected, failures)
         results.write_results(run.settings.output_dir / results.RESULTS_NAME.format(run.run_id), written)
     except (OSError, sqlite3.Error) as problem:
         ending = _without_results(ending, "written", problem)
-        written = _results(run, account, ending, counts, mark_moved, None, [])
+        written = _results(run, account, ending, counts, False, None, [])
     _show(run, account, ending, written)
     ending = _print_json(run, ending, written)
     logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
-    if not (run.options.dry_run or run.options.sandbox):
-        enter_history(run, account.read, ending, written)
-        update_metrics(run, written)
     if warning := run.heartbeat.finish(ending.code, account_of(written, ending, run.console.redactor)):
         run.console.warn(warning)
+    if not (run.options.dry_run or run.options.sandbox):
+        closed = close_books(run, account.read, account.delivered, ending, written)
+        if closed is not ending:
+            run.console.error(closed.reason)
+        ending = closed
+        update_metrics(run, written)
     return ending.code
 
 
@@ -180,6 +182,8 @@ def _show(run: Run, account: Account, ending: Ending, written: results.Results) 
     reasons = reasons_of(run, SHOWN_REASONS)
     for line in summary(written, reasons, left_users=run.stage.left_users):
         console.say(line)
+    if note := let_go_note(run, account.read):
+        console.say(note)
     if not (run.settings.keep_days or run.options.dry_run or run.options.sandbox):
         folder = run.settings.output_dir
         with suppress(OSError):  # no figures, no sentence

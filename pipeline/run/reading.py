@@ -52,6 +52,11 @@ class Read:
         """Whether all was read that the query has; --limit apart."""
         return self.since is None or self.since.is_full
 
+    @property
+    def window_from(self) -> int | None:
+        """Where the window of :since starts, in Unix seconds; None without :since."""
+        return int(self.since.start.timestamp()) if self.since is not None else None
+
 
 def read_rows(run: Run) -> Read:
     """One pass over the rows of the query: each goes into the CSV and, planned, into the stage."""
@@ -79,7 +84,9 @@ def choose_since(
             raise UsageError(f"--since needs a query that contains :since; {query.name} has none.")
         return None
     asked = options.since or (ALL if options.full else None)
-    return decide(settings, ledger.cursor(str(settings.query_file)), cursor_fingerprint(settings, query), now, asked)
+    path = str(settings.query_file)
+    fingerprint = cursor_fingerprint(settings, query)
+    return decide(settings, ledger.cursor(path), fingerprint, now, asked, held_from=ledger.held_from(path))
 
 
 def resent(options: argparse.Namespace) -> list[Kind]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import sqlite3
 
-from pipeline.delivery import Delivered, note_refusals
+from pipeline.delivery import Delivered, note_refusals, report_rejections
+from pipeline.ledger.failures import HELD_DAYS
 from pipeline.ledger.ledger import Cursor, RunResult
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Outcome
+from pipeline.model.text import counted
 from pipeline.report.results import Results
 from pipeline.run.brake import id_scheme_of
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
-from pipeline.run.since import cursor_fingerprint, moves_cursor
+from pipeline.run.since import cursor_fingerprint, why_cursor_stays
 from pipeline.transform.payloads import Rules
 
 MAX_REASON_CHARS = 300
@@ -25,7 +27,8 @@ def remember(run: Run, read: Read, delivered: Delivered) -> None:
     """Tell the ledger what later runs need to know: what can't be sent, what was shown, how ids were made, which fields
     Iterable dropped. A full disk does not change how the run ended: records that were accepted are entered already."""
     try:
-        note_refusals(run.ledger, run.stage, run.query_path, keep=not run.options.dry_run)
+        keep = not run.options.dry_run
+        note_refusals(run.ledger, run.stage, run.query_path, keep=keep, window_from=read.window_from)
         if not run.options.dry_run:
             _remember_read(run, read, delivered)
             run.ledger.commit()
@@ -35,7 +38,8 @@ def remember(run: Run, read: Read, delivered: Delivered) -> None:
 
 def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
     is_whole = read.is_full and run.options.limit is None
-    run.ledger.refresh(run.stage.keys(), run.query_path, full_read=is_whole)
+    window_from = read.window_from if run.options.limit is None else None
+    run.ledger.refresh(run.stage.keys(), run.query_path, full_read=is_whole, window_from=window_from)
     if delivered.stopped is None or delivered.stopped.code is not ExitCode.BRAKE:
         events = run.stage.count_outcomes()[Kind.EVENT]
         # The ids of these are made so. A part may be known by chance, such as the events without a field that is new.
@@ -65,37 +69,73 @@ def _fields_of(rules: Rules, kind: Kind) -> set[str]:
     return {field.name for field in (rules.user_fields if kind is Kind.USER else rules.event_fields)}
 
 
-def move_cursor(run: Run, read: Read | None, ending: Ending) -> bool:
-    """Move the cursor of :since, where nothing is left that only a later read can bring; returns whether it moved."""
+def moves_cursor(run: Run, read: Read | None, ending: Ending) -> bool:
+    """Whether the cursor of :since moves after a run that ended so; the console says why not."""
     if read is None or read.since is None:
         return False
-    is_partial = run.leaves_pending or run.options.sandbox or run.options.limit is not None
-    if not moves_cursor(read.since, ending.code, run.stage.rejected_codes(), is_partial=is_partial):
-        return False
-    before = run.ledger.cursor(run.query_path)
-    started_at = int(read.started_at.timestamp())
-    full_at = started_at if read.since.is_full or before is None else before.last_full_at
-    run.ledger.set_cursor(run.query_path, Cursor(started_at, cursor_fingerprint(run.settings, read.query), full_at))
-    run.ledger.commit()
-    return True
+    stays = why_cursor_stays(read.since, ending.code, partial=_partial_option(run))
+    if stays:
+        run.console.say(f"        The next run reads from the same time on: {stays}.")
+    return not stays
 
 
-def enter_history(run: Run, read: Read | None, ending: Ending, written: Results) -> None:
-    """One line for the run, without personal data."""
-    since = read.since if read else None
+def let_go_note(run: Run, read: Read | None) -> str:
+    """What to say of records that no window of :since goes back to any more."""
+    count = run.ledger.count_let_go(run.query_path) if read is not None and read.since is not None else 0
+    if not count:
+        return ""
+    return (
+        f"{counted(count, 'record')} that may still be accepted failed first {HELD_DAYS} days ago or more; "
+        "only full reads try them again (FULL_READ_DAYS, or --since all)."
+    )
+
+
+def _partial_option(run: Run) -> str:
+    """The option for which this run reads or sends only a part, if any."""
+    for name in ("limit", "sandbox", "dry_run", "before"):
+        if getattr(run.options, name):
+            return f"--{name.replace('_', '-')}"
+    return ""
+
+
+def close_books(run: Run, read: Read | None, delivered: Delivered | None, ending: Ending, written: Results) -> Ending:
+    """The last act of a run, when all is written and shown: in one commit, the cursor moves, the rejections that were
+    reported become known, and the history gets its line. Returns how the run ends."""
     try:
-        run.ledger.end_run(
-            RunResult(
-                status=written.status,
-                exit_code=int(ending.code),
-                reason=run.console.redactor.line(ending.reason, max_chars=MAX_REASON_CHARS),
-                duration_s=written.duration_s,
-                rows=read.rows if read else None,
-                since_from=int(since.start.timestamp()) if since else None,
-                full_read=read.is_full if read else False,
-                users=written.counts["users"],
-                events=written.counts["events"],
-            )
-        )
+        if ending.code is ExitCode.REJECTED:
+            report_rejections(run.ledger, run.stage)
+        if read is not None and read.since is not None:
+            _note_reading(run, read, delivered, ending, has_moved=bool((written.since or {}).get("mark_moved")))
+        _enter_history(run, read, ending, written)
     except sqlite3.Error as problem:
-        logger.error("The run can't be entered into the history: %s", problem)
+        logger.error("At the end, the ledger can't be written: %s", problem)
+        if ending.code is ExitCode.REJECTED:  # the next run reports them again
+            return Ending(ExitCode.TEMPORARY, f"{ending.reason} The ledger can't be written ({problem}).")
+    return ending
+
+
+def _note_reading(run: Run, read: Read, delivered: Delivered | None, ending: Ending, *, has_moved: bool) -> None:
+    started_at = int(read.started_at.timestamp())
+    before = run.ledger.cursor(run.query_path)
+    if has_moved and ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED):
+        full_at = started_at if read.is_full or before is None else before.last_full_at
+        run.ledger.set_cursor(run.query_path, Cursor(started_at, cursor_fingerprint(run.settings, read.query), full_at))
+    elif read.is_full and not _partial_option(run) and delivered is not None and delivered.stopped is None:
+        run.ledger.note_full_read(run.query_path, started_at)
+
+
+def _enter_history(run: Run, read: Read | None, ending: Ending, written: Results) -> None:
+    """One line for the run, without personal data."""
+    run.ledger.end_run(
+        RunResult(
+            status=written.status,
+            exit_code=int(ending.code),
+            reason=run.console.redactor.line(ending.reason, max_chars=MAX_REASON_CHARS),
+            duration_s=written.duration_s,
+            rows=read.rows if read else None,
+            since_from=read.window_from if read else None,
+            full_read=read.is_full if read else False,
+            users=written.counts["users"],
+            events=written.counts["events"],
+        )
+    )

@@ -116,10 +116,10 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
         run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
         run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
-    return _make_delivery(run, plan.mode).run()
+    return _make_delivery(run, read, plan.mode).run()
 
 
-def _make_delivery(run: Run, mode: Mode) -> Delivery:
+def _make_delivery(run: Run, read: Read, mode: Mode) -> Delivery:
     by_user_id = run.settings.iterable_identifier == "userId"
     paces = rates(run.settings.rate_limit_percent)
     progress = DeliveryProgress(
@@ -138,5 +138,6 @@ def _make_delivery(run: Run, mode: Mode) -> Delivery:
         is_urgent=lambda: run.interrupt.is_urgent,
         progress=progress,
         query=run.query_path,
+        window_from=read.window_from,
         watched_fields={kind: {name for each, name in remembered if each is kind} for kind in Kind},
     )

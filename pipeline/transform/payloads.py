@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Union
 from uuid import UUID
 
 from pipeline.config import FieldMap
+from pipeline.model.failure_policy import IN_THE_FUTURE
 from pipeline.model.records import Unreadable
 from pipeline.transform.values import (
     InvalidRecord,
@@ -484,7 +485,7 @@ def _check_time(created_at: int, column: str, rules: Rules) -> None:
         raise InvalidRecord(f"{column} is before 1970")
     if created_at > rules.latest_s:
         hint = "; is it in milliseconds" if created_at > 1000 * DAY_S * 365 else ""
-        raise InvalidRecord(f"{column} is more than a day in the future{hint}")
+        raise InvalidRecord(f"{column} {IN_THE_FUTURE}{hint}")
 
 
 def _event_names(columns: Columns, count: int, rules: Rules) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.ledger import failures as past_failures
 from pipeline.ledger.failures import reason_text
-from pipeline.ledger.ledger import Failed, Ledger, PastFailure, Project, open_ledger, read_ledger
+from pipeline.ledger.ledger import LEDGER_NAME, Failed, Ledger, PastFailure, Project, open_ledger, read_ledger
 from pipeline.model.records import Kind, Outcome, Record
 from tests.opened import PROJECT
 
@@ -31,10 +31,20 @@ def opening(folder: Path, project: Project = PROJECT, *, day: int = TODAY) -> It
         ledger.commit()
 
 
-def note(folder: Path, *failed: Failed, counts: bool = True, day: int = TODAY) -> list[bool]:
-    """A run in which these failed -> which of them are new."""
+def note(
+    folder: Path,
+    *failed: Failed,
+    counts: bool = True,
+    day: int = TODAY,
+    reports: bool = True,
+    window_from: int | None = None,
+) -> list[bool]:
+    """A run in which these failed, and which reports them or not -> which of them are new."""
     with opening(folder, day=day) as ledger:
-        return ledger.note_failures(failed, QUERY, counts=counts)
+        news = ledger.note_failures(failed, QUERY, counts=counts, window_from=window_from)
+        if reports:
+            ledger.report_failures(failed)
+        return news
 
 
 def streak(folder: Path) -> int:
@@ -58,6 +68,31 @@ def test_refusal_is_new_once(tmp_path: Path) -> None:
     assert [note(tmp_path, REFUSED) for _ in range(3)] == [[True], [False], [False]]
 
 
+def test_refusal_is_new_until_a_run_has_reported_it(tmp_path: Path) -> None:
+    news = [note(tmp_path, REFUSED, reports=number == 2) for number in range(4)]
+    assert news == [[True], [True], [True], [False]]
+
+
+def test_reasons_that_were_reported_stay_known_where_another_one_was_not(tmp_path: Path) -> None:
+    other = replace(REFUSED, code="Forbidden")
+    note(tmp_path, REFUSED)
+    note(tmp_path, other, reports=False)
+    assert note(tmp_path, REFUSED, other, reports=False) == [False, True]
+
+
+def test_code_that_iterable_does_not_document_is_kept_as_a_hash(tmp_path: Path) -> None:
+    codes = [None, "BadParams", "notFoundEmails", "KeepsFailing", "bob@example.com is odd"]
+    kept = []
+    for code in codes:
+        note(tmp_path, replace(REFUSED, code=code))
+        with read_ledger(tmp_path, PROJECT, now=0) as ledger:
+            kept.append(ledger.past_failures([ADA])[ADA].code)
+    assert kept[:-1] == codes[:-1]
+    assert str(kept[-1]).startswith("#")
+    assert len(str(kept[-1])) == 17
+    assert b"bob" not in (tmp_path / LEDGER_NAME).read_bytes()
+
+
 def test_nothing_fails_where_nothing_failed(tmp_path: Path) -> None:
     with opening(tmp_path) as ledger:
         assert (ledger.has_failure_history, ledger.failed_before([ADA]), ledger.past_failures([ADA])) == (
@@ -75,7 +110,8 @@ def test_what_is_remembered_says_when_and_why_without_the_message(tmp_path: Path
     note(tmp_path, REFUSED)
     with read_ledger(tmp_path, PROJECT, now=0) as ledger:
         (found,) = ledger.past_failures([ADA, BOB]).values()
-    assert found == PastFailure(b"content", found.reasons, 0, Outcome.REJECTED, 400, "BadParams", TODAY * DAY_S)
+    then = TODAY * DAY_S
+    assert found == PastFailure(b"content", found.reasons, 0, Outcome.REJECTED, 400, "BadParams", then, then, None)
     assert len(found.reasons) == 8
 
 
@@ -98,8 +134,8 @@ def test_refusal_is_new_where_it_differs(tmp_path: Path, change: dict[str, objec
 
 def test_numbers_in_a_message_make_no_new_reason(tmp_path: Path) -> None:
     messages = ["row 7 is odd (1 attempt).", "row 12,345 is odd (3 attempts).", "row 8/9 is odd (2 attempts)."]
-    told = [note(tmp_path, replace(REFUSED, message=message)) for message in messages]
-    assert told == [[True], [False], [False]]
+    news = [note(tmp_path, replace(REFUSED, message=message)) for message in messages]
+    assert news == [[True], [False], [False]]
 
 
 def test_reason_of_a_hostile_message_is_found_in_linear_time() -> None:
@@ -108,8 +144,8 @@ def test_reason_of_a_hostile_message_is_found_in_linear_time() -> None:
 
 def test_reason_that_comes_and_goes_with_the_mode_is_new_once(tmp_path: Path) -> None:
     in_bulk = replace(REFUSED, code="invalidEmails", message="users/bulkUpdate lists it under invalidEmails.")
-    told = [note(tmp_path, each) for each in (REFUSED, in_bulk, REFUSED, in_bulk)]
-    assert told == [[True], [True], [False], [False]]
+    news = [note(tmp_path, each) for each in (REFUSED, in_bulk, REFUSED, in_bulk)]
+    assert news == [[True], [True], [False], [False]]
 
 
 def test_changed_content_forgets_the_reasons_of_the_old_one(tmp_path: Path) -> None:
@@ -159,6 +195,67 @@ def test_streak_ends_with_a_refusal(tmp_path: Path) -> None:
     note(tmp_path, LOST)
     note(tmp_path, REFUSED)
     assert streak(tmp_path) == 0
+
+
+# The window of :since -------------------------------------------------------------------------------------------------
+
+
+def held(folder: Path, *, day: int = TODAY, query: str = QUERY) -> tuple[int | None, int]:
+    with read_ledger(folder, PROJECT, now=day * DAY_S) as ledger:
+        return ledger.held_from(query), ledger.count_let_go(query)
+
+
+def test_record_that_may_still_be_accepted_holds_the_window_that_first_read_it(tmp_path: Path) -> None:
+    assert held(tmp_path) == (None, 0)
+    note(tmp_path, replace(REFUSED, key=BOB), window_from=700)
+    for number, window in enumerate((900, 500, 800)):
+        note(tmp_path, REFUSED, window_from=window, day=TODAY + number)
+    assert held(tmp_path) == (500, 0)
+    assert held(tmp_path, query="/srv/another.sql") == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "is_held"),
+    [
+        ("InvalidRecord", "email is empty.", False),
+        ("InvalidRecord", "event_time is more than a day in the future.", True),
+        ("invalidEmails", "no", False),
+        ("disallowedEventNames", "no", True),
+        ("RequestFieldsTypesMismatched", "no", True),
+        ("ForgottenUserError", "no", True),
+        ("KeepsFailing", "no", True),
+        ("EmailChanged", "no", True),
+        (None, "no", True),
+    ],
+)
+def test_window_is_held_unless_the_row_itself_is_wrong(
+    tmp_path: Path, code: str | None, message: str, is_held: bool
+) -> None:
+    note(tmp_path, replace(REFUSED, code=code, message=message), window_from=500)
+    assert held(tmp_path) == (500 if is_held else None, 0)
+
+
+def test_window_is_let_go_after_30_days(tmp_path: Path) -> None:
+    note(tmp_path, REFUSED, window_from=500)
+    note(tmp_path, REFUSED, window_from=900, day=TODAY + 29)
+    assert held(tmp_path, day=TODAY + 29) == (500, 0)
+    assert held(tmp_path, day=TODAY + 30) == (None, 1)
+
+
+def test_changed_content_holds_the_window_that_first_read_it(tmp_path: Path) -> None:
+    note(tmp_path, REFUSED, window_from=500)
+    note(tmp_path, replace(REFUSED, fingerprint=b"other content"), window_from=900, day=TODAY + 29)
+    assert held(tmp_path, day=TODAY + 58) == (900, 0)
+
+
+@pytest.mark.parametrize(("window_from", "is_held"), [(499, False), (500, False), (501, True), (None, True)])
+def test_window_is_let_go_when_a_run_that_reads_it_no_longer_finds_the_record(
+    tmp_path: Path, window_from: int | None, is_held: bool
+) -> None:
+    note(tmp_path, REFUSED, window_from=500)
+    with opening(tmp_path) as ledger:
+        ledger.refresh([BOB], QUERY, full_read=False, window_from=window_from)
+    assert held(tmp_path) == (500 if is_held else None, 0)
 
 
 # Forgetting -----------------------------------------------------------------------------------------------------------

@@ -134,6 +134,8 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "code TEXT",
             "streak INTEGER NOT NULL",
             "noted_at INTEGER NOT NULL",
+            "first_at INTEGER NOT NULL",
+            "window_from INTEGER",
         ],
         "id_schemes": [
             "id INTEGER",

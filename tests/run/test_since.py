@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import Settings, load_settings
 from pipeline.ledger.ledger import Cursor
 from pipeline.model.exits import ExitCode
-from pipeline.run.since import ALL, Since, cursor_fingerprint, decide, moves_cursor
+from pipeline.run.since import ALL, Since, cursor_fingerprint, decide, why_cursor_stays
 from pipeline.source import Query
 
 NOW = datetime(2026, 1, 20, 12, 0, tzinfo=timezone.utc)
@@ -132,24 +132,30 @@ def test_circumstances_hold_no_password(settings: Settings, other: str, is_same:
 
 
 @pytest.mark.parametrize(
-    ("code", "rejected", "moves"),
+    ("code", "why"),
     [
-        (ExitCode.SUCCESS, [], True),
-        (ExitCode.REJECTED, ["InvalidRecord", "invalidEmails", "ForgottenUserError"], True),
-        (ExitCode.REJECTED, ["InvalidRecord", "RequestFieldsTypesMismatched"], False),
-        (ExitCode.REJECTED, ["disallowedEventNames"], False),
-        (ExitCode.REJECTED, ["UnknownEmailError"], False),
-        (ExitCode.REJECTED, [None], False),
-        (ExitCode.SUCCESS, ["RequestFieldsTypesMismatched"], False),  # EXIT_ON_REJECTED=new
-        (ExitCode.TEMPORARY, [], False),
-        (ExitCode.SIGTERM, [], False),
-        (ExitCode.BRAKE, [], False),
+        (ExitCode.SUCCESS, ""),
+        (ExitCode.REJECTED, ""),
+        (ExitCode.TEMPORARY, "the run ended with exit code 75, so not all that it read is settled"),
+        (ExitCode.SIGTERM, "the run ended with exit code 143, so not all that it read is settled"),
+        (ExitCode.BRAKE, "the run ended with exit code 65, so not all that it read is settled"),
     ],
 )
-def test_the_mark_moves_only_where_nothing_is_left_for_a_later_read(
-    code: ExitCode, rejected: list[str | None], moves: bool
-) -> None:
+def test_cursor_moves_after_complete_runs_and_else_says_why_it_stays(code: ExitCode, why: str) -> None:
     since = Since(START, True, "", True)
-    assert moves_cursor(since, code, rejected, is_partial=False) is moves
-    assert not moves_cursor(since, code, rejected, is_partial=True)
-    assert not moves_cursor(replace(since, may_move_cursor=False), code, rejected, is_partial=False)
+    assert why_cursor_stays(since, code) == why
+    assert why_cursor_stays(since, code, partial="--limit") == "--limit was given"
+    assert why_cursor_stays(replace(since, may_move_cursor=False), code).startswith("--since was given with a time")
+
+
+@pytest.mark.parametrize(("hours_ago", "starts"), [(24, "2026-01-19 11:00:00"), (60, "2026-01-18 00:00:00")])
+def test_a_held_window_is_read_again(settings: Settings, hours_ago: float, starts: str) -> None:
+    held_from = int((NOW - timedelta(hours=hours_ago)).timestamp())
+    found = decide(settings, cursor(), SAME, NOW, None, held_from=held_from)
+    assert (found.shown(), found.is_full, found.may_move_cursor) == (starts, False, True)
+    assert ("may still be accepted" in found.why) is (hours_ago == 60)
+
+
+def test_a_window_that_held_everything_is_a_full_read(settings: Settings) -> None:
+    found = decide(settings, cursor(), SAME, NOW, None, held_from=int(START.timestamp()))
+    assert (found.start, found.is_full, found.may_move_cursor) == (START, True, True)
