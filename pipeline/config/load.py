@@ -22,13 +22,14 @@ QUOTES = "\"'`“”‘’„‚«»"
 
 
 class SettingsError(RunError):
-    """One or more settings are missing or wrong. `problems` holds a sentence for each."""
+    """One or more settings are missing or wrong. `problems` holds a sentence for each, LOG_FORMAT how to write them."""
 
     code = ExitCode.SETTINGS
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], log_format: str = "text") -> None:
         super().__init__(" ".join(problems))
         self.problems = problems
+        self.log_format = log_format
 
 
 def load_settings(
@@ -55,7 +56,8 @@ def load_settings(
     places = {name: f"Line {line} of {file.path}" for name, line in file.lines.items() if not _is_known(name)}
     if problems:
         elsewhere = {name: f"{name} in the environment" for name in environment if not _is_known(name)}
-        raise SettingsError([*problems, *_unknown(places, given), *_misspelt(elsewhere, given)])
+        problems += _unknown(places, given) + _misspelt(elsewhere, given)
+        raise SettingsError(problems, values.get("LOG_FORMAT", "text"))
     warnings = (*file.warnings, *_misspelt(places, given))
     return Settings(**{name.lower(): value for name, value in values.items()}, given=given, warnings=warnings)
 

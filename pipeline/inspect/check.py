@@ -133,7 +133,7 @@ def _findings(
         for problem in error.problems:
             yield bad(Area.SETTINGS, problem, "", ExitCode.SETTINGS)
         return
-    console.redactor = Redactor(settings.secrets())
+    console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
     yield good(Area.SETTINGS, "all settings can be read")
     yield from (note(Area.SETTINGS, warning) for warning in settings.warnings)
     if settings.heartbeat_url and not takes_suffix(settings.heartbeat_url):

@@ -43,12 +43,13 @@ def run_history(options: argparse.Namespace) -> ExitCode:
     with ExitStack() as stack:
         try:
             settings, _ = settings_for(options, stack)
-            console.redactor = Redactor(settings.secrets())
+            console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
             folder = settings.output_dir
             now = time.time()
             ledger = stack.enter_context(read_ledger(folder, project_of(settings), now=now))
             runs = ledger.runs(options.history)
         except SettingsError as error:
+            console.configure(console.redactor, log_format=error.log_format)
             for problem in error.problems:
                 console.error(problem)
             return error.code

@@ -53,7 +53,7 @@ def open_session(options: argparse.Namespace, console: Console) -> Iterator[Insp
     with ExitStack() as stack:
         interrupt = stack.enter_context(catch_signals())
         settings, _ = settings_for(options, stack)
-        console.redactor = Redactor(settings.secrets())
+        console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
         now = time.time()
         ledger = stack.enter_context(_open_ledger(settings, now, is_sandbox=options.sandbox))
         for warning in (*settings.warnings, ledger.note):

@@ -55,6 +55,14 @@ class _LogFormatter(logging.Formatter):
         return "\n".join(lines)
 
 
+def _formatter(log_format: str, redactor: Redactor, run_id: str | None) -> logging.Formatter:
+    if log_format == "text":
+        return _LogFormatter(redactor)
+    from pipeline.report.json_lines import JsonLines  # not needed, and so not loaded, for text
+
+    return JsonLines(redactor, run_id)
+
+
 class _PrivateLogFile(logging.handlers.RotatingFileHandler):
     """A log file that only its owner can read, from its first byte. A symbolic link in its place is refused.
 
@@ -117,13 +125,15 @@ class _PrivateLogFile(logging.handlers.RotatingFileHandler):
         super().close()
 
 
-def open_log(folder: Path, redactor: Redactor) -> logging.Handler:
+def open_log(
+    folder: Path, redactor: Redactor, *, log_format: str = "text", run_id: str | None = None
+) -> logging.Handler:
     """Send the log of our own modules, Python's warnings and libraries' complaints to the log file.
 
-    OSError where it can't be written.
+    log_format: `text` or `json`, whose lines have the run_id. OSError where it can't be written.
     """
     handler = _PrivateLogFile(folder / LOG_NAME)
-    handler.setFormatter(_LogFormatter(redactor))
+    handler.setFormatter(_formatter(log_format, redactor, run_id))
     logging.captureWarnings(True)
     for name in OUR_LOGGERS:
         own = logging.getLogger(name)
@@ -152,6 +162,7 @@ class Console:
         self._keeps_stdout = json
         self.redactor = Redactor()
         self.quiet = quiet
+        self._stderr_format: logging.Formatter | None = None  # None: plain text
         self.hide_live_line: Callable[[], AbstractContextManager[None]] = nullcontext  # while something is written
         for name in OUR_LOGGERS:  # without a log file yet, nothing goes to Python's own stderr handler
             logging.getLogger(name).propagate = False
@@ -160,6 +171,16 @@ class Console:
         logging.getLogger().addHandler(logging.NullHandler())
         if verbose:
             self._show_log()
+
+    def configure(self, redactor: Redactor, *, log_format: str = "text", run_id: str | None = None) -> None:
+        """What must not be shown, and how stderr is written: `text`, or `json`, one object a line."""
+        self.redactor = redactor
+        self._stderr_format = None if log_format == "text" else _formatter(log_format, redactor, run_id)
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether somebody at a terminal sees what moves on stderr."""
+        return not self.quiet and self._stderr_format is None and sys.stderr is not None and sys.stderr.isatty()
 
     def _show_log(self) -> None:
         handler = _ConsoleLog(self)
@@ -171,8 +192,12 @@ class Console:
     def say(self, text: str, *, log: bool = True) -> None:
         if log:
             logger.info("%s", text)
-        if not self.quiet:
-            self._write(sys.stderr if self._keeps_stdout else sys.stdout, text)
+        if self.quiet:
+            return
+        if self._keeps_stdout:
+            self._write_stderr(text, logging.INFO)
+        else:
+            self._write(sys.stdout, text)
 
     def ask(self, question: str) -> str:
         """What the person at the terminal answers; nothing where there is no answer."""
@@ -204,15 +229,25 @@ class Console:
     def error(self, text: str) -> None:
         """Also under --quiet."""
         logger.error("%s", text)
-        self._write(sys.stderr, text)
+        self._write_stderr(text, logging.ERROR)
 
     def warn(self, text: str) -> None:
         """Also under --quiet."""
         logger.warning("%s", text)
-        self._write(sys.stderr, f"Warning: {text}")
+        self._write_stderr(text, logging.WARNING, lead="Warning: ")
 
-    def write_log_line(self, text: str) -> None:
-        self._write(sys.stderr, text)
+    def write_log_record(self, record: logging.LogRecord) -> None:
+        """--verbose: a line of the log, on stderr, too."""
+        if self._stderr_format is None:
+            self._write(sys.stderr, f"{record.levelname} {record.name}: {record.getMessage()}")
+        else:
+            self._write(sys.stderr, self._stderr_format.format(record))
+
+    def _write_stderr(self, text: str, level: int, *, lead: str = "") -> None:
+        if self._stderr_format is None:
+            self._write(sys.stderr, f"{lead}{text}")
+        elif text.strip():
+            self.write_log_record(logging.makeLogRecord(_record_of(text.strip(), level)))
 
     def _write(self, stream: TextIO | None, text: str) -> None:
         try:
@@ -226,6 +261,10 @@ class Console:
         with self.hide_live_line():
             stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
             stream.flush()
+
+
+def _record_of(text: str, level: int) -> dict[str, Any]:
+    return {"name": logger.name, "levelno": level, "levelname": logging.getLevelName(level), "msg": text}
 
 
 def _silence(stream: TextIO | None) -> None:
@@ -244,4 +283,4 @@ class _ConsoleLog(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.write_log_line(f"{record.levelname} {record.name}: {record.getMessage()}")
+        self._console.write_log_record(record)

@@ -26,6 +26,7 @@ logger = logging.getLogger("main")
 def refuse(problem: BaseException, console: Console) -> ExitCode:
     """A run that can't even begin: nothing is written, and the reason goes to stderr."""
     if isinstance(problem, SettingsError):
+        console.configure(console.redactor, log_format=problem.log_format)
         for sentence in problem.problems:
             console.error(sentence)
         console.error(

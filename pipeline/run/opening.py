@@ -72,20 +72,22 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     settings, stand_in = settings_for(options, stack)
     started_at = datetime.now(timezone.utc)
     interrupt.limit(settings.max_run_minutes)
-    console.redactor = Redactor(settings.secrets())
+    console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
     folder = settings.output_dir
     if not folder.is_dir():
         raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
     ledger = _ledger(options, settings, stack)
     stage = stack.enter_context(open_stage(folder))
+    run_id = free_run_id(folder)
+    console.configure(console.redactor, log_format=settings.log_format, run_id=run_id)
     try:
-        stack.callback(close_log, open_log(folder, console.redactor))
+        log = open_log(folder, console.redactor, log_format=settings.log_format, run_id=run_id)
+        stack.callback(close_log, log)
     except OSError as error:
         raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}).") from error
     if not (options.sandbox or options.dry_run):  # these may not hold the lock, and so not be alone
         sweep(folder, console.warn)
         delete_old(folder, settings.keep_days, time.time(), console.warn)
-    run_id = free_run_id(folder)
     if not (options.sandbox or options.dry_run):
         ledger.begin_run(run_id, started_at.timestamp(), settings.query_file.name)
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
@@ -189,4 +191,4 @@ def make_client(settings: Settings, breaker: Breaker | None = None) -> IterableC
         )
     except OSError as error:  # ssl.SSLError is one
         problem = f"ITERABLE_CA_BUNDLE names {settings.iterable_ca_bundle}, which is not a certificate store ({error})."
-        raise SettingsError([problem]) from error
+        raise SettingsError([problem], settings.log_format) from error
