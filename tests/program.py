@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.sandbox import SANDBOX_KEY
+from pipeline.sandbox import SANDBOX_KEY, StandIn
 from tests.loaded import run_loaded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +109,11 @@ class Program:
         written = sorted(self.folder.glob("integration_results_*.json"))
         results = json.loads(written[-1].read_text()) if written else {}
         return Finished(code, out, err, self.folder, results)
+
+
+def sent(stand_in: StandIn) -> list[str]:
+    """The paths of all requests but those that read which journeys there are."""
+    return [each.path for each in stand_in.project.requests if each.path != "/api/journeys"]
 
 
 def make_table(path: Path, columns: str, rows: list[tuple[Any, ...]]) -> None:

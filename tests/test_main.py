@@ -18,7 +18,7 @@ from iterable.pacing import rates
 from pipeline.config import load_settings
 from pipeline.run.opening import make_client
 from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, Fault, StandIn
-from tests.program import ROOT, Program, make_table, use_query
+from tests.program import ROOT, Program, make_table, sent, use_query
 
 COLUMNS = "id,email,first_name,last_name,plan_type,candidate,page,device,browser,location,event_time"
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d - [\w.]+ - (DEBUG|INFO|WARNING|ERROR|CRITICAL) - .*")
@@ -80,11 +80,13 @@ def test_the_results_json_has_exactly_the_promised_keys(program: Program, sample
     results = program.run().results
     outcomes = ["delivered", "unchanged", "rejected", "unacknowledged", "not_attempted"]
     assert list(results) == [
-        "result_version", "tool_version", "run_id", "status", "exit_code", "reason", "started_at", "finished_at",
-        "duration_s", "host", "database", "query_file", "options", "since", "authentication", "push_mode", "base_url",
-        "retry", "counts", "requests", "fields", "files", "reasons", "failures_total", "failures",
+        "result_version", "tool_version", "project_mark", "run_id", "status", "exit_code", "reason", "started_at",
+        "finished_at", "duration_s", "host", "database", "query_file", "options", "since", "authentication",
+        "push_mode", "base_url", "retry", "counts", "delivered_total", "requests", "fields", "files", "reasons",
+        "failures_total", "failures",
     ]  # fmt: skip
-    assert results["result_version"] == 2
+    assert (results["result_version"], results["delivered_total"]) == (3, 48)
+    assert re.fullmatch("[0-9a-f]{32}", results["project_mark"])
     assert results["options"] == dict.fromkeys(["sandbox", "dry_run", "full", "limit", "baseline"], False) | {
         "limit": None
     }
@@ -248,8 +250,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(
     program: Program, iterable: StandIn, sample: Path
 ) -> None:
     run = program.run("--dry-run")
-    assert (run.code, run.err) == (0, "")
-    assert not iterable.project.request_counts
+    assert (run.code, run.err, sent(iterable)) == (0, "", [])
     assert run.results["status"] == "dry_run"
     assert run.counts("users") == {"not_attempted": 12}
     assert "12 users and 36 events to send" in run.out

@@ -22,7 +22,7 @@ from iterable_client import Failure, IterableClient
 from pipeline.config import Settings, SettingsError
 from pipeline.delivery import Breaker
 from pipeline.inspect import mapping
-from pipeline.inspect.findings import Area, Finding, about_dropped, about_fields, bad, good, note
+from pipeline.inspect.findings import Area, Finding, Mark, about_dropped, about_fields, bad, good, note
 from pipeline.inspect.first_rows import FirstRows
 from pipeline.inspect.mapping import Mapped
 from pipeline.inspect.session import print_json
@@ -44,7 +44,8 @@ from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import ForgottenListError, read_forgotten
 from pipeline.run.heartbeat import takes_suffix
 from pipeline.run.interrupt import Interrupt, Interrupted, catch_signals
-from pipeline.run.opening import about_new_key, make_client, project_of, settings_for
+from pipeline.run.journeys import journeys_in_words
+from pipeline.run.opening import make_client, project_of, settings_for
 from pipeline.run.since import Since
 
 
@@ -149,11 +150,16 @@ def _findings(
     yield from rows.findings()
     report.since, report.looked_at, report.bad_rows = rows.since, rows.looked_at, rows.bad_rows
     types: dict[str, str] | None = None
+    answers = True
     for found in check_iterable(client, settings):
         if isinstance(found, Finding):
+            answers = answers and found.mark is not Mark.BAD
             yield found
         else:
             types = mapping.with_parents(found)
+    if answers:
+        sentences = journeys_in_words(client, rows.pending_events, is_jwt=settings.use_jwt_auth)
+        yield from (note(Area.JOURNEYS, sentence) for sentence in sentences)
     if rows.rules is not None:
         yield from about_fields(rows.rules, rows.samples, types)
         yield from about_dropped(rows.rules, checked.ledger.dropped_fields())
@@ -191,13 +197,16 @@ class CheckedLedger:
 
 
 def check_ledger(settings: Settings, options: argparse.Namespace, stack: ExitStack) -> CheckedLedger:
-    folder, project, now = settings.output_dir, project_of(settings), time.time()
+    folder, project, now, damage = settings.output_dir, project_of(settings), time.time(), ""
     if not options.sandbox:
         try:
             ledger = stack.enter_context(read_ledger(folder, project, now=now))
             return CheckedLedger(ledger, list(_about_ledger(ledger, settings, options)))
+        except LedgerDamagedError as problem:
+            damage = str(problem)
+            finding = _about_damage(damage, is_overridden=options.yes)
         except LedgerError as problem:
-            finding = bad(Area.LEDGER, str(problem), _ledger_remedy(problem), problem.code)
+            finding = bad(Area.LEDGER, str(problem), "fix its permissions, or move it away", problem.code)
         except LedgerBusyError as problem:
             finding = bad(Area.LEDGER, str(problem), "wait until that program has ended", problem.code)
         except sqlite3.Error as problem:
@@ -205,14 +214,15 @@ def check_ledger(settings: Settings, options: argparse.Namespace, stack: ExitSta
             finding = bad(Area.LEDGER, text, "bring it back from a backup, or move it away", ExitCode.NO_OUTPUT)
     else:
         finding = good(Area.LEDGER, "a sandbox run keeps none")
-    ledger = stack.enter_context(open_ledger(folder, project, now=now, lasting=False))
+    ledger = stack.enter_context(open_ledger(folder, project, now=now, lasting=False, damage=damage))
     return CheckedLedger(ledger, [finding])
 
 
-def _ledger_remedy(problem: LedgerError) -> str:
-    if isinstance(problem, LedgerDamagedError):
-        return "bring it back from a backup, or let the next run go on"
-    return "fix its permissions, or move it away"
+def _about_damage(damage: str, *, is_overridden: bool) -> Finding:
+    if is_overridden:
+        return note(Area.LEDGER, damage, "with --yes, a run sets it aside and sends everything")
+    remedy = "or run with --baseline --yes (enters everything as accepted), or --yes (sends it); both set it aside"
+    return bad(Area.LEDGER, damage, remedy, ExitCode.BRAKE)
 
 
 def _about_ledger(ledger: Ledger, settings: Settings, options: argparse.Namespace) -> Iterator[Finding]:
@@ -221,9 +231,8 @@ def _about_ledger(ledger: Ledger, settings: Settings, options: argparse.Namespac
         yield bad(Area.LEDGER, text, "wait until that run has ended", ExitCode.TEMPORARY)
     else:
         yield good(Area.LEDGER, f"{ledger.count_known():,} records are known to be in Iterable; no other run is active")
-    for warning in (ledger.note, about_new_key(settings, ledger, options)):
-        if warning:
-            yield note(Area.LEDGER, warning)
+    if ledger.note:
+        yield note(Area.LEDGER, ledger.note)
 
 
 # Iterable -------------------------------------------------------------------------------------------------------------

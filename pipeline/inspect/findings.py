@@ -29,9 +29,10 @@ class Area(str, Enum):
     ANSWER = "Iterable"
     CONNECTION = "connection"
     FIELDS = "fields"
+    JOURNEYS = "journeys"
 
 
-class Cursor(str, Enum):
+class Mark(str, Enum):
     """How bad a finding is."""
 
     GOOD = "ok"
@@ -43,7 +44,7 @@ class Cursor(str, Enum):
 class Finding:
     """One line: `[BAD]  ledger: ... -> remedy`. code: how a run would end because of this."""
 
-    mark: Cursor
+    mark: Mark
     area: Area
     text: str
     remedy: str = ""
@@ -60,15 +61,15 @@ class Finding:
 
 
 def bad(area: Area, text: str, remedy: str, code: ExitCode) -> Finding:
-    return Finding(Cursor.BAD, area, text, remedy, code)
+    return Finding(Mark.BAD, area, text, remedy, code)
 
 
 def note(area: Area, text: str, remedy: str = "", code: ExitCode = ExitCode.SUCCESS) -> Finding:
-    return Finding(Cursor.NOTE, area, text, remedy, code)
+    return Finding(Mark.NOTE, area, text, remedy, code)
 
 
 def good(area: Area, text: str) -> Finding:
-    return Finding(Cursor.GOOD, area, text)
+    return Finding(Mark.GOOD, area, text)
 
 
 # Fields ---------------------------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.model.exits import ExitCode, UsageError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
-from pipeline.run.brake import brake_ending
+from pipeline.run.brake import Brake, pending_records
 from pipeline.run.interrupt import Interrupt, Interrupted
+from pipeline.run.journeys import PendingEvents, count_by_name
 from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, planned, resent
 from pipeline.run.since import Since
 from pipeline.source import Query, SourceBusyError, SourceError, read_query, sqlite_blocks_writers
@@ -45,6 +46,7 @@ class FirstRows:
         self.since: Since | None = None
         self.looked_at: int | None = None
         self.bad_rows = 0
+        self.pending_events: Mapping[str, PendingEvents] = {}  # by name
         self._settings = settings
         self._options = options
         self._ledger = ledger
@@ -95,6 +97,7 @@ class FirstRows:
         note_refusals(self._ledger, stage, path, keep=False)
         yield from self._about_rows(stage)
         yield from self._about_brake(rules, stage)
+        self.pending_events = count_by_name(pending_records(stage, Kind.EVENT))
 
     def _read(self, query: Query, start: datetime | None, stage: Stage | None) -> Rules:
         """Sample the first rows, and plan them where there is a stage for that."""
@@ -155,9 +158,9 @@ class FirstRows:
         return note(Area.ROWS, text, remedy, ExitCode.REJECTED)
 
     def _about_brake(self, rules: Rules, stage: Stage) -> Iterator[Finding]:
-        if self._options.yes or self._options.sandbox:
+        if self._options.yes or self._options.sandbox or self._ledger.damage:  # which is said
             return
-        stopped = brake_ending(self._settings, rules, self._ledger, stage)
+        stopped = Brake(self._options, self._settings, rules, self._ledger, stage, time.time()).ending()
         if stopped is not None:
             yield bad(Area.BRAKE, f"a run would stop after {self._rows_phrase}. {stopped.reason}", "", stopped.code)
 

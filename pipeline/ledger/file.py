@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,7 +42,7 @@ class LedgerError(RunError):
 
 
 class LedgerDamagedError(LedgerError):
-    """The ledger's file is damaged. Only a run sets it aside."""
+    """The ledger's file is damaged. Only a run with --yes sets it aside."""
 
 
 SCHEMA = """
@@ -82,19 +83,24 @@ CREATE TABLE runs (
 
 @dataclass(frozen=True)
 class LedgerFile:
-    """An open ledger. warning: what the user should know about the file, if anything."""
+    """An open ledger. warning: what the user should know about the file, if anything. damage: why the file can't be
+    used; then this is an empty ledger for this run alone, and the file stays as it is."""
 
     database: sqlite3.Connection
     warning: str = ""
+    damage: str = ""
 
 
 @contextmanager
-def hold_file(folder: Path, now: float) -> Iterator[LedgerFile]:
-    """The ledger, held; made where there is none. A damaged one is set aside. now: Unix seconds."""
+def hold_file(folder: Path, now: float, *, replace_damaged: bool = False) -> Iterator[LedgerFile]:
+    """The ledger, held; made where there is none. replace_damaged: a damaged one is set aside. now: Unix seconds."""
     with ExitStack() as stack:
         _lock(folder, stack)
-        file = _open_or_replace(folder / LEDGER_NAME, now)
-        stack.callback(_checkpoint_and_close, file.database)
+        try:
+            file = _open_or_replace(folder / LEDGER_NAME, now, replace_damaged)
+            stack.callback(_checkpoint_and_close, file.database)
+        except LedgerDamagedError as problem:
+            file = LedgerFile(memory(stack), damage=str(problem))
         yield file
 
 
@@ -119,20 +125,20 @@ def is_run_active(folder: Path) -> bool:
     return is_locked(folder / LOCK_NAME)
 
 
-def _open_or_replace(path: Path, now: float) -> LedgerFile:
+def _open_or_replace(path: Path, now: float, replace_damaged: bool) -> LedgerFile:
     try:
-        _create_private(path)
+        if not path.exists():
+            _create(path)
         try:
             return LedgerFile(_connect(path))
         except sqlite3.OperationalError as error:
             raise _explained(path, error) from error
         except sqlite3.DatabaseError as error:
+            if not replace_damaged:
+                raise _damaged(path, error) from error
             damaged = _set_aside(path, now)
-            _create_private(path)
-            warning = (
-                f"The ledger was damaged ({error}) and is now {damaged.name}. Everything is sent again; "
-                "the events' ids keep them from doubling."
-            )
+            _create(path)
+            warning = f"The ledger was damaged ({error}). It is now {damaged.name}, and a new one has begun."
             return LedgerFile(_connect(path), warning)
     except (OSError, sqlite3.Error) as error:
         raise LedgerError(f"The ledger {path} can't be opened ({error}).") from error
@@ -144,25 +150,33 @@ def _explained(path: Path, error: sqlite3.OperationalError) -> RunError:
     return LedgerError(f"The ledger {path} can't be opened ({error}).")
 
 
+def _damaged(path: Path, error: sqlite3.DatabaseError) -> LedgerDamagedError:
+    return LedgerDamagedError(f"The ledger {path} is damaged ({error}). Put it back from a backup.")
+
+
 def _refuse_links(*paths: Path) -> None:
     for path in paths:
         if path.is_symlink():
             raise OSError(errno.ELOOP, f"{path.name} is a symbolic link, which is not followed")
 
 
-def _create_private(path: Path) -> None:
-    """An empty file that only its owner can read, if there is none. SQLite gives its helper files the same mode."""
+def _create(path: Path) -> None:
+    """A new ledger that only its owner can read. It appears whole, so that an empty file is a damaged one."""
+    new = path.with_name(path.name + ".new")
+    for each in (new, *_helpers(new)):
+        each.unlink(missing_ok=True)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # SQLite gives its helpers the same mode
+    with closing(sqlite3.connect(new, isolation_level=None)) as database:
+        create_schema(database)
     _refuse_links(path, *_helpers(path))
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    new.rename(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    _refuse_links(path, *_helpers(path))
     database = sqlite3.connect(path, timeout=READERS_WAIT_S, isolation_level=None)
     try:
         _check_content(database)
-        if _format(database) == 0:
-            create_schema(database)
         # WAL with NORMAL never loses consistency; a power cut may lose the last commits, whose records are sent again.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
@@ -180,18 +194,35 @@ def create_schema(database: sqlite3.Connection) -> None:
 
 
 def _check_content(database: sqlite3.Connection) -> None:
-    """A damage anywhere shows here, when the ledger can still be set aside; 0.1 s for a million entries."""
+    """A damage anywhere shows here, before anything is sent; 0.1 s for a million entries.
+
+    Raises LedgerError for a format that this version does not know.
+    """
     (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise sqlite3.DatabaseError(found)
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version not in (0, FORMAT):
+        raise LedgerError(
+            f"The ledger was written by another version of this program (format {version}); move it away."
+        )
+    if missing := _columns_of_schema() - _columns(database):
+        raise sqlite3.DatabaseError(f"it has no {min(missing)}")
 
 
-def _format(database: sqlite3.Connection) -> int:
-    """The format of the file, 0 for an empty one. Raises LedgerError for one that this version does not know."""
-    (found,) = database.execute("PRAGMA user_version").fetchone()
-    if found not in (0, FORMAT):
-        raise LedgerError(f"The ledger was written by another version of this program (format {found}); move it away.")
-    return int(found)
+def _columns(database: sqlite3.Connection) -> frozenset[str]:
+    """`runs.status` and so on."""
+    rows = database.execute(
+        "SELECT tables.name || '.' || columns.name FROM sqlite_master AS tables"
+        " JOIN pragma_table_info(tables.name) AS columns WHERE tables.type = 'table'"
+    )
+    return frozenset(name for (name,) in rows)
+
+
+@cache
+def _columns_of_schema() -> frozenset[str]:
+    with ExitStack() as stack:
+        return _columns(memory(stack))
 
 
 def _checkpoint_and_close(database: sqlite3.Connection) -> None:
@@ -232,9 +263,7 @@ def read_file(folder: Path) -> Iterator[sqlite3.Connection]:
         except sqlite3.OperationalError as error:
             raise _explained(path, error) from error
         except sqlite3.DatabaseError as error:
-            raise LedgerDamagedError(
-                f"The ledger {path} is damaged ({error}). The next run sets it aside and sends everything again."
-            ) from error
+            raise _damaged(path, error) from error
         except OSError as error:
             raise LedgerError(f"The ledger {path} can't be opened ({error}).") from error
         yield database
@@ -269,7 +298,7 @@ def _open_to_read(path: Path, mode: str, stack: ExitStack) -> sqlite3.Connection
     stack.enter_context(closing(database))
     _check_content(database)
     database.execute("PRAGMA query_only = ON")
-    return database if _format(database) else memory(stack)
+    return database
 
 
 def memory(stack: ExitStack) -> sqlite3.Connection:

@@ -35,10 +35,13 @@ from pipeline.ledger.runs import (
     PastRun,
     RunResult,
     delete_runs_before,
+    has_full_run,
     insert_run,
+    last_delivery,
     last_fruitless_runs,
     last_runs,
     last_success,
+    run_ids_after,
     update_run,
 )
 from pipeline.model.keys import HASH_BYTES, KEY_BYTES, USER_BYTES
@@ -99,9 +102,11 @@ class Ledger:
         now: float,
         *,
         warning: str = "",
+        damage: str = "",
         is_read_only: bool = False,
     ) -> None:
         self.warning = warning  # what the user should know about the file, if anything
+        self.damage = damage  # why the file can't be used, so that this ledger knows nothing
         self._database = database
         self._is_read_only = is_read_only
         self._opened_at, self._opened_at_monotonic = now, time.monotonic()
@@ -363,6 +368,18 @@ class Ledger:
         update_run(self._database, self._run, result)
         self.commit()
 
+    def last_delivery(self) -> str:
+        """The id of the last run of this project in which anything was delivered or entered; none: an empty text."""
+        return last_delivery(self._database, self._project)
+
+    def run_ids_after(self, run_id: str) -> set[str]:
+        """The ids of all runs that held this ledger, of all projects, as far as they are later than this one."""
+        return run_ids_after(self._database, run_id)
+
+    def has_full_run(self) -> bool:
+        """Whether a run of this project has read everything and got to its end."""
+        return has_full_run(self._database, self._project)
+
     def runs(self, limit: int) -> list[PastRun]:
         """The last runs that held this ledger, of all projects, the newest last."""
         return last_runs(self._database, limit, self._project)
@@ -398,15 +415,28 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(folder: Path, project: Project, *, now: float, lasting: bool = True) -> Iterator[Ledger]:
+def open_ledger(
+    folder: Path,
+    project: Project,
+    *,
+    now: float,
+    lasting: bool = True,
+    replace_damaged: bool = False,
+    damage: str = "",
+) -> Iterator[Ledger]:
     """The ledger in `folder`, for a run, which nobody else can begin until the block ends. now: Unix seconds.
 
-    lasting=False: an empty ledger for this run alone, without a file or a lock. Raises LedgerBusyError, LedgerError.
+    In the place of a damaged one: an empty ledger for this run alone, with the `damage`; replace_damaged: a new one,
+    and the damaged one is set aside. lasting=False: an empty ledger for this run alone, without a file or a lock.
+    Raises LedgerBusyError, LedgerError.
     """
     with ExitStack() as stack:
-        file = stack.enter_context(hold_file(folder, now)) if lasting else LedgerFile(memory(stack))
+        if lasting:
+            file = stack.enter_context(hold_file(folder, now, replace_damaged=replace_damaged))
+        else:
+            file = LedgerFile(memory(stack), damage=damage)
         try:
-            ledger = Ledger(file.database, project, now, warning=file.warning)
+            ledger = Ledger(file.database, project, now, warning=file.warning, damage=file.damage)
         except sqlite3.Error as error:
             raise LedgerError(f"The ledger {folder / LEDGER_NAME} can't be written ({error}).") from error
         yield ledger

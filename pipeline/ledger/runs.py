@@ -118,3 +118,29 @@ def last_success(database: sqlite3.Connection, project: int, query_file: str) ->
 
 def delete_runs_before(database: sqlite3.Connection, oldest: int) -> None:
     database.execute("DELETE FROM runs WHERE started_at < ?", (oldest,))
+
+
+def last_delivery(database: sqlite3.Connection, project: int) -> str:
+    """The id of the last run of a project in which anything was delivered or entered; none: an empty text."""
+    rows = database.execute(
+        "SELECT run_id, status, users, events FROM runs WHERE project = ? AND status IS NOT NULL ORDER BY id DESC",
+        (project,),
+    )
+    for run_id, status, *counts in rows:
+        if status == "baseline" or any(json.loads(each).get("delivered") for each in counts if each):
+            return str(run_id)
+    return ""
+
+
+def run_ids_after(database: sqlite3.Connection, run_id: str) -> set[str]:
+    return {found for (found,) in database.execute("SELECT run_id FROM runs WHERE run_id > ?", (run_id,))}
+
+
+def has_full_run(database: sqlite3.Connection, project: int) -> bool:
+    """Whether a run of a project has read everything and got to its end: in its line, or in a cursor of :since."""
+    found = database.execute(
+        "SELECT 1 FROM runs WHERE project = ? AND full_read AND exit_code IN (0, 1)"
+        " UNION ALL SELECT 1 FROM queries WHERE project = ? AND last_full_at IS NOT NULL LIMIT 1",
+        (project, project),
+    )
+    return found.fetchone() is not None

@@ -22,7 +22,7 @@ CSV_NAME = "query_results_{}.csv"
 RESULTS_NAME = "integration_results_{}.json"
 REJECTED_NAME = "rejected_rows_{}.csv"
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 MAX_FAILURES = 1000
 MAX_REASONS = 100
 
@@ -57,10 +57,15 @@ class Reason:
 
 @dataclass(frozen=True)
 class Results:
-    """The whole account of a run, as it stands in the results JSON."""
+    """The whole account of a run, as it stands in the results JSON.
+
+    project_mark: tells results of one Iterable project from another's. delivered_total: users and events that were
+    delivered, or entered by --baseline.
+    """
 
     result_version: int
     tool_version: str
+    project_mark: str
     run_id: str
     status: str
     exit_code: int
@@ -71,13 +76,14 @@ class Results:
     host: str
     database: str
     query_file: str
-    options: dict[str, bool | int | None]
+    options: dict[str, bool | int | str | None]
     since: dict[str, str | bool] | None
     authentication: str
     push_mode: str
     base_url: str
     retry: dict[str, float]
     counts: dict[str, Any]
+    delivered_total: int
     requests: dict[str, dict[str, int]]
     fields: dict[str, list[str]]
     files: dict[str, str | None]

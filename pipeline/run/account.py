@@ -9,7 +9,8 @@ import logging
 import shutil
 import socket
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,6 +18,7 @@ from itertools import chain
 from typing import Any
 
 from iterable import VERSION
+from pipeline.config import Settings
 from pipeline.delivery import Delivered
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import FailedRecord, Kind, Outcome
@@ -25,8 +27,9 @@ from pipeline.report.log import LOG_NAME
 from pipeline.report.retention import disk_space_warning
 from pipeline.report.summary import SHOWN_REASONS, summary
 from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
+from pipeline.run.earlier_runs import project_mark
 from pipeline.run.heartbeat import account_of
-from pipeline.run.opening import Run
+from pipeline.run.opening import Run, project_of
 from pipeline.run.reading import Read
 from pipeline.run.remember import close_books, let_go_note, moves_cursor
 from pipeline.run.steps import Plan, mode_for
@@ -44,6 +47,15 @@ class Account:
     delivered: Delivered | None = None
 
 
+@dataclass(frozen=True)
+class _Left:
+    """What is left behind beside the results. mark_moved: of :since. rejected: the name of the rejected rows' file."""
+
+    mark_moved: bool = False
+    rejected: str | None = None
+    failures: Sequence[FailedRecord] = ()
+
+
 def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     """The results JSON, the rejected rows, the summary, the log's last line, the history, and the last ping."""
     run.interrupt.stop_raising()
@@ -51,13 +63,12 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     ending = raise_alarm(run, ending, counts)
     try:
         mark_moved = moves_cursor(run, account.read, ending)
-        rejected = _write_rejected_rows(run, account)
-        failures = list(_undelivered(run, results.MAX_FAILURES))
-        written = _results(run, account, ending, counts, mark_moved, rejected, failures)
+        left = _Left(mark_moved, _write_rejected_rows(run, account), list(_undelivered(run, results.MAX_FAILURES)))
+        written = _results(run, account, ending, counts, left)
         results.write_results(run.settings.output_dir / results.RESULTS_NAME.format(run.run_id), written)
     except (OSError, sqlite3.Error) as problem:
         ending = _without_results(ending, "written", problem)
-        written = _results(run, account, ending, counts, False, None, [])
+        written = _results(run, account, ending, counts, _Left())
     _show(run, account, ending, written)
     ending = _print_json(run, ending, written)
     logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
@@ -113,60 +124,63 @@ def _without_results(ending: Ending, what: str, problem: Exception) -> Ending:
     return Ending(code, f"{ending.reason} The results could not be {what}: {results.reason_of(problem)}.")
 
 
-def _results(
-    run: Run,
-    account: Account,
-    ending: Ending,
-    counts: dict[str, Any],
-    mark_moved: bool,
-    rejected: str | None,
-    failures: list[FailedRecord],
-) -> results.Results:
+def _results(run: Run, account: Account, ending: Ending, counts: dict[str, Any], left: _Left) -> results.Results:
     settings, read = run.settings, account.read
-    finished_at = datetime.now(timezone.utc)
     delivered = account.delivered or Delivered()
     mode = account.plan.mode if account.plan is not None else mode_for(settings, pending=0)
     return results.Results(
         result_version=results.RESULT_VERSION,
         tool_version=VERSION,
+        project_mark=project_mark(project_of(settings)),
         run_id=run.run_id,
         status=status_of(run, ending, counts),
         exit_code=int(ending.code),
         reason=run.console.redactor.without_secrets(ending.reason),
         started_at=run.started_at.isoformat(timespec="seconds"),
-        finished_at=finished_at.isoformat(timespec="seconds"),
-        duration_s=round((finished_at - run.started_at).total_seconds(), 3),
+        finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        duration_s=round(time.monotonic() - run.started_s, 3),
         host=socket.gethostname(),
         database=settings.shown_database(),
         query_file=settings.query_file.name,
         options={name: getattr(run.options, name) for name in ("sandbox", "dry_run", "full", "limit", "baseline")},
-        since=_since_as_json(read, mark_moved),
+        since=_since_as_json(read, left.mark_moved),
         authentication=run.authentication,
         push_mode=mode.name,
         base_url=settings.iterable_base_url,
-        retry={
-            name: results.as_number(getattr(settings, name))
-            for name in ("max_retries", "backoff_factor", "initial_backoff")
-        },
+        retry=_retry_as_json(settings),
         counts=counts,
+        delivered_total=sum(counts[kind]["delivered"] for kind in ("users", "events")) + delivered.entered,
         requests=results.requests_as_json(mode.endpoints, run.client.request_counts),
-        fields={
-            "filtered_out": sorted(frozenset().union(*delivered.filtered_out_fields.values())),
-            "created": sorted(frozenset().union(*delivered.created_fields.values())),
-            "not_sent": list(read.rules.not_sent) if read else [],
-        },
-        files={
-            "results": results.RESULTS_NAME.format(run.run_id),
-            "csv": read.csv_name if read else None,
-            "log": LOG_NAME,
-            "rejected": rejected,
-        },
+        fields=_fields_as_json(read, delivered),
+        files=_files_as_json(run, read, left.rejected),
         reasons=reasons_of(run),
         failures_total=results.count_failures(counts, without_not_attempted=run.leaves_pending),
         failures=results.failures_as_json(
-            failures, run.console.redactor, by_user_id=settings.iterable_identifier == "userId"
+            left.failures, run.console.redactor, by_user_id=settings.iterable_identifier == "userId"
         ),
     )
+
+
+def _retry_as_json(settings: Settings) -> dict[str, float]:
+    names = ("max_retries", "backoff_factor", "initial_backoff")
+    return {name: results.as_number(getattr(settings, name)) for name in names}
+
+
+def _fields_as_json(read: Read | None, delivered: Delivered) -> dict[str, list[str]]:
+    return {
+        "filtered_out": sorted(frozenset().union(*delivered.filtered_out_fields.values())),
+        "created": sorted(frozenset().union(*delivered.created_fields.values())),
+        "not_sent": list(read.rules.not_sent) if read else [],
+    }
+
+
+def _files_as_json(run: Run, read: Read | None, rejected: str | None) -> dict[str, str | None]:
+    return {
+        "results": results.RESULTS_NAME.format(run.run_id),
+        "csv": read.csv_name if read else None,
+        "log": LOG_NAME,
+        "rejected": rejected,
+    }
 
 
 def _since_as_json(read: Read | None, mark_moved: bool) -> dict[str, str | bool] | None:

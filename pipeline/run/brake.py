@@ -1,127 +1,142 @@
 """Stops a run that would send something large and probably unwanted, after the plan and before the first request.
 
-Decides from what is pending and from what the ledger knows; sends and stores nothing.
+Decides from what is pending and from what is known of earlier runs; sends and stores nothing. `resends` and
+`id_schemes` have the cases that are about sending something again.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 
 from pipeline.config import MaxChanges, Settings
-from pipeline.ledger.ledger import IdScheme, Ledger
+from pipeline.ledger.ledger import Ledger
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Record
-from pipeline.model.text import counted
+from pipeline.model.text import counted, moment, utc
+from pipeline.run.baseline import happened_at
+from pipeline.run.earlier_runs import unknown_delivery
+from pipeline.run.id_schemes import id_scheme_of, ids_have_changed
+from pipeline.run.opening import project_of
+from pipeline.run.resends import OVERRIDE_HINT, KnownRuns, full_over_accepted, sent_again
 from pipeline.stage.stage import Stage
 from pipeline.transform.payloads import Rules
 
+DAY_S = 86_400
 KEYS_PER_LOOKUP = 500
-OVERRIDE_HINT = "To go on all the same, once, run with --yes."
 
 
 @dataclass(frozen=True)
 class Pending:
-    """What a run would send. new: not known to the ledger; changed: known with other content. known: all that the
-    ledger knows for this project."""
+    """What a run would send. new: not known to the ledger; changed: known with other content; again: known as it is.
+    known: all that the ledger knows for this project."""
 
     new: Mapping[Kind, int]
     changed: Mapping[Kind, int]
+    again: Mapping[Kind, int]
     known: int
 
     def total(self, kind: Kind) -> int:
-        return self.new[kind] + self.changed[kind]
+        return self.new[kind] + self.changed[kind] + self.again[kind]
 
     @property
     def records(self) -> int:
         return sum(self.total(kind) for kind in Kind)
 
 
-def brake_ending(settings: Settings, rules: Rules, ledger: Ledger, stage: Stage) -> Ending | None:
-    """What stops a run that has this much pending; None: nothing."""
-    query_path = str(settings.query_file)
-    way, used = id_scheme_of(rules), ledger.id_schemes(query_path)
-    knows_records = ledger.count_known() > 0
-    stopped = ids_have_changed(way, used, stage.count_pending(Kind.EVENT), knows_records=knows_records)
-    if stopped is None and settings.max_changes is not None:
-        stopped = too_many(settings.max_changes, _count_pending(ledger, stage), _likely_causes(ledger, query_path))
-    return stopped
+@dataclass(frozen=True)
+class Brake:
+    """All that it decides from. now: Unix seconds."""
 
+    options: argparse.Namespace
+    settings: Settings
+    rules: Rules
+    ledger: Ledger
+    stage: Stage
+    now: float
 
-def _count_pending(ledger: Ledger, stage: Stage) -> Pending:
-    """How many pending records are new to the ledger, and how many changed."""
-    changed = dict.fromkeys(Kind, 0)
-    for kind in Kind:
-        keys = (record.key for record in pending_records(stage, kind))
-        while chunk := list(islice(keys, KEYS_PER_LOOKUP)):
-            changed[kind] += len(ledger.known(chunk))
-    new = {kind: stage.count_pending(kind) - changed[kind] for kind in Kind}
-    return Pending(new, changed, ledger.count_known())
+    def ending(self) -> Ending | None:
+        """What stops the run; None: nothing."""
+        if not any(self._numbers.values()):
+            return None
+        return (
+            sent_again(
+                self._known_runs(),
+                self._numbers,
+                self.settings.iterable_base_url,
+                requires_ledger=self.settings.require_ledger,
+            )
+            or (full_over_accepted(self._pending.again) if self.options.full else None)
+            or self._ids_have_changed()
+            or self._too_old()
+            or self._too_many()
+        )
 
+    @cached_property
+    def _numbers(self) -> dict[Kind, int]:
+        return {kind: self.stage.count_pending(kind) for kind in Kind}
 
-def _likely_causes(ledger: Ledger, query_path: str) -> list[str]:
-    causes = []
-    if ledger.is_new_key_for_known_host:
-        causes.append("the API key is new to the ledger (ITERABLE_PROJECT keeps what it knows when a key is rotated)")
-    elif not ledger.id_schemes(query_path):
-        causes.append(f"{query_path} is new to the ledger")
-    return causes
+    @cached_property
+    def _pending(self) -> Pending:
+        counts = {name: dict.fromkeys(Kind, 0) for name in ("new", "changed", "again")}
+        for kind in Kind:
+            records = pending_records(self.stage, kind)
+            while chunk := list(islice(records, KEYS_PER_LOOKUP)):
+                known = self.ledger.known([record.key for record in chunk])
+                again = sum(known.get(record.key) == record.fingerprint for record in chunk)
+                counts["again"][kind] += again
+                counts["changed"][kind] += len(known) - again
+                counts["new"][kind] += len(chunk) - len(known)
+        return Pending(**counts, known=self.ledger.count_known())
+
+    def _known_runs(self) -> KnownRuns:
+        ledger = self.ledger
+        if ledger.damage:
+            return KnownRuns(ledger.damage)
+        unknown = unknown_delivery(self.settings.output_dir, project_of(self.settings), ledger)
+        return KnownRuns("", ledger.is_empty, unknown, ledger.is_new_key_for_known_host)
+
+    def _ids_have_changed(self) -> Ending | None:
+        used = self.ledger.id_schemes(str(self.settings.query_file))
+        knows_records = self.ledger.count_known() > 0
+        return ids_have_changed(id_scheme_of(self.rules), used, self._numbers[Kind.EVENT], knows_records=knows_records)
+
+    def _too_old(self) -> Ending | None:
+        days = self.settings.max_event_age_days
+        if days is None or not self._numbers[Kind.EVENT]:
+            return None
+        return too_old(days, (happened_at(event) for event in pending_records(self.stage, Kind.EVENT)), self.now)
+
+    def _too_many(self) -> Ending | None:
+        limit = self.settings.max_changes
+        if limit is None or (limit.is_percent and not self.ledger.has_full_run()):
+            return None
+        query_path = str(self.settings.query_file)
+        causes = [] if self.ledger.id_schemes(query_path) else [f"{query_path} is new to the ledger"]
+        return too_many(limit, self._pending, causes)
 
 
 def pending_records(stage: Stage, kind: Kind) -> Iterator[Record]:
-    """All of a kind; those whose like failed in an earlier run come last."""
+    """All of a kind; those that failed in an earlier run come last."""
     return chain(*(stage.pending(kind, late=late) for late in (False, True)))
 
 
-# Changed ids ----------------------------------------------------------------------------------------------------------
-
-
-def id_scheme_of(rules: Rules) -> str:
-    """What this run's event ids are made of, as a JSON object; the same for any order of the fields.
-
-    While the query gives ids of its own, neither names nor fields are part of them.
-    """
-    parts = {"identifier": "userId" if rules.by_user_id else "email"}
-    if rules.id_column is not None:
-        parts["ids"] = f"column {rules.id_column}"
-    else:
-        typed = [f"{each.name}:{each.type.value}" if each.type else each.name for each in rules.event_fields]
-        parts["ids"] = "made from the event"
-        parts["event name"] = f"column {rules.name_column}" if rules.name_column is not None else rules.event_name
-        parts["fields"] = ", ".join(sorted(typed)) or "none"
-        parts["time zone"] = str(rules.zone)
-    return json.dumps(parts, sort_keys=True)
-
-
-def ids_have_changed(way: str, used: Sequence[IdScheme], pending_events: int, *, knows_records: bool) -> Ending | None:
-    """Stops where all events would be tracked again as new ones, as their ids are made in a way not used before.
-
-    knows_records: the ledger knows some. Then events may have been accepted under each way that was used, also by a run
-    that was killed before it could say so.
-    """
-    before = [each for each in used if each.accepted or knows_records]
-    if not pending_events or not before or way in [each.description for each in used]:
+def too_old(days: float, times: Iterator[int], now: float) -> Ending | None:
+    """Stops where events happened more than so many days ago. times, now: Unix seconds."""
+    before = now - days * DAY_S
+    old = [each for each in times if each < before]
+    if not old:
         return None
-    change = _difference(before[-1].description, way)
-    events = counted(pending_events, "event")
+    are = "is" if len(old) == 1 else "are"
     return Ending(
         ExitCode.BRAKE,
-        f"What event ids are made of has changed ({change}), so {events} would be tracked again as new ones. Nothing "
-        "was sent. Put it back. To keep the change, put it back, run once so that nothing new is left, and then run "
-        f"with the change and --baseline, which enters everything as accepted. {OVERRIDE_HINT}",
+        f"{counted(len(old), 'event')} {are} older than MAX_EVENT_AGE_DAYS={days:g}, the oldest of {moment(min(old))}. "
+        "Nothing was sent. To enter old events as accepted, without sending them, run with --baseline --before "
+        f"{utc(before):%Y-%m-%dT%H:%M:%S}. {OVERRIDE_HINT}",
     )
-
-
-def _difference(old: str, new: str) -> str:
-    """`fields: page -> page, device`: the parts that differ. Where ids are given now, or were, nothing else matters."""
-    before, after = json.loads(old), json.loads(new)
-    names = ["ids"] if before["ids"] != after["ids"] else [name for name in after if before[name] != after[name]]
-    return "; ".join(f"{name}: {before[name]} -> {after[name]}" for name in names)
-
-
-# Too many changes -----------------------------------------------------------------------------------------------------
 
 
 def too_many(limit: MaxChanges | None, pending: Pending, causes: Sequence[str]) -> Ending | None:
@@ -132,13 +147,17 @@ def too_many(limit: MaxChanges | None, pending: Pending, causes: Sequence[str]) 
     if pending.records <= most:
         return None
     allowed = f"{limit.limit:g} % of {pending.known:,} known records" if limit.is_percent else f"{limit.limit:,.0f}"
-    told = ", ".join(
-        f"{counted(pending.total(kind), kind.value)} ({pending.new[kind]:,} new, {pending.changed[kind]:,} changed)"
-        for kind in Kind
-        if pending.total(kind)
+    what = ", ".join(
+        f"{counted(pending.total(kind), kind.value)} ({_parts(pending, kind)})" for kind in Kind if pending.total(kind)
     )
     likely = f" Likely cause: {'; '.join(causes)}." if causes else ""
     return Ending(
         ExitCode.BRAKE,
-        f"{told} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely} {OVERRIDE_HINT}",
+        f"{what} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely} {OVERRIDE_HINT}",
     )
+
+
+def _parts(pending: Pending, kind: Kind) -> str:
+    """`3 new, 0 changed`, and what --full sends again"""
+    again = f", {pending.again[kind]:,} again" if pending.again[kind] else ""
+    return f"{pending.new[kind]:,} new, {pending.changed[kind]:,} changed{again}"

@@ -46,6 +46,7 @@ class Run:
     heartbeat: Heartbeat
     breaker: Breaker
     started_at: datetime
+    started_s: float  # of the monotonic clock
     run_id: str
     ledger: Ledger
     stage: Stage
@@ -70,7 +71,7 @@ class Run:
 def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt, stack: ExitStack) -> Run:
     """Open everything; `stack` closes it. Raises RunError, and leaves no trace of a run that may not start."""
     settings, stand_in = settings_for(options, stack)
-    started_at = datetime.now(timezone.utc)
+    started_at, started_s = datetime.now(timezone.utc), time.monotonic()
     interrupt.limit(settings.max_run_minutes)
     console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
     folder = settings.output_dir
@@ -95,7 +96,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     client = make_client(settings, breaker)
     heartbeat = Heartbeat(None if options.dry_run else settings.heartbeat_url)
     heartbeat.start()
-    for warning in (*settings.warnings, ledger.warning, ledger.note, about_new_key(settings, ledger, options)):
+    for warning in (*settings.warnings, ledger.warning, ledger.note):
         if warning:
             console.warn(warning)
     return Run(
@@ -106,6 +107,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         heartbeat,
         breaker,
         started_at,
+        started_s,
         run_id,
         ledger,
         stage,
@@ -120,28 +122,16 @@ def project_of(settings: Settings) -> Project:
     return Project(settings.iterable_base_url, credential, settings.iterable_project)
 
 
-def about_new_key(settings: Settings, ledger: Ledger, options: argparse.Namespace) -> str:
-    """A rotated key looks like another project, unless ITERABLE_PROJECT names it."""
-    if not ledger.is_new_key_for_known_host or options.sandbox or options.full:
-        return ""
-    return (
-        f"The ledger knows nothing of this API key, but knows others for {settings.iterable_base_url}. Everything that "
-        "the query finds will be sent. If the key was only rotated, stop, run once with the old key and "
-        "ITERABLE_PROJECT=name, and keep that name; or run with --baseline."
-    )
-
-
 def _ledger(options: argparse.Namespace, settings: Settings, stack: ExitStack) -> Ledger:
-    """Held for a run, empty in the sandbox, and only looked at by a dry run, which says so where it is damaged."""
+    """Held for a run, empty in the sandbox, and only looked at by a dry run. Only --yes sets a damaged one aside."""
     folder, project, now = settings.output_dir, project_of(settings), time.time()
     if options.sandbox or not options.dry_run:
-        return stack.enter_context(open_ledger(folder, project, now=now, lasting=not options.sandbox))
+        lasting, replaces = not options.sandbox, options.yes
+        return stack.enter_context(open_ledger(folder, project, now=now, lasting=lasting, replace_damaged=replaces))
     try:
         return stack.enter_context(read_ledger(folder, project, now=now))
     except LedgerDamagedError as problem:
-        ledger = stack.enter_context(open_ledger(folder, project, now=now, lasting=False))
-        ledger.warning = str(problem)
-        return ledger
+        return stack.enter_context(open_ledger(folder, project, now=now, lasting=False, damage=str(problem)))
 
 
 def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Settings, StandIn | None]:

@@ -12,7 +12,7 @@ from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.report.results import Results
-from pipeline.run.brake import id_scheme_of
+from pipeline.run.id_schemes import id_scheme_of
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
 from pipeline.run.since import cursor_fingerprint, why_cursor_stays
@@ -37,7 +37,7 @@ def remember(run: Run, read: Read, delivered: Delivered) -> None:
 
 
 def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
-    is_whole = read.is_full and run.options.limit is None
+    is_whole = _is_whole(run, read)
     window_from = read.window_from if run.options.limit is None else None
     run.ledger.refresh(run.stage.keys(), run.query_path, full_read=is_whole, window_from=window_from)
     if delivered.stopped is None or delivered.stopped.code is not ExitCode.BRAKE:
@@ -46,6 +46,11 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
         if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
             run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=True)
         _remember_dropped_fields(run, read, delivered)
+
+
+def _is_whole(run: Run, read: Read) -> bool:
+    """Whether all was read that there is."""
+    return read.is_full and run.options.limit is None
 
 
 def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None:
@@ -60,7 +65,7 @@ def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None
         if names:
             run.console.warn(
                 f"Iterable drops these fields of {kind.value}s: {', '.join(names)}. Allow them in the project's "
-                "settings, then run once with --full; or stop sending them."
+                f"settings, then run once with --full {kind.value}s --yes; or stop sending them."
             )
 
 
@@ -134,7 +139,7 @@ def _enter_history(run: Run, read: Read | None, ending: Ending, written: Results
             duration_s=written.duration_s,
             rows=read.rows if read else None,
             since_from=read.window_from if read else None,
-            full_read=read.is_full if read else False,
+            full_read=read is not None and _is_whole(run, read),
             users=written.counts["users"],
             events=written.counts["events"],
         )

@@ -12,14 +12,16 @@ from typing import Any
 from iterable.pacing import rates
 from pipeline.config.settings import Settings
 from pipeline.delivery import GRACE_S, BulkSender, Delivered, Delivery, Mode, SingleSender, choose_mode
-from pipeline.model.exits import OutputError
+from pipeline.model.exits import Ending, OutputError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.report.progress import DeliveryProgress
 from pipeline.run import dry_run as preview
 from pipeline.run.baseline import enter_baseline
-from pipeline.run.brake import brake_ending, id_scheme_of, pending_records
+from pipeline.run.brake import Brake, pending_records
 from pipeline.run.forgotten import reject_forgotten
+from pipeline.run.id_schemes import id_scheme_of
+from pipeline.run.journeys import count_by_name, journeys_in_words
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read, finish_plan
 
@@ -89,6 +91,8 @@ def _show_plan(run: Run) -> None:
     outcomes = run.stage.count_outcomes()
     for kind in Kind:
         say(f"        {preview.counts(kind, outcomes[kind], run.stage.count_pending(kind))}")
+    for sentence in _journeys(run):
+        say(f"        {sentence}")
     first = [record for kind in Kind for record in islice(pending_records(run.stage, kind), preview.SHOWN_OF_EACH_KIND)]
     if first:
         say("        The first requests would be:")
@@ -100,10 +104,19 @@ def _show_plan(run: Run) -> None:
 
 def brake(run: Run, read: Read) -> Delivered | None:
     """Stop a run that would send something large and probably unwanted; None lets it go on."""
-    if run.options.yes or run.options.baseline or run.options.sandbox:
+    if run.options.yes or run.options.sandbox or (run.options.baseline and not run.ledger.damage):
         return None
-    stopped = brake_ending(run.settings, read.rules, run.ledger, run.stage)
-    return None if stopped is None else Delivered(stopped=stopped)
+    ending = Brake(run.options, run.settings, read.rules, run.ledger, run.stage, run.started_at.timestamp()).ending()
+    if ending is None:
+        return None
+    if not run.options.dry_run:  # which has named them before
+        ending = Ending(ending.code, " ".join([ending.reason, *_journeys(run)]))
+    return Delivered(stopped=ending)
+
+
+def _journeys(run: Run) -> list[str]:
+    counts = count_by_name(pending_records(run.stage, Kind.EVENT))
+    return journeys_in_words(run.client, counts, is_jwt=run.settings.use_jwt_auth)
 
 
 def deliver(run: Run, read: Read, plan: Plan) -> Delivered:

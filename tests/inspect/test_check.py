@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.inspect.findings import Area, Cursor, Finding, about_fields
+from pipeline.inspect.findings import Area, Finding, Mark, about_fields
 from pipeline.inspect.mapping import Sample, iterable_type, with_parents
 from pipeline.ledger.lock import hold_lock
 from pipeline.model.exits import ExitCode
@@ -35,7 +35,7 @@ def test_a_run_that_would_start_is_all_good_and_sends_nothing(program: Program, 
         "PRAGMA journal_mode=WAL, run once on it, changes that"
     ]
     assert run.out.endswith("Ready to run.\n")
-    assert dict(iterable.project.request_counts) == {"/api/users/getFields": 1}
+    assert dict(iterable.project.request_counts) == {"/api/users/getFields": 1, "/api/journeys": 1}
     assert run.files("*") == []
     assert "alex.moreau" not in run.out
 
@@ -186,11 +186,11 @@ def test_the_type_of_a_value_in_iterables_words(value: Any, expected: str) -> No
 )
 def test_which_types_clash(expected: str, found: str, fits: bool) -> None:
     findings = about_fields(rules(), [sample_of("field", found)], {"field": expected})
-    assert [finding.code for finding in findings if finding.mark is Cursor.BAD] == ([] if fits else [ExitCode.REJECTED])
+    assert [finding.code for finding in findings if finding.mark is Mark.BAD] == ([] if fits else [ExitCode.REJECTED])
 
 
 def test_a_finding_is_one_line_with_its_remedy() -> None:
-    finding = Finding(Cursor.BAD, Area.FIELDS, "it is broken", "fix it")
+    finding = Finding(Mark.BAD, Area.FIELDS, "it is broken", "fix it")
     assert finding.line() == "[BAD ] fields: it is broken -> fix it"
     assert finding.lines() == ["[BAD ] fields: it is broken", "       -> fix it"]
 
@@ -214,16 +214,12 @@ def test_a_damaged_ledger_is_told_and_left_where_it_is(program: Program, sample:
     ledger = program.folder / "iterable_ledger.sqlite3"
     ledger.write_bytes(b"this is no database; " * 1000)
     run = program.run(option)
-    problem = (
-        f"The ledger {ledger} is damaged (file is not a database). "
-        "The next run sets it aside and sends everything again."
-    )
+    problem = f"The ledger {ledger} is damaged (file is not a database). Put it back from a backup."
+    assert run.code == 65
     if option == "--check":
-        assert run.code == 73
-        assert f"[BAD ] ledger: {problem} -> bring it back from a backup, or let the next run go on" in run.out
+        assert f"[BAD ] ledger: {problem} -> or run with --baseline --yes" in run.out
     else:
-        assert run.code == 0
-        assert f"Warning: {problem}" in run.err
+        assert f"12 users and 36 events would be sent, accepted or not: {problem} Or run with --baseline" in run.err
     assert [path.name for path in run.files("iterable_ledger*")] == [ledger.name]
     assert ledger.read_bytes() == b"this is no database; " * 1000
 
@@ -396,12 +392,13 @@ def test_says_that_the_brake_would_stop_a_run(program: Program, sample: Any) -> 
     assert program.run("--check", "--yes", EVENT_FIELDS="page").code == 0
 
 
-def test_a_new_key_is_a_note(program: Program, iterable: StandIn, sample: Any) -> None:
+def test_a_new_key_stops_a_run(program: Program, iterable: StandIn, sample: Any) -> None:
     assert program.run().code == 0
     iterable.project.api_key = "another-key-of-this-project"
     run = program.run("--check", ITERABLE_API_KEY="another-key-of-this-project")
-    assert run.code == 0
-    assert "[note] ledger: The ledger knows nothing of this API key" in run.out
+    assert run.code == 65
+    assert "[BAD ] brake: a run would stop after 37 rows. 12 users and 36 events would be sent, accepted" in run.out
+    assert "the API key is new to the ledger" in run.out
 
 
 def test_outputs_that_fill_the_disk_are_a_note(program: Program, sample: Any) -> None:

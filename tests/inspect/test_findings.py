@@ -8,7 +8,7 @@ from datetime import timezone
 import pytest
 
 from pipeline.config import FieldMap
-from pipeline.inspect.findings import Cursor, about_dropped, about_fields
+from pipeline.inspect.findings import Mark, about_dropped, about_fields
 from pipeline.inspect.mapping import Sample
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
@@ -24,7 +24,7 @@ def sample(type_: str, row: int, kind: Kind = Kind.USER, name: str = "x", source
 
 def told(samples: list[Sample], types: dict[str, str] | None, rules: Rules = RULES) -> list[str]:
     found = about_fields(rules, samples, types)
-    return [finding.text for finding in found if finding.mark is not Cursor.GOOD]
+    return [finding.text for finding in found if finding.mark is not Mark.GOOD]
 
 
 @pytest.mark.parametrize("types", [None, {}])
@@ -43,7 +43,7 @@ def test_a_double_for_a_long_of_the_project_is_noted() -> None:
 def test_dates_and_other_text_in_one_new_field_are_noted() -> None:
     found = list(about_fields(RULES, [sample("date", 1), sample("string", 2)], None))
     assert [(each.mark, each.code, each.remedy) for each in found] == [
-        (Cursor.NOTE, ExitCode.SUCCESS, "make all of them dates, and declare its type in USER_FIELDS: x:x:date")
+        (Mark.NOTE, ExitCode.SUCCESS, "make all of them dates, and declare its type in USER_FIELDS: x:x:date")
     ]
 
 

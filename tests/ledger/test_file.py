@@ -293,6 +293,7 @@ def test_change_of_the_resting_file_that_was_cut_off_is_taken_back_for_readers_w
 
 
 DAMAGES = {
+    "nothing": lambda content: b"",
     "garbage": lambda content: b"this is no database, whoever wrote it here; " * 1000,
     "half of it": lambda content: content[: len(content) // 2],
     "its middle": lambda content: content[:8192] + b"\xff" * (len(content) - 8192),
@@ -308,8 +309,42 @@ def test_reader_says_that_a_ledger_is_damaged_and_touches_nothing(tmp_path: Path
     with pytest.raises(LedgerDamagedError) as caught, read_ledger(tmp_path, PROJECT, now=0):
         pass
     assert str(caught.value).startswith(f"The ledger {path} is damaged (")
-    assert str(caught.value).endswith("). The next run sets it aside and sends everything again.")
+    assert str(caught.value).endswith("). Put it back from a backup.")
     assert (caught.value.code, content(tmp_path)) == (ExitCode.NO_OUTPUT, before)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_run_gets_an_empty_ledger_in_the_place_of_a_damaged_one_which_stays(tmp_path: Path, damage: Any) -> None:
+    fill(tmp_path, 2000)
+    path = tmp_path / LEDGER_NAME
+    path.write_bytes(damage(path.read_bytes()))
+    before = content(tmp_path)
+    with open_ledger(tmp_path, PROJECT, now=0) as ledger:
+        assert ledger.damage.startswith(f"The ledger {path} is damaged (")
+        assert is_run_active(tmp_path)
+        ledger.begin_run("20260113_143122", 0, "query.sql")
+        ledger.accept(records(1))
+        ledger.commit()
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "lacks"),
+    [("DROP TABLE runs", "runs.duration_s"), ("ALTER TABLE queries DROP COLUMN full_day", "queries.full_day")],
+)
+def test_ledger_without_a_table_or_a_column_is_damaged(tmp_path: Path, statement: str, lacks: str) -> None:
+    fill(tmp_path, 1)
+    with closing(sqlite3.connect(tmp_path / LEDGER_NAME)) as database:
+        database.execute(statement)
+    with open_ledger(tmp_path, PROJECT, now=0) as ledger:
+        assert f"is damaged (it has no {lacks})" in ledger.damage
+
+
+def test_new_ledger_that_a_kill_cut_off_is_made_anew(tmp_path: Path) -> None:
+    for ending in (".new", ".new-journal"):
+        (tmp_path / f"{LEDGER_NAME}{ending}").write_bytes(b"half of it")
+    fill(tmp_path, 1)
+    assert (count(tmp_path), {path.name for path in tmp_path.iterdir()}) == (1, AT_REST)
 
 
 @posix_only

@@ -25,6 +25,7 @@ from pipeline.ledger.ledger import (
     LedgerBusyError,
     LedgerError,
     Project,
+    open_ledger,
 )
 from pipeline.model.exits import OutputError
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
@@ -603,42 +604,31 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_ledger_is_set_aside_with_a_warning_and_everything_sent_again(tmp_path: Path, damage: Any) -> None:
+def test_damaged_ledger_is_set_aside_where_that_is_asked_for(tmp_path: Path, damage: Any) -> None:
     content = damage(many_entries(tmp_path))
     (tmp_path / LEDGER_NAME).write_bytes(content)
     aside = tmp_path / f"{LEDGER_NAME}.damaged-{TODAY * DAY_S}"
-    with opening(tmp_path) as opened:
-        warning = opened.ledger.warning
-        stage(opened, user(opened, 1))
-        opened.accept([user(opened, 1)])
-        opened.ledger.commit()
+    with open_ledger(tmp_path, PROJECT, now=TODAY * DAY_S, replace_damaged=True) as ledger:
+        warning = ledger.warning
     assert warning.startswith("The ledger was damaged (")
-    assert warning.endswith(
-        f") and is now {aside.name}. Everything is sent again; the events' ids keep them from doubling."
-    )
+    assert warning.endswith(f"). It is now {aside.name}, and a new one has begun.")
+    run(tmp_path, (ADA, "pro", None))
     assert aside.read_bytes() == content
     assert run(tmp_path, (ADA, "pro", None), (BOB, "pro", None)) == ["user bob@example.com row 2: pro"]
 
 
-def test_ledger_damaged_in_its_middle_is_set_aside_too(tmp_path: Path) -> None:
+def test_ledger_damaged_in_its_middle_is_damaged_too(tmp_path: Path) -> None:
     content = bytearray(many_entries(tmp_path))
     content[8192 : len(content) - 4096] = os.urandom(len(content) - 12288)
     (tmp_path / LEDGER_NAME).write_bytes(content)
-    rows = [(f"{number}@example.com", "pro", None) for number in range(2000)]
-    assert len(run(tmp_path, *rows)) == 2000
+    with opening(tmp_path) as opened:
+        assert "is damaged" in opened.ledger.damage
 
 
 def test_helper_file_of_garbage_is_let_be(tmp_path: Path) -> None:
     run(tmp_path, (ADA, "pro", None))
     (tmp_path / f"{LEDGER_NAME}-wal").write_bytes(b"garbage" * 1000)
     assert run(tmp_path, (ADA, "pro", None)) == []
-
-
-def test_empty_file_is_a_new_ledger_without_a_warning(tmp_path: Path) -> None:
-    (tmp_path / LEDGER_NAME).touch()
-    with opening(tmp_path) as opened:
-        assert opened.ledger.warning == ""
-    assert {path.name for path in tmp_path.iterdir()} == AT_REST
 
 
 def test_ledger_of_another_version_is_refused_and_kept(tmp_path: Path) -> None:

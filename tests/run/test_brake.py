@@ -15,9 +15,10 @@ from pipeline.config import MaxChanges
 from pipeline.ledger.ledger import IdScheme
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
-from pipeline.run.brake import Pending, ids_have_changed, too_many
+from pipeline.run.brake import Pending, too_many
+from pipeline.run.id_schemes import ids_have_changed
 from pipeline.sandbox import Fault, StandIn
-from tests.program import Program, make_table, use_query, wait_until
+from tests.program import Program, make_table, sent, use_query, wait_until
 
 EVENTS_QUERY = "SELECT email, plan_type, page, event_time FROM users JOIN user_events ON user_id = users.id"
 FIELDS = {"USER_FIELDS": "plan_type", "EVENT_FIELDS": "page"}
@@ -28,7 +29,7 @@ FIELDS = {"USER_FIELDS": "plan_type", "EVENT_FIELDS": "page"}
 
 def pending(new: int, changed: int, known: int) -> Pending:
     nothing = dict.fromkeys(Kind, 0)
-    return Pending({**nothing, Kind.EVENT: new}, {**nothing, Kind.USER: changed}, known)
+    return Pending({**nothing, Kind.EVENT: new}, {**nothing, Kind.USER: changed}, nothing, known)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_changed_ids_stop_the_run_before_anything_is_sent_until_yes(
     assert "36 events would be tracked again as new ones" in run.err
     assert run.counts("events") == {"not_attempted": 36}
     assert program.run("--dry-run").code == 65
-    assert iterable.project.requests == []
+    assert sent(iterable) == []
     assert program.run("--yes").code == 0  # once, and from then on it is a way that was used before
     assert len(iterable.project.events) == 72
     with sqlite3.connect(sample) as database:
@@ -195,7 +196,7 @@ def test_max_changes_holds_with_limit_and_full_and_lets_pass_once_with_yes(
     program: Program, iterable: StandIn, sample: Path
 ) -> None:
     run = program.run(MAX_CHANGES="47")
-    assert (run.code, iterable.project.requests) == (65, [])
+    assert (run.code, sent(iterable)) == (65, [])
     assert "12 users (12 new, 0 changed), 36 events (36 new, 0 changed) would be sent" in run.err
     assert program.run("--limit", "10", MAX_CHANGES="3").code == 65
     assert program.run(MAX_CHANGES="50%").code == 0  # nothing is known yet
@@ -328,9 +329,9 @@ def test_the_mark_stays_where_something_is_left_to_do(
     assert since_of(program.run()) == (False, True)
     assert since_of(program.run(EVENT_FIELDS="page:view", MAX_CHANGES="0")) == (True, False)  # the brake
     assert since_of(program.run()) == (False, True)
-    assert since_of(program.run("--full")) == (True, True)
+    assert since_of(program.run("--full", "--yes")) == (True, True)
     (program.folder / "iterable_ledger.sqlite3").unlink()
-    assert since_of(program.run()) == (True, True)
+    assert since_of(program.run("--yes")) == (True, True)
     changing.close()
 
 
@@ -368,11 +369,14 @@ def test_fields_that_iterable_drops_are_warned_of_until_they_are_delivered(
     iterable.project.dropped_fields.add("plan_type")
     run = program.run("--quiet", PUSH_MODE="bulk")
     assert run.code == 0
-    warning = "Warning: Iterable drops these fields of users: plan_type."
+    warning = (
+        "Warning: Iterable drops these fields of users: plan_type. Allow them in the project's settings, then run once "
+        "with --full users --yes"
+    )
     assert warning in run.err
     assert warning in program.run("--quiet", PUSH_MODE="bulk").err
     iterable.project.dropped_fields.clear()
-    assert warning not in program.run("--quiet", "--full", PUSH_MODE="bulk").err
+    assert warning not in program.run("--quiet", "--full", "users", "--yes", PUSH_MODE="bulk").err
     assert program.run("--quiet", PUSH_MODE="bulk").err == ""
 
 

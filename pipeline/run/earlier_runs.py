@@ -1,0 +1,56 @@
+"""What earlier runs have left in OUTPUT_DIR that tells of a ledger that is lost, or older than they are."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.ledger.ledger import Ledger, Project
+from pipeline.report.results import RESULTS_NAME
+
+MARK_BYTES = 16
+HEAD_BYTES = 4096  # of a results file; the mark stands at its top
+
+
+def project_mark(project: Project) -> str:
+    """What tells an Iterable project's results from another's: by ITERABLE_PROJECT, so that a key may be rotated; else
+    by the key. Neither can be read from it."""
+    name = f"name\n{project.name}" if project.name is not None else f"key\n{project.credential}"
+    return hmac.digest(name.encode(), project.base_url.encode(), hashlib.sha256)[:MARK_BYTES].hex()
+
+
+def unknown_delivery(folder: Path, project: Project, ledger: Ledger) -> str | None:
+    """The id of the newest run that delivered to this project, or entered a baseline, and that the ledger should know
+    and does not; None where there is none.
+
+    A ledger that knows nothing of the project should know all of them, another one those since its last delivery.
+    """
+    after = "" if ledger.is_empty else ledger.last_delivery()
+    known = set() if ledger.is_empty else ledger.run_ids_after(after)
+    mark = project_mark(project)
+    return next((run_id for run_id, path in _results(folder, after, known) if _delivered(path, mark)), None)
+
+
+def _results(folder: Path, after: str, known: set[str]) -> Iterator[tuple[str, Path]]:
+    """The results files that are later than a run, the newest first, but for those of known runs."""
+    before, behind = RESULTS_NAME.split("{}")
+    found = {path.name[len(before) : -len(behind)]: path for path in folder.glob(RESULTS_NAME.format("*"))}
+    for run_id in sorted(found, reverse=True):
+        if run_id > after and run_id not in known:
+            yield run_id, found[run_id]
+
+
+def _delivered(path: Path, mark: str) -> bool:
+    """Whether a run delivered anything to this project. Of other projects' results only the head is read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        with path.open("rb") as file:
+            if mark.encode() not in file.read(HEAD_BYTES):
+                return False
+        results: dict[str, Any] = json.loads(path.read_bytes())
+        return bool(results["project_mark"] == mark and results["delivered_total"] > 0)
+    return False
