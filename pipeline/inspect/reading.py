@@ -14,6 +14,7 @@ from pipeline.inspect.explanation import MAX_SHOWN, QueriedRow
 from pipeline.inspect.session import InspectionSession
 from pipeline.model.exits import OutputError
 from pipeline.model.records import Kind
+from pipeline.report.progress import ReadingProgress
 from pipeline.run.reading import Rows, finish_plan, open_rows, planned, with_slower_decoder
 from pipeline.source import read_query
 from pipeline.transform.payloads import Rules
@@ -66,14 +67,17 @@ def plan_rows(session: InspectionSession, choose: Choice | None = None, *, witho
 def _plan_rows(session: InspectionSession, choose: Choice | None, without_events: bool, *, any_bytes: bool) -> Planned:
     settings = session.settings
     query = read_query(settings.query_file, str(settings.database_url))
-    with open_rows(settings, query, session.interrupt, since=settings.since_start, any_bytes=any_bytes) as found:
+    with (
+        ReadingProgress(session.console) as progress,
+        open_rows(settings, query, session.interrupt, since=settings.since_start, any_bytes=any_bytes) as found,
+    ):
         rules = make_rules(found.columns, settings, session.now)
         rules = replace(rules, time_column=None) if without_events else rules
         planner = Planner(session.ledger, session.stage, rules, found.columns, full=list(Kind))
         session.stage.begin(None)  # so that nothing is put last, either
         all_staged = choose is None or rules.id_column is not None
         chosen = _Chosen(choose(rules) if choose is not None else None, found.columns.index(rules.identity_column))
-        for _ in planned(planner, chosen.staged(found.blocks, all_staged=all_staged)):
+        for _ in planned(planner, chosen.staged(progress.passing(found.blocks), all_staged=all_staged)):
             pass
     finish_plan(planner, session.stage, rules)
     return Planned(rules, found.columns, chosen.read, chosen.numbers, chosen.last, all_staged)

@@ -1,5 +1,7 @@
-"""How far the delivery is: a line for each kind at the beginning and at the end; in between, a live line on a terminal
-and a line in the log every 30 seconds."""
+"""How far a step is that lasts: a live line on a terminal; elsewhere, and in the log, a line every 30 seconds.
+
+`Display` is what shows it; `ReadingProgress` and `DeliveryProgress` say what there is to show.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from pipeline.model.records import Kind
 from pipeline.model.text import counted, duration
 from pipeline.report.log import Console
 
-SECONDS_PER_LOG_LINE = 30.0
+SECONDS_PER_LINE = 30.0
 SECONDS_PER_DRAWING = 0.2
 LONG_S = 3.0  # without an answer: said instead of the rate
 ROOM_FOR_CTRL_C = 4  # columns: the terminal shows ^C where the line ends
+
+_Row = TypeVar("_Row")
 
 logger = logging.getLogger("main")
 
@@ -58,18 +62,17 @@ class DeliveryProgress:
         self._pause_s = pause_s
         self._clock = clock
         self._parts: dict[Kind, _Part] = {}
-        self._started_at = self._logged_at = self._advanced_at = 0.0
+        self._started_at = self._advanced_at = 0.0
         self._waiting = ""  # for what, until the next record is done
-        self._live: LiveLine | None = None
+        self._display: Display | None = None
 
     def start(self, totals: Mapping[Kind, int]) -> None:
-        self._started_at = self._logged_at = self._advanced_at = self._clock()
+        self._started_at = self._advanced_at = self._clock()
         self._parts = {kind: _Part(kind, total, 0, self._started_at) for kind, total in totals.items()}
         for part in self._begun():
             self._console.say(f"{_STEPS[part.kind]} {counted(part.total, part.kind.value)}")
-        if self._begun() and not self._console.quiet and sys.stderr is not None and sys.stderr.isatty():
-            self._live = LiveLine(sys.stderr, self.state)
-            self._console.hide_live_line = self._live.hidden
+        if self._begun():
+            self._display = Display(self._console, self.state)
 
     def advance(self, kind: Kind, count: int) -> None:
         """So many more records are done, delivered or not."""
@@ -78,9 +81,6 @@ class DeliveryProgress:
         part.done, part.done_at = part.done + count, now
         part.total = max(part.total, part.done)  # a user whom Iterable has lost is sent although unchanged
         self._waiting, self._advanced_at = "", now
-        if now - self._logged_at >= SECONDS_PER_LOG_LINE:
-            self._logged_at = now
-            logger.info("%s", self.state().text)
 
     def waiting(self, text: str) -> None:
         """Why nothing may happen for a while: `503 from users/update, attempt 2 of 3`. Holds until something does."""
@@ -88,10 +88,9 @@ class DeliveryProgress:
 
     def finish(self) -> None:
         """Say what became of each kind. Only the first call does."""
-        if self._live is not None:
-            self._console.hide_live_line = nullcontext
-            self._live.close()
-            self._live = None
+        if self._display is not None:
+            self._display.close()
+            self._display = None
         if parts := self._begun():
             delivered = self._delivered()
             for part in parts:
@@ -123,9 +122,40 @@ class DeliveryProgress:
         return State(done, total, ", ".join(words))
 
 
+class ReadingProgress:
+    """How far the reading of the query's rows is, shown while it is entered."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._rows = 0
+        self._started_at = self._first_at = clock()
+
+    def __enter__(self) -> ReadingProgress:
+        self._display = Display(self._console, self.state)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.close()
+
+    def passing(self, blocks: Iterable[Sequence[_Row]]) -> Iterator[Sequence[_Row]]:
+        """The blocks of rows, counted."""
+        self._first_at = self._clock()
+        for rows in blocks:
+            self._rows += len(rows)
+            yield rows
+
+    def state(self) -> State:
+        now = self._clock()
+        if not self._rows:
+            return State(0, 0, f"Waiting for the database ({now - self._started_at:.0f} s)")
+        rate = self._rows / max(now - self._first_at, SECONDS_PER_DRAWING)
+        return State(self._rows, 0, f"{self._rows:,} rows read, {_rate(rate)}")
+
+
 @dataclass(frozen=True)
 class State:
-    """How many records are done, and what the live line and the log say about it."""
+    """How many records are done, of how many (0: not known), and what is said about it."""
 
     done: int
     total: int
@@ -144,6 +174,42 @@ def _result(part: _Part, delivered: int, took_s: float) -> str:
 
 def _rate(a_second: float) -> str:
     return f"{a_second:,.0f}/s" if a_second >= 10 else f"{a_second:.1f}/s"
+
+
+class Display:
+    """Shows how something stands while it lasts: on a terminal in a live line, else by a line every half minute, which
+    the log gets in any case. Nothing on the console of a quiet run."""
+
+    def __init__(self, console: Console, look: Callable[[], State], *, pause_s: float = SECONDS_PER_LINE) -> None:
+        self._console = console
+        self._look = look
+        self._pause_s = pause_s
+        self._live = LiveLine(sys.stderr, look) if console.can_draw else None
+        if self._live is not None:
+            console.hide_live_line = self._live.hidden
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        with suppress(RuntimeError):  # no more threads can be started; the run goes on without the lines
+            threading.Thread(target=self._run, name="progress lines", daemon=True).start()
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._pause_s):
+            with self._lock:  # so that nothing is said after what closes this
+                if not self._closing.is_set():
+                    self._say(self._look().text)
+
+    def _say(self, text: str) -> None:
+        if self._live is None:
+            self._console.say(f"        {text}")
+        else:
+            logger.info("%s", text)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closing.set()
+        if self._live is not None:
+            self._console.hide_live_line = nullcontext
+            self._live.close()
 
 
 class LiveLine:
@@ -172,13 +238,17 @@ class LiveLine:
             if self._closing.is_set():
                 return
             columns = self._columns() - ROOM_FOR_CTRL_C
-            is_ascii = "utf" not in self._stream.encoding.lower()
-            layout = "{percentage:3.0f}% |{bar}| {desc}"
-            line = self._format(
-                state.done, state.total, 0, ncols=columns, ascii=is_ascii, bar_format=layout, prefix=state.text
-            )
-            self._stream.write("\r" + line.ljust(columns))
+            self._stream.write("\r" + self._line(state, columns).ljust(columns))
             self._stream.flush()
+
+    def _line(self, state: State, columns: int) -> str:
+        if not state.total:
+            return state.text[:columns]
+        is_ascii = "utf" not in self._stream.encoding.lower()
+        layout = "{percentage:3.0f}% |{bar}| {desc}"
+        return self._format(
+            state.done, state.total, 0, ncols=columns, ascii=is_ascii, bar_format=layout, prefix=state.text
+        )
 
     @contextmanager
     def hidden(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from pipeline.config import ROOT, Settings
 from pipeline.ledger.ledger import Ledger
 from pipeline.model.exits import OutputError, UsageError
 from pipeline.model.records import Kind
+from pipeline.report.progress import ReadingProgress
 from pipeline.report.results import CSV_NAME, reason_of
 from pipeline.run.interrupt import Interrupt
 from pipeline.run.opening import Run
@@ -98,7 +99,10 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
     settings, options = run.settings, run.options
     started_at = datetime.now(timezone.utc)
     start = since.start if since is not None else None
-    with open_rows(settings, query, run.interrupt, since=start, any_bytes=any_bytes, limit=options.limit) as found:
+    with (
+        ReadingProgress(run.console) as progress,
+        open_rows(settings, query, run.interrupt, since=start, any_bytes=any_bytes, limit=options.limit) as found,
+    ):
         if not any_bytes:
             run.console.say(f"Step 4: Running the user-event query, {query.name}")
         rules = make_rules(found.columns, settings, run.started_at.timestamp())
@@ -112,7 +116,9 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
         )
         name = CSV_NAME.format(run.run_id)
         try:
-            blocks = (csv_block(rows, by_column) for rows, by_column in planned(planner, found.blocks))
+            blocks = (
+                csv_block(rows, by_column) for rows, by_column in planned(planner, progress.passing(found.blocks))
+            )
             write_csv(settings.output_dir / name, found.columns, blocks, verbatim=True)
         except (OSError, sqlite3.Error) as error:  # the CSV, or the stage beside it
             raise OutputError(f"{name} can't be written ({reason_of(error)}); nothing was sent.") from error

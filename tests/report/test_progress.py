@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from iterable.redaction import Redactor
 from pipeline.model.records import Kind
 from pipeline.model.text import counted
 from pipeline.report.log import Console
-from pipeline.report.progress import DeliveryProgress, State
+from pipeline.report.progress import SECONDS_PER_LINE, DeliveryProgress, Display, ReadingProgress, State
 from pipeline.sandbox import Fault, StandIn
 from tests.program import ROOT, Program, make_table, use_query, wait_until
 
@@ -139,19 +140,63 @@ def test_what_is_waited_for_is_redacted(clock: Clock) -> None:
     assert progress.state().text == r"waiting: *** of a***@example.com\x1b[31m (0 s)"
 
 
-def test_the_log_has_a_line_every_half_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    progress = make_progress(clock)
+class Steps:
+    """A state that has moved on each time somebody looks at it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> State:
+        self.number += 1
+        return State(self.number, 9, f"step {self.number}")
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """What `main` logs, as it comes."""
     logger = logging.getLogger("main")
     logger.addHandler(caplog.handler)
-    try:
-        with caplog.at_level(logging.INFO, "main"):
-            progress.start({USER: 600, EVENT: 0})
-            for _ in range(65):
-                clock.now += 1.0
-                progress.advance(USER, 1)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert caplog.messages[1:] == ["30/600 users, 1.0/s, 10 min left", "60/600 users, 1.0/s, 9 min left"]
+    with caplog.at_level(logging.INFO, "main"):
+        yield caplog.messages
+    logger.removeHandler(caplog.handler)
+
+
+def test_elsewhere_than_on_a_terminal_there_is_a_line_now_and_then_and_none_after_the_end(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, logged: list[str]
+) -> None:
+    display = Display(Console(), steps := Steps(), pause_s=0.01)
+    wait_until(lambda: steps.number >= 3)
+    display.close()
+    seen = steps.number
+    expected = [f"        step {number + 1}" for number in range(seen)]
+    assert capsys.readouterr().out.splitlines() == expected
+    assert caplog.messages == expected
+    assert steps.number == seen
+
+
+def test_a_quiet_run_has_these_lines_in_its_log_only(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, logged: list[str]
+) -> None:
+    display = Display(Console(quiet=True), steps := Steps(), pause_s=0.01)
+    wait_until(lambda: steps.number >= 2)
+    display.close()
+    assert caplog.messages[:2] == ["        step 1", "        step 2"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_comes_every_half_minute() -> None:
+    assert SECONDS_PER_LINE == 30.0
+
+
+def test_reading_tells_how_long_the_database_takes_and_then_how_many_rows_have_come(clock: Clock) -> None:
+    with ReadingProgress(Console(), clock=clock) as progress:
+        clock.now += 12.0
+        assert progress.state() == State(0, 0, "Waiting for the database (12 s)")
+        blocks = progress.passing([[(1,)] * 100, [(1,)] * 1100])
+        assert len(next(blocks)) == 100
+        clock.now += 2.0
+        assert len(next(blocks)) == 1100
+        assert progress.state() == State(1200, 0, "1,200 rows read, 600/s")
 
 
 def test_where_iterable_is_down_nothing_is_called_delivered(program: Program, tmp_path: Path) -> None:
@@ -228,6 +273,17 @@ def test_a_terminal_shows_how_far_it_is_and_why_it_waits_and_nothing_stays(
         "        36 of 36 events delivered in * s",
         "",
     ]
+
+
+def test_a_terminal_shows_that_the_database_is_waited_for(program: Program, tmp_path: Path) -> None:
+    make_table(tmp_path / "users.db", "email,event_time", [("ada@example.com", None)])
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) AS email FROM n"
+    use_query(program, endless)
+    terminal = Terminal(program)
+    terminal.wait_for("Waiting for the database (0 s)")
+    terminal.wait_for("Waiting for the database (1 s)")
+    terminal.press_ctrl_c()
+    assert terminal.end() == 130
 
 
 def test_ctrl_c_leaves_nothing_of_the_live_line(program: Program, iterable: StandIn, sample: Path) -> None:
