@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from pipeline.ledger.lock import Locked, hold_lock, is_locked
 from pipeline.model.exits import ExitCode, RunError
+from pipeline.model.ownership import owner_hint
 
 LEDGER_NAME = "iterable_ledger.sqlite3"
 LOCK_NAME = "iterable_ledger.lock"
@@ -117,7 +118,9 @@ def _lock(folder: Path, stack: ExitStack) -> None:
                 f"{folder} is on a file system that can't lock files ({error.strerror}), so two runs could not be kept "
                 "apart; name a folder on a local disk with OUTPUT_DIR."
             ) from error
-        raise LedgerError(f"The ledger's lock {folder / LOCK_NAME} can't be opened ({error}).") from error
+        hint = owner_hint(folder / LOCK_NAME) if isinstance(error, PermissionError) else "."
+        reason = error.strerror or type(error).__name__
+        raise LedgerError(f"The ledger's lock {folder / LOCK_NAME} can't be opened ({reason}){hint}") from error
 
 
 def is_run_active(folder: Path) -> bool:
@@ -147,7 +150,7 @@ def _open_or_replace(path: Path, now: float, replace_damaged: bool) -> LedgerFil
 def _explained(path: Path, error: sqlite3.OperationalError) -> RunError:
     if "locked" in str(error):
         return LedgerBusyError(f"Another program holds {path} ({error}). Nothing was read, written or sent.")
-    return LedgerError(f"The ledger {path} can't be opened ({error}).")
+    return LedgerError(f"The ledger {path} can't be opened ({error}){owner_hint(path)}")
 
 
 def _damaged(path: Path, error: sqlite3.DatabaseError) -> LedgerDamagedError:

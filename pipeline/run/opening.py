@@ -22,7 +22,8 @@ from pipeline.config import ROOT, Settings, SettingsError, load_settings
 from pipeline.delivery import Breaker, single_mode
 from pipeline.ledger.ledger import Ledger, LedgerDamagedError, Project, open_ledger, read_ledger
 from pipeline.model.exits import OutputError
-from pipeline.report.log import Console, close_log, open_log
+from pipeline.model.ownership import owner_hint
+from pipeline.report.log import LOG_NAME, Console, close_log, open_log
 from pipeline.report.results import free_run_id, reason_of
 from pipeline.report.retention import delete_old, sweep
 from pipeline.run.heartbeat import Heartbeat
@@ -85,7 +86,8 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         log = open_log(folder, console.redactor, log_format=settings.log_format, run_id=run_id)
         stack.callback(close_log, log)
     except OSError as error:
-        raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}).") from error
+        hint = owner_hint(folder / LOG_NAME) if isinstance(error, PermissionError) else "."
+        raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}){hint}") from error
     if not (options.sandbox or options.dry_run):  # these may not hold the lock, and so not be alone
         sweep(folder, console.warn)
         delete_old(folder, settings.keep_days, time.time(), console.warn)
