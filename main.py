@@ -31,15 +31,24 @@ from datetime import datetime
 from iterable import VERSION
 from pipeline.config import parse_moment
 from pipeline.model.exits import ExitCode
-from pipeline.report.log import Console
-from pipeline.run import steps
-from pipeline.run.account import Account, report
-from pipeline.run.conclusion import conclude, conclude_after, refuse
-from pipeline.run.interrupt import Interrupted, catch_signals
-from pipeline.run.opening import open_run
-from pipeline.run.reading import read_rows
-from pipeline.run.remember import remember
-from pipeline.run.since import ALL
+from pipeline.report import Console
+from pipeline.run import (
+    ALL,
+    Account,
+    Interrupted,
+    brake,
+    catch_signals,
+    conclude,
+    conclude_after,
+    deliver,
+    introduce,
+    make_plan,
+    open_run,
+    read_rows,
+    refuse,
+    remember,
+    report,
+)
 
 __all__ = ["ExitCode", "main", "run"]
 
@@ -55,11 +64,11 @@ def run(options: argparse.Namespace) -> ExitCode:
             return refuse(problem, console)
         account = Account()
         try:
-            steps.introduce(opened)
+            introduce(opened)
             account.read = read_rows(opened)
-            account.plan = steps.make_plan(opened, account.read)
-            stopped = steps.brake(opened, account.read)
-            account.delivered = stopped or steps.deliver(opened, account.read, account.plan)
+            account.plan = make_plan(opened, account.read)
+            stopped = brake(opened, account.read)
+            account.delivered = stopped or deliver(opened, account.read, account.plan)
             remember(opened, account.read, account.delivered)
             ending = conclude(opened, account.read, account.delivered)
         except (Exception, Interrupted) as problem:
@@ -77,6 +86,19 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         description="Syncs users and events from a SQL query to Iterable.",
         epilog="Settings are read from .env beside main.py and from the environment; see .env.example.",
     )
+    _add_options(parser)
+    _add_looks(parser)
+    options = parser.parse_args(arguments)
+    if options.baseline and (options.sandbox or options.dry_run or options.full):
+        parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
+    if options.before is not None and not options.baseline:
+        parser.error("--before says which events --baseline enters, so it needs --baseline")
+    if options.baseline and not options.yes and not _is_at_terminal():
+        parser.error("--baseline asks before it enters anything; without a terminal, add --yes")
+    return options
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--sandbox",
@@ -112,20 +134,15 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--quiet", action="store_true", help="print nothing unless something is wrong, for cron")
     add("--verbose", action="store_true", help="show the log on stderr, too")
     add("--version", action="version", version=f"iterable-integration {VERSION}")
+
+
+def _add_looks(parser: argparse.ArgumentParser) -> None:
     look = parser.add_argument_group("look, and send nothing")
     add = look.add_mutually_exclusive_group().add_argument
     add("--check", action="store_true", help="look at everything that a run needs, and at field types")
     add("--history", type=_positive, nargs="?", const=20, metavar="N", help="the last N runs (20)")
     add("--explain", metavar="WHO", help="one person: their rows, what would be sent, what was accepted when")
     add("--verify", type=_positive, nargs="?", const=20, metavar="N", help="compare N users (20) with Iterable's copy")
-    options = parser.parse_args(arguments)
-    if options.baseline and (options.sandbox or options.dry_run or options.full):
-        parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
-    if options.before is not None and not options.baseline:
-        parser.error("--before says which events --baseline enters, so it needs --baseline")
-    if options.baseline and not options.yes and not _is_at_terminal():
-        parser.error("--baseline asks before it enters anything; without a terminal, add --yes")
-    return options
 
 
 def _is_at_terminal() -> bool:

@@ -38,7 +38,7 @@ from pipeline.ledger.ledger import (
 )
 from pipeline.model.exits import ExitCode
 from pipeline.model.failure_policy import CHECK_ADDRESS, CHECK_KEY, POLICIES
-from pipeline.report.log import Console
+from pipeline.report import Console
 from pipeline.report.retention import disk_space_warning
 from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import ForgottenListError, read_forgotten

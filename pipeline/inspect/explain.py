@@ -36,7 +36,7 @@ from pipeline.ledger.ledger import PastFailure
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Kind, Record
 from pipeline.model.text import text_of
-from pipeline.report.log import Console
+from pipeline.report import Console
 from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import MESSAGE, ForgottenListError, hash_of, read_forgotten
 from pipeline.run.interrupt import Interrupted

@@ -16,7 +16,7 @@ from pipeline.ledger.ledger import PastRun, RunResult, is_run_active, read_ledge
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Outcome
 from pipeline.model.text import iso, short_duration
-from pipeline.report.log import Console
+from pipeline.report import Console
 from pipeline.run.opening import project_of, settings_for
 
 COLUMNS = 80

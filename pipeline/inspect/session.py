@@ -17,7 +17,7 @@ from pipeline.config import Settings
 from pipeline.delivery import Breaker
 from pipeline.ledger.ledger import Ledger, is_run_active, open_ledger, read_ledger
 from pipeline.model.exits import ExitCode
-from pipeline.report.log import Console
+from pipeline.report import Console
 from pipeline.report.results import reason_of
 from pipeline.run.interrupt import Interrupt, catch_signals
 from pipeline.run.opening import make_client, project_of, settings_for

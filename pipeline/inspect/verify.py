@@ -23,7 +23,7 @@ from pipeline.inspect.session import InspectionSession, notes_on, open_session, 
 from pipeline.model.exits import Ending, ExitCode, RunError
 from pipeline.model.records import Kind, Record
 from pipeline.model.text import counted, iso, moment, shown, wrapped
-from pipeline.report.log import Console
+from pipeline.report import Console
 from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import hash_of, read_forgotten
 from pipeline.run.interrupt import Interrupted

@@ -15,7 +15,7 @@ from pipeline.delivery import GRACE_S, BulkSender, Delivered, Delivery, Mode, Si
 from pipeline.model.exits import Ending, OutputError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
-from pipeline.report.progress import DeliveryProgress
+from pipeline.report import DeliveryProgress
 from pipeline.run import dry_run as preview
 from pipeline.run.baseline import enter_baseline
 from pipeline.run.brake import Brake, pending_records
