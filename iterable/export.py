@@ -12,15 +12,21 @@ import json
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
 
 # Those of the default query.
 DEFAULT_COLUMNS = (
@@ -203,17 +209,59 @@ def new_file(path: Path) -> Iterator[TextIO]:
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "the file exists already", str(path))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        descriptor = os.open(unfinished, flags, 0o600)
+        descriptor = _create_held(unfinished)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _move_without_replacing(unfinished, path)
+            if fcntl is not None:
+                _move_without_replacing(unfinished, path)
+        if fcntl is None:  # Windows does not move a file that is open
+            _move_without_replacing(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def reserved(path: Path) -> Iterator[None]:
+    """Have an empty private file until the block ends. FileExistsError where there is one."""
+    descriptor = _create_held(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+
+
+def _create_held(path: Path) -> int:
+    """A new private file that this process holds as long as it is open, so that `is_held` says so."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, 0o600)
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds this file; True where that can't be known."""
+    if fcntl is None:
+        return True
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _move_without_replacing(source: Path, target: Path) -> None:

@@ -201,9 +201,9 @@ def test_git_ignores_what_runs_and_builds_leave(tmp_path: Path) -> None:
     shutil.copy(ROOT / ".gitignore", tmp_path)
     run("git", "init", "--quiet", cwd=tmp_path)
     left = [
-        ".query_results_20260113_143122.csv.17.0a1b2c3d.tmp",
-        ".integration_results_20260113_143122.json.17.0a1b2c3d.tmp",
-        ".rejected_rows_20260113_143122.csv.17.0a1b2c3d.tmp",
+        ".query_results_20260113_143122.csv.0a1b2c3d.tmp",
+        ".integration_results_20260113_143122.json.0a1b2c3d.tmp",
+        ".rejected_rows_20260113_143122.csv.0a1b2c3d.tmp",
         "iterable_ledger.sqlite3",
         "iterable_ledger.sqlite3-wal",
         "iterable_ledger-lock",

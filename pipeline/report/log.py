@@ -112,7 +112,10 @@ class _PrivateLogFile(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(self.baseFilename, flags, 0o600)
+        path = Path(self.baseFilename)
+        if path.exists() and not path.is_file():  # to open a pipe would wait for its reader
+            raise OSError(errno.EINVAL, "it is not a regular file", self.baseFilename)
+        descriptor = os.open(path, flags, 0o600)
         return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802

@@ -8,12 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from iterable.export import guarded, new_file
+from iterable.export import guarded, new_file, reserved
 from iterable.redaction import Redactor
 from iterable_client import RequestCounts
 from pipeline.model.records import FailedRecord, Kind, Outcome
@@ -30,14 +31,23 @@ MAX_REASONS = 100
 # The files' names -----------------------------------------------------------------------------------------------------
 
 
-def free_run_id(folder: Path) -> str:
-    """The local time to the second, which names the files of a run. A second run in that second waits for the next."""
+@contextmanager
+def reserved_run_id(folder: Path) -> Iterator[str]:
+    """The local time to the second, which names the files of a run, kept for this run until the block ends.
+
+    A second run in that second waits for the next.
+    """
+    names = (CSV_NAME, RESULTS_NAME, REJECTED_NAME)
     while True:
         run_id = f"{datetime.now():%Y%m%d_%H%M%S}"
-        names = (CSV_NAME, RESULTS_NAME, REJECTED_NAME)
-        if not any(os.path.lexists(folder / name.format(run_id)) for name in names):
-            return run_id
+        with ExitStack() as stack, suppress(FileExistsError):
+            stack.enter_context(reserved(folder / f".{RESULTS_NAME.format(run_id)}.0.tmp"))
+            if not any(os.path.lexists(folder / name.format(run_id)) for name in names):
+                stack = stack.pop_all()
+                break
         time.sleep(1.0 - time.time() % 1.0)
+    with stack:
+        yield run_id
 
 
 # The results ----------------------------------------------------------------------------------------------------------

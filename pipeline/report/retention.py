@@ -15,6 +15,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from iterable.export import is_held
 from pipeline.model.text import counted
 from pipeline.report.log import LOG_NAME
 from pipeline.report.results import CSV_NAME, REJECTED_NAME, RESULTS_NAME, reason_of
@@ -27,7 +28,7 @@ logger = logging.getLogger("pipeline.retention")
 _STAMP = "([0-9]{8}_[0-9]{6})"
 _OUTPUT_NAMES = "|".join(re.escape(name.format("*")) for name in (CSV_NAME, RESULTS_NAME, REJECTED_NAME))
 _OUTPUT = re.compile(_OUTPUT_NAMES.replace(re.escape("*"), _STAMP))
-_UNFINISHED = re.compile(rf"\.(?:{_OUTPUT.pattern})\.(?P<process>[0-9]+)\.[0-9a-f]+\.tmp")
+_UNFINISHED = re.compile(rf"\.(?:{_OUTPUT.pattern})\.[0-9a-f]+\.tmp")
 _ROTATED_LOG = re.compile(re.escape(LOG_NAME) + r"\.[1-9][0-9]*")
 
 
@@ -35,14 +36,9 @@ _ROTATED_LOG = re.compile(re.escape(LOG_NAME) + r"\.[1-9][0-9]*")
 
 
 def sweep(folder: Path, warn: Callable[[str], None]) -> None:
-    """Delete the unfinished files that a killed run left behind: they hold personal data. Those of live runs stay."""
-    if os.name != "posix":  # where it can't be told which run is alive
-        return
-    dead = []
-    for entry in _files(folder, warn):
-        match = _UNFINISHED.fullmatch(entry.name)
-        if match and not _is_alive(int(match["process"])):
-            dead.append(entry)
+    """Delete the unfinished files that a killed run left behind: they hold personal data. Those of live runs, which
+    may be dry ones, are held and stay."""
+    dead = [each for each in _files(folder, warn) if _UNFINISHED.fullmatch(each.name) and not is_held(Path(each.path))]
     _delete(dead, "left unfinished by a killed run", warn)
 
 
@@ -97,16 +93,6 @@ def _delete(entries: Iterable[os.DirEntry[str]], what: str, warn: Callable[[str]
     if failed:
         warn(f"{counted(len(failed), 'file')} {what} can't be deleted, for example {failed[0]}.")
     return count
-
-
-def _is_alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 # Whether there is room ------------------------------------------------------------------------------------------------

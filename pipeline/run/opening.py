@@ -24,7 +24,7 @@ from pipeline.ledger.ledger import Ledger, LedgerDamagedError, Project, open_led
 from pipeline.model.exits import OutputError
 from pipeline.model.ownership import owner_hint
 from pipeline.report.log import LOG_NAME, Console, close_log, open_log
-from pipeline.report.results import free_run_id, reason_of
+from pipeline.report.results import reason_of, reserved_run_id
 from pipeline.report.retention import delete_old, sweep
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.run.interrupt import Interrupt
@@ -80,7 +80,10 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
     ledger = _ledger(options, settings, stack)
     stage = stack.enter_context(open_stage(folder))
-    run_id = free_run_id(folder)
+    try:
+        run_id = stack.enter_context(reserved_run_id(folder))
+    except OSError as error:
+        raise OutputError(f"OUTPUT_DIR names {folder}, which can't be written ({reason_of(error)}).") from error
     console.configure(console.redactor, log_format=settings.log_format, run_id=run_id)
     try:
         log = open_log(folder, console.redactor, log_format=settings.log_format, run_id=run_id)

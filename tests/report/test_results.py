@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -10,15 +11,32 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.results import free_run_id
+from pipeline.report.results import reserved_run_id
 from pipeline.sandbox import Fault, StandIn
 from tests.program import Program, make_table, use_query
 
 
-def test_two_runs_in_one_second_get_names_of_their_own(tmp_path: Path) -> None:
-    first = free_run_id(tmp_path)
-    (tmp_path / f"query_results_{first}.csv").touch()
-    assert free_run_id(tmp_path) > first
+def test_a_run_keeps_its_id_for_itself_also_before_it_writes(tmp_path: Path) -> None:
+    with reserved_run_id(tmp_path) as first, reserved_run_id(tmp_path) as second:
+        assert second > first
+        (tmp_path / f"query_results_{second}.csv").touch()
+    with reserved_run_id(tmp_path) as third:
+        assert third > second
+    assert [path.name for path in tmp_path.iterdir()] == [f"query_results_{second}.csv"]
+
+
+def test_a_dry_run_and_a_run_in_the_same_second_both_get_to_their_end(program: Program, sample: Path) -> None:
+    program.settings["TZ"] = "UTC"
+    started = [program.start(*arguments) for arguments in ([], ["--dry-run"], ["--dry-run"])]
+    ended = [program.wait_for(process) for process in started]
+    assert [run.code for run in ended] == [0, 0, 0]
+    assert len(ended[0].files("integration_results_*.json")) == 3
+
+
+def test_a_pipe_in_the_place_of_the_log_is_refused(program: Program, sample: Path) -> None:
+    os.mkfifo(program.folder / "iterable_integration.log")
+    run = program.run()
+    assert (run.code, "The log can't be written" in run.err, "not a regular file" in run.err) == (73, True, True)
 
 
 # Files that can't be written ------------------------------------------------------------------------------------------

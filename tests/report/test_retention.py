@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from iterable.export import new_file
+from pipeline.report.results import reserved_run_id
 from pipeline.report.retention import delete_old, disk_space_warning, sweep
 from pipeline.sandbox import StandIn
 from tests.program import Program
@@ -146,20 +148,18 @@ def test_a_run_that_may_not_hold_the_lock_deletes_nothing(program: Program, samp
 # Unfinished files -----------------------------------------------------------------------------------------------------
 
 
-def test_unfinished_files_of_dead_runs_are_swept_away(tmp_path: Path) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
+def test_unfinished_files_are_swept_away_but_for_those_that_a_live_run_holds(tmp_path: Path) -> None:
+    """Without asking for processes: in a container each of them is number 1."""
     outputs = ("query_results_{}.csv", "integration_results_{}.json", "rejected_rows_{}.csv")
-    unfinished = [f".{name.format(OLD)}.{dead.pid}.0a1b2c3d.tmp" for name in outputs]
-    kept = {
-        f".query_results_{OLD}.csv.{os.getpid()}.0a1b2c3d.tmp",
-        f".notes_{OLD}.csv.{dead.pid}.0a1b2c3d.tmp",
-        f"query_results_{OLD}.csv",
-        ".notes.tmp",
-    }
+    unfinished = [f".{name.format(OLD)}.0a1b2c3d.tmp" for name in outputs]
+    kept = {f".notes_{OLD}.csv.0a1b2c3d.tmp", f"query_results_{OLD}.csv", ".notes.tmp"}
     make(tmp_path, *unfinished, *kept)
-    sweep(tmp_path, no_warning)
-    assert names_in(tmp_path) == kept
+    with new_file(tmp_path / f"query_results_{RECENT}.csv") as live, reserved_run_id(tmp_path) as run_id:
+        sweep(tmp_path, no_warning)
+        (written,) = names_in(tmp_path) - kept - {f".integration_results_{run_id}.json.0.tmp"}
+        assert written.startswith(f".query_results_{RECENT}.csv.")
+        live.write("id")
+    assert names_in(tmp_path) == kept | {f"query_results_{RECENT}.csv"}
 
 
 # The room that is left ------------------------------------------------------------------------------------------------
