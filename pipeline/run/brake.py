@@ -7,6 +7,7 @@ Decides from what is pending and from what is known of earlier runs; sends and s
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,7 +97,10 @@ class Brake:
         ledger = self.ledger
         if ledger.damage:
             return KnownRuns(ledger.damage)
-        unknown = unknown_delivery(self.settings.output_dir, project_of(self.settings), ledger)
+        is_alone = not (self.options.dry_run or self.options.check)  # as it holds the lock
+        unknown = unknown_delivery(
+            self.settings.output_dir, project_of(self.settings), ledger, before=math.inf if is_alone else self.now
+        )
         return KnownRuns("", ledger.is_empty, unknown, ledger.is_new_key_for_known_host)
 
     def _ids_have_changed(self) -> Ending | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,16 +26,17 @@ def project_mark(project: Project) -> str:
     return hmac.digest(name.encode(), project.base_url.encode(), hashlib.sha256)[:MARK_BYTES].hex()
 
 
-def unknown_delivery(folder: Path, project: Project, ledger: Ledger) -> str | None:
+def unknown_delivery(folder: Path, project: Project, ledger: Ledger, *, before: float = math.inf) -> str | None:
     """The id of the newest run that delivered to this project, or entered a baseline, and that the ledger should know
     and does not; None where there is none.
 
     A ledger that knows nothing of the project should know all of them, another one those since its last delivery.
+    before: only results that were written by then count, in Unix seconds; others are those of a run beside this one.
     """
     after = "" if ledger.is_empty else ledger.last_delivery()
     known = set() if ledger.is_empty else ledger.run_ids_after(after)
     mark = project_mark(project)
-    return next((run_id for run_id, path in _results(folder, after, known) if _delivered(path, mark)), None)
+    return next((run_id for run_id, path in _results(folder, after, known) if _delivered(path, mark, before)), None)
 
 
 def _results(folder: Path, after: str, known: set[str]) -> Iterator[tuple[str, Path]]:
@@ -45,11 +48,11 @@ def _results(folder: Path, after: str, known: set[str]) -> Iterator[tuple[str, P
             yield run_id, found[run_id]
 
 
-def _delivered(path: Path, mark: str) -> bool:
+def _delivered(path: Path, mark: str, before: float) -> bool:
     """Whether a run delivered anything to this project. Of other projects' results only the head is read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         with path.open("rb") as file:
-            if mark.encode() not in file.read(HEAD_BYTES):
+            if os.fstat(file.fileno()).st_mtime > before or mark.encode() not in file.read(HEAD_BYTES):
                 return False
         results: dict[str, Any] = json.loads(path.read_bytes())
         return bool(results["project_mark"] == mark and results["delivered_total"] > 0)
