@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.report.log import OUR_LOGGERS
 from pipeline.sandbox import StandIn, create_sample_database
+from tests.mysqld import SERVER, run_server
 from tests.program import Program
 
 # The same examples in each run: a change is what makes a test fail, not chance.
@@ -43,6 +44,19 @@ def postgresql_url() -> Iterator[str]:
         server = get_server(Path(folder) / "data", cleanup_mode="delete")
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def mysql_url() -> Iterator[str]:
+    """The MySQL or MariaDB that TEST_DATABASE_URL names, in which tables may be made, or else one of our own."""
+    pytest.importorskip("pymysql")
+    if os.environ.get("TEST_DATABASE_URL", "").startswith(("mysql", "mariadb")):
+        yield os.environ["TEST_DATABASE_URL"]
+        return
+    if SERVER is None:
+        pytest.skip("neither TEST_DATABASE_URL nor a MariaDB server is there")
+    with run_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -32,7 +32,12 @@ def opened(
 
 def read(url: str, sql: str | bytes, folder: Path, since: datetime | None = None) -> list[dict[str, Any]]:
     with opened(url, sql, folder, since=since) as result:
-        return list(result.rows)
+        return list(rows(result))
+
+
+def rows(result: QueryResult) -> Iterator[dict[str, Any]]:
+    """Each row as a dict."""
+    return (dict(zip(result.columns, row, strict=True)) for block in result.blocks for row in block)
 
 
 def problem(url: str, sql: str | bytes, folder: Path) -> str:

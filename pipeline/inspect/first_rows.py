@@ -27,7 +27,7 @@ from pipeline.run.interrupt import Interrupt, Interrupted
 from pipeline.run.journeys import PendingEvents, count_by_name
 from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, planned, resent
 from pipeline.run.since import Since
-from pipeline.source import Query, SourceBusyError, SourceError, read_query, sqlite_blocks_writers
+from pipeline.source import Query, SourceError, read_query, sqlite_blocks_writers
 from pipeline.stage.stage import Stage, open_stage
 from pipeline.transform.payloads import Rules
 from pipeline.transform.planner import Planner
@@ -66,13 +66,7 @@ class FirstRows:
         except SourceError as problem:
             if (asked := self._interrupt.ending()) is not None:  # which is why the query ended
                 raise Interrupted(asked) from problem
-            is_busy = isinstance(problem, SourceBusyError)
-            yield bad(
-                Area.SOURCE,
-                str(problem),
-                "try again later" if is_busy else "fix DATABASE_URL or the query",
-                problem.code,
-            )
+            yield bad(Area.SOURCE, str(problem), problem.remedy, problem.code)
         except (LedgerError, sqlite3.Error) as problem:
             text = f"there is no room for the rows, which are kept in OUTPUT_DIR meanwhile ({problem})"
             yield bad(Area.OUTPUT, text, "make room, or name another folder with OUTPUT_DIR", ExitCode.NO_OUTPUT)

@@ -154,6 +154,7 @@ def open_rows(
         should_stop=lambda: interrupt.ending() is not None,
         any_bytes=any_bytes,
         since=since,
+        options=settings.database_options,
     ) as result:
         yield FoundRows(result.columns, _first(result.blocks, limit))
 

@@ -1,28 +1,31 @@
 """A database URL and a query -> rows, streamed. Reads only, changes nothing, and knows nothing of Iterable.
 
-`query` reads the query's file; `sqlite`, `duckdb` and, for all other databases, `server` run it; `unreadable` keeps
-values that Python lacks from ending it; `errors` says what went wrong.
+`query` reads the query's file, and `select_only` refuses what would change anything. `sqlite`, `duckdb` and, for all
+other databases, `server` run it; `postgresql`, `mysql` and `sessions` have what each server is told first. `worker` is
+the thread in which drivers block. `unreadable` keeps values that Python lacks from ending the query; `errors` says what
+went wrong, and `temporary` whether it passes. Imports `pipeline.model` alone; only drivers run beside the main thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pipeline.source.duckdb import run_on_duckdb
 from pipeline.source.errors import SourceBusyError, SourceError, UndecodableText, explained
 from pipeline.source.query import Query, read_query
-from pipeline.source.result import Block, QueryResult, Row
-from pipeline.source.server import run_on_server
+from pipeline.source.result import Block, QueryResult
+from pipeline.source.select_only import refuse_all_but_select
+from pipeline.source.server import CONNECT_LIMIT_S, run_on_server
 from pipeline.source.sqlite import run_on_sqlite, sqlite_blocks_writers
 
 __all__ = [
     "Block",
     "Query",
     "QueryResult",
-    "Row",
     "SourceBusyError",
     "SourceError",
     "UndecodableText",
@@ -41,13 +44,16 @@ def open_query(
     should_stop: Callable[[], bool] = lambda: False,
     any_bytes: bool = False,
     since: datetime | None = None,
+    options: Mapping[str, Any] | None = None,
+    connect_limit_s: float = CONNECT_LIMIT_S,
 ) -> Iterator[QueryResult]:
     """Run the query and stream its rows; the database is left when the block ends.
 
-    root: the folder that relative paths start from. should_stop: asked while SQLite and DuckDB work; True ends the
-    query. any_bytes: let bytes in SQLite that are not UTF-8 come through as lone surrogates, which refuse their row
-    alone; it takes nearly twice as long. since: takes the place of :since, needs an offset, and must be given where
-    the query uses it. Raises SourceError, or SourceBusyError for what a later run may not meet.
+    root: the folder that relative paths start from. should_stop: asked while the database works; True ends the query
+    within two seconds, as does whatever a signal's handler raises. any_bytes: let bytes in SQLite that are not UTF-8
+    come through as lone surrogates, which refuse their row alone; it takes nearly twice as long. since: takes the
+    place of :since, needs an offset, and must be given where the query uses it. options: for the driver of a server.
+    Raises SourceError, or SourceBusyError for what a later run may not meet.
     """
     sql = query.sql(since)
     if query.backend == "sqlite":
@@ -55,7 +61,8 @@ def open_query(
     elif query.backend == "duckdb":
         running = run_on_duckdb(database_url, sql, query.name, root, should_stop)
     else:
-        running = run_on_server(database_url, sql, query.name)
+        refuse_all_but_select(sql, query.backend, query.name)
+        running = run_on_server(database_url, sql, query.name, options or {}, should_stop, connect_limit_s)
     with running as result:
         _check_columns(result.columns, query.name)
         yield QueryResult(result.columns, _stream(result.blocks, query.name))

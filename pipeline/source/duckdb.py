@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from pipeline.source.errors import SourceError, explained
 from pipeline.source.files import DatabaseFile, find_file
 from pipeline.source.result import Block, QueryResult, in_blocks
 from pipeline.source.unreadable import unreadable_time
+from pipeline.source.worker import Worker
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-STOP_CHECK_S = 0.1
 ROWS_PER_FETCH = 1000
 MEMORY = Path(":memory:")
 MAGIC = b"DUCK"  # at byte 8 of each DuckDB file
 _EXAMPLES = "duckdb:///warehouse.duckdb, duckdb:////srv/warehouse.duckdb, or duckdb:///:memory: to query files"
 _MOMENTS = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
-
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -40,13 +37,23 @@ def run_on_duckdb(
     with TemporaryDirectory(prefix="duckdb-") as folder:
         with explained("The database can't be reached"):
             connection = _connect(_find(database_url, root), folder, root)
-        with closing(connection), _Worker(connection, should_stop) as worker:
+        worker = Worker("duckdb", should_stop)
+        worker.cancel = connection.interrupt
+        with _closed_by(worker, connection):
             with explained(f"The query in {query_name} can't be run"):
                 _refuse_all_but_select(connection, sql, query_name)
                 columns = worker.run(partial(_describe, connection, sql))
                 worker.run(partial(connection.execute, _readable(sql, columns)))
             fetch = partial(_fetch, worker, connection, columns)
             yield QueryResult(tuple(column.name for column in columns), in_blocks(fetch, ROWS_PER_FETCH))
+
+
+@contextmanager
+def _closed_by(worker: Worker, connection: DuckDBPyConnection) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        worker.close(connection.close)
 
 
 def _find(database_url: str, root: Path) -> DatabaseFile:
@@ -84,33 +91,6 @@ def _refuse_all_but_select(connection: DuckDBPyConnection, sql: str, query_name:
     kinds = [statement.type for statement in connection.extract_statements(sql)]
     if kinds != [duckdb.StatementType.SELECT]:
         raise SourceError(f"The query in {query_name} can't be run: it must be one SELECT.")
-
-
-class _Worker:
-    """Runs DuckDB in a thread, as it notices a signal only when it is done, which may be much later."""
-
-    def __init__(self, connection: DuckDBPyConnection, should_stop: Callable[[], bool]) -> None:
-        self._connection = connection
-        self._should_stop = should_stop
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="duckdb")
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
-
-    def run(self, work: Callable[[], Result]) -> Result:
-        future = self._thread.submit(work)
-        try:
-            while not wait([future], STOP_CHECK_S).done:
-                if self._should_stop():
-                    self._connection.interrupt()
-        except BaseException:  # what a signal's handler raises
-            while not wait([future], STOP_CHECK_S).done:
-                self._connection.interrupt()
-            raise
-        return future.result()
 
 
 # From DuckDB's values to Python's -------------------------------------------------------------------------------------
@@ -153,7 +133,7 @@ def _odd(name: str, type_: str) -> str:
     return "false"
 
 
-def _fetch(worker: _Worker, connection: DuckDBPyConnection, columns: Sequence[_Column], count: int) -> Block:
+def _fetch(worker: Worker, connection: DuckDBPyConnection, columns: Sequence[_Column], count: int) -> Block:
     rows = worker.run(partial(connection.fetchmany, count))
     if not rows:
         return []

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.model.exits import ExitCode, RunError
+from pipeline.source.temporary import is_temporary
+from pipeline.source.worker import NoAnswer, QueryStopped
 
 MAX_QUOTED_CHARS = 500
 # What to install, by the module that a driver is, and by the beginning of a URL that SQLAlchemy alone does not know.
@@ -32,12 +34,14 @@ class SourceError(RunError):
     """The database or the query can't be read; the text says which and why."""
 
     code = ExitCode.NO_INPUT
+    remedy = "fix DATABASE_URL or the query"  # for --check, where the text does not say it
 
 
 class SourceBusyError(SourceError):
-    """The database can't be read now, but later: another process holds it."""
+    """The database can't be read now, but perhaps later: it can't be reached, is busy, or cut the connection."""
 
     code = ExitCode.TEMPORARY
+    remedy = "try again later"
 
 
 class UndecodableText(SourceError):
@@ -61,10 +65,7 @@ def _kind(error: Exception) -> type[SourceError]:
     text = str(error)
     if isinstance(error, sqlite3.Error) and "Could not decode to UTF-8" in text:
         return UndecodableText
-    busy = (isinstance(error, sqlite3.Error) and text.endswith("is locked")) or (
-        _is_of_duckdb(error) and "Conflicting lock" in text
-    )
-    return SourceBusyError if busy else SourceError
+    return SourceBusyError if is_temporary(error) else SourceError
 
 
 def _reason(error: Exception) -> str:
@@ -74,6 +75,8 @@ def _reason(error: Exception) -> str:
     text = str(cause)
     if isinstance(cause, sqlite3.Error) and "Could not decode to UTF-8" in text:
         return "a text is not valid UTF-8."  # without the text itself, which has no place in a log
+    if isinstance(cause, (QueryStopped, NoAnswer)):
+        return f"{text}."
     if _is_of_duckdb(cause):
         return _duckdb_reason(text)
     name = "" if _is_a_driver_s(cause) else f"{type(cause).__name__}: "

@@ -29,11 +29,11 @@ class Query:
     @property
     def uses_since(self) -> bool:
         """Whether the query asks for what changed only, by :since or :since_unix."""
-        return _PLACEHOLDER.search(_code(self.text, self.backend)) is not None
+        return _PLACEHOLDER.search(code_of(self.text, self.backend)) is not None
 
     def sql(self, since: datetime | None) -> str:
         """The text for the database: each placeholder replaced by a literal of `since`, which must have an offset."""
-        places = list(_PLACEHOLDER.finditer(_code(self.text, self.backend)))
+        places = list(_PLACEHOLDER.finditer(code_of(self.text, self.backend)))
         if not places:
             return self.text
         if since is None or since.tzinfo is None:
@@ -52,7 +52,7 @@ def read_query(query_file: Path, database_url: str) -> Query:
         text = query_file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"The query file {query_file} can't be read ({type(error).__name__}).") from error
-    code = _code(text, backend)
+    code = code_of(text, backend)
     statement = code.rstrip(" \t\r\n;")
     if not statement.strip(" \t\r\n;"):
         raise SourceError(f"The query file {query_file} holds no query.")
@@ -78,7 +78,7 @@ def _literal(placeholder: str, since: datetime) -> str:
     """Not a bound parameter: drivers bind times with a type, which finds nothing in columns of dates or texts."""
     if placeholder == ":since_unix":
         return str(int(since.timestamp() // 1))
-    return f"'{since.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}'"
+    return f"'{since.astimezone(timezone.utc).isoformat(' ')[:19]}'"  # strftime writes the year 999 with three digits
 
 
 # Comments and quotes --------------------------------------------------------------------------------------------------
@@ -97,11 +97,13 @@ _QUOTES = {
     "snowflake": rf"(?P<comment>(?:--|//)[^\n]*|/\*)|'(?:[^'\\]|\\.)*'|\"[^\"]*\"|{_DOLLARS}",
 }
 _QUOTES["mariadb"] = _QUOTES["mysql"]
+for _name in ("hive", "impala", "spark", "clickhouse", "clickhousedb"):
+    _QUOTES[_name] = _QUOTES["databricks"]
 _NESTING = ("postgresql", "duckdb", "redshift", "cockroachdb", "mssql")  # their comments: /* one /* in */ another */
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
-def _code(sql: str, backend: str) -> str:
+def code_of(sql: str, backend: str) -> str:
     """The query in as many characters, with blanks for comments and " for whatever stands in quotes.
 
     `SELECT 'a;b' -- two` -> `SELECT \"\"\"\"\"       `

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 ROWS_PER_BLOCK = 500  # of more, the processor's cache forgets the first before the last are dealt with
 BYTES_PER_FETCH = 2**22
 BYTES_PER_BLOCK = 2**20  # of which each step makes copies
 
-Row = dict[str, Any]
 Block = Sequence[tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class QueryResult:
-    """The columns, in the query's order, and the rows: as blocks of plain tuples or as dicts, to be taken once."""
+    """The columns, in the query's order, and the rows in blocks of plain tuples, to be taken once."""
 
     columns: tuple[str, ...]
     blocks: Iterator[Block]
-
-    @cached_property
-    def rows(self) -> Iterator[Row]:
-        # Not strict: a check that takes time, and a row is as wide as its head.
-        return (dict(zip(self.columns, row)) for block in self.blocks for row in block)  # noqa: B905
 
 
 def in_blocks(fetch: Callable[[int], Block], most: int) -> Iterator[Block]:

@@ -21,7 +21,7 @@ from pipeline.model.records import Unreadable
 from pipeline.sandbox import StandIn
 from pipeline.source import SourceBusyError, SourceError
 from tests.program import Program, use_query
-from tests.reading import Alarm, alarm, opened, problem, read
+from tests.reading import Alarm, alarm, opened, problem, read, rows
 
 MEMORY = "duckdb:///:memory:"
 ENDLESS = "SELECT a.range AS id FROM range(100000000) AS a, range(100000000) AS b WHERE a.range * b.range = -1"
@@ -63,7 +63,7 @@ def test_query_passes_to_the_letter(tmp_path: Path, sql: str) -> None:
 
 def test_query_without_rows_has_its_columns(users: Path) -> None:
     with opened("duckdb:///users.duckdb", "SELECT id, email FROM users WHERE id > 9", users.parent) as result:
-        assert (result.columns, list(result.rows)) == (("id", "email"), [])
+        assert (result.columns, list(rows(result))) == (("id", "email"), [])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_times_with_a_zone_need_neither_pytz_nor_a_time_zone_database(tmp_path: 
         "import sys; sys.modules['pytz'] = None; from pathlib import Path; from pipeline.source import *\n"
         f"url = '{MEMORY}'\n"
         "with open_query(url, read_query(Path(sys.argv[1]), url), root=Path('/')) as query:\n"
-        "    print(next(query.rows)['v'], 'sqlalchemy' in sys.modules)"
+        "    print(next(query.blocks)[0][0], 'sqlalchemy' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "query.sql")]
     bare = {**os.environ, "PYTHONTZPATH": "", "TZ": "America/New_York"}

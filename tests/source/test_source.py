@@ -24,7 +24,7 @@ from sqlalchemy import create_engine
 
 from pipeline.model.records import Unreadable
 from pipeline.source import SourceBusyError, SourceError, UndecodableText, read_query, sqlite_blocks_writers
-from tests.reading import Alarm, alarm, opened, problem, read
+from tests.reading import Alarm, alarm, opened, problem, read, rows
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 
@@ -51,12 +51,12 @@ def users(tmp_path: Path) -> Path:
 def test_rows_come_as_dicts_in_the_order_of_the_query(users: Path) -> None:
     with opened("sqlite:///users.db", "SELECT email, id FROM users ORDER BY id DESC", users.parent) as result:
         assert result.columns == ("email", "id")
-        assert list(result.rows) == [{"email": "bob@example.com", "id": 2}, {"email": "ada@example.com", "id": 1}]
+        assert list(rows(result)) == [{"email": "bob@example.com", "id": 2}, {"email": "ada@example.com", "id": 1}]
 
 
 def test_query_without_rows_has_its_columns(users: Path) -> None:
     with opened("sqlite:///users.db", "SELECT id, email FROM users WHERE id > 9", users.parent) as result:
-        assert (result.columns, list(result.rows)) == (("id", "email"), [])
+        assert (result.columns, list(rows(result))) == (("id", "email"), [])
 
 
 def test_values_of_every_kind_come_through(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_values_of_every_kind_come_through(tmp_path: Path) -> None:
     create(tmp_path / "x.db")
     expected = [None, 2**63 - 1, 1.5, "zoë 😀", b"\x00\xff", "a\0b", float("inf"), "", "caf\udce9"]
     with opened("sqlite:///x.db", sql, tmp_path, any_bytes=True) as result:
-        assert list(result.rows) == [dict(zip("abcdefghi", expected, strict=True))]
+        assert list(rows(result)) == [dict(zip("abcdefghi", expected, strict=True))]
 
 
 def test_rows_come_in_blocks_of_tuples(users: Path) -> None:
@@ -102,12 +102,12 @@ def test_text_that_is_no_utf8_ends_the_query_unless_any_bytes_are_taken(bad: lis
         pytest.raises(UndecodableText, match=r"^The query in query\.sql .*: a text is not valid UTF-8\.$") as caught,
         opened("sqlite:///users.db", sql, users.parent) as result,
     ):
-        taken += result.rows
+        taken += rows(result)
     assert "caf" not in str(caught.value)
     assert len(taken) <= bad[0]
     expected = [{"i": i, "v": "caf\udce9" if i in bad else "zoë"} for i in range(1, 3001)]
     with opened("sqlite:///users.db", sql, users.parent, any_bytes=True) as result:
-        assert list(result.rows) == expected
+        assert list(rows(result)) == expected
 
 
 def test_cell_of_100_000_characters_comes_whole(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_cell_of_100_000_characters_comes_whole(tmp_path: Path) -> None:
 
 def test_rows_of_sqlite_are_streamed(users: Path) -> None:
     with opened("sqlite:///users.db", f"{ENDLESS} SELECT i FROM n", users.parent) as result:
-        assert list(itertools.islice(result.rows, 3)) == [{"i": 1}, {"i": 2}, {"i": 3}]
+        assert list(itertools.islice(rows(result), 3)) == [{"i": 1}, {"i": 2}, {"i": 3}]
 
 
 def test_query_at_work_ends_when_asked_to_stop(users: Path) -> None:
@@ -153,7 +153,7 @@ def test_sqlite_is_read_without_the_import_of_sqlalchemy(users: Path) -> None:
         "import sys, main; from pathlib import Path; from pipeline.source import open_query, read_query\n"
         "url = 'sqlite:///users.db'\n"
         "with open_query(url, read_query(Path(sys.argv[1], 'query.sql'), url), root=Path(sys.argv[1])) as query:\n"
-        "    print(len(list(query.rows)), 'sqlalchemy' in sys.modules)"
+        "    print(len([row for block in query.blocks for row in block]), 'sqlalchemy' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(users.parent)]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=True)
@@ -164,13 +164,13 @@ def test_rows_can_not_be_read_after_the_block(users: Path) -> None:
     with opened("sqlite:///users.db", "SELECT id FROM users", users.parent) as result:
         pass
     with pytest.raises(SourceError, match=r"^The query in query\.sql failed while its rows were read: "):
-        next(result.rows)
+        next(rows(result))
 
 
 def test_error_of_the_reader_passes_through_unchanged(users: Path) -> None:
     def divide() -> None:
         with opened("sqlite:///users.db", "SELECT 0 AS zero FROM users", users.parent) as result:
-            for row in result.rows:
+            for row in rows(result):
                 row["zero"] /= 0
 
     with pytest.raises(ZeroDivisionError):
@@ -258,7 +258,7 @@ def test_only_a_wal_lets_others_write_while_rows_are_read(users: Path, mode: str
         other.execute(f"PRAGMA journal_mode = {mode}")
         assert sqlite_blocks_writers("sqlite:///users.db", users.parent) is blocks
         with opened("sqlite:///users.db", f"{NUMBERS} FROM n, users", users.parent) as result:
-            next(result.rows)
+            next(rows(result))
             if blocks:
                 with pytest.raises(sqlite3.OperationalError, match="locked"):
                     other.execute("DELETE FROM users")
@@ -451,7 +451,11 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
         ),
     ],
 )
-def test_database_that_cannot_be_opened_is_told_without_its_password(tmp_path: Path, url: str, reason: str) -> None:
+def test_database_that_cannot_be_opened_is_told_without_its_password(
+    tmp_path: Path, url: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for driver in ("MySQLdb", "pyodbc"):  # whether it is installed or not
+        monkeypatch.setitem(sys.modules, driver, None)
     message = problem(url, "SELECT 1 AS id", tmp_path)
     assert message == reason
     assert "secret" not in message
@@ -546,14 +550,14 @@ def test_rows_of_postgresql_are_fetched_as_they_are_taken(postgresql_url: str, t
     sql = "SELECT i, 1 / (i - 5000) AS v FROM (SELECT generate_series(1, 10000000) AS i) AS numbers"
     begun = time.monotonic()
     with opened(postgresql_url, sql, tmp_path) as result:
-        assert list(itertools.islice(result.rows, 2)) == [{"i": 1, "v": 0}, {"i": 2, "v": 0}]
+        assert list(itertools.islice(rows(result), 2)) == [{"i": 1, "v": 0}, {"i": 2, "v": 0}]
         # Row 5,000 divides by zero: it is not computed before it is asked for.
         with pytest.raises(
             SourceError, match=r"^The query in query\.sql failed while its rows were read: division by zero\.$"
         ):
-            list(result.rows)
+            list(rows(result))
     with opened(postgresql_url, "SELECT generate_series(1, 10000000) AS i", tmp_path) as result:
-        assert list(itertools.islice(result.rows, 2)) == [{"i": 1}, {"i": 2}]
+        assert list(itertools.islice(rows(result), 2)) == [{"i": 1}, {"i": 2}]
     assert time.monotonic() - begun < 2
 
 
@@ -568,9 +572,12 @@ def test_signal_ends_a_query_of_postgresql_at_work(postgresql_url: str, tmp_path
     ("sql", "reason"),
     [
         ("SELECT add_person() AS id", "cannot execute INSERT in a read-only transaction"),
-        ("INSERT INTO people VALUES (3, 'eve@example.com') RETURNING id", "syntax error at or near"),
-        ("DELETE FROM people", "syntax error at or near"),
-        ("WITH gone AS (DELETE FROM people RETURNING id) SELECT id FROM gone", "DECLARE CURSOR must not contain"),
+        ("INSERT INTO people VALUES (3, 'eve@example.com') RETURNING id", "is INSERT; it must be one SELECT"),
+        ("DELETE FROM people", "is DELETE; it must be one SELECT"),
+        (
+            "WITH gone AS (DELETE FROM people RETURNING id) SELECT id FROM gone",
+            "has DELETE in it; it must be one SELECT",
+        ),
         ("SELECT nextval(pg_get_serial_sequence('people', 'id')) AS id, 1 AS id", "has more than one column named id"),
         ("SELECT 1 AS id FROM nowhere", 'relation "nowhere" does not exist'),
         ("SELECT 'x'::integer AS id", "invalid input syntax for type integer"),
