@@ -17,6 +17,7 @@ if __name__ == "__main__":
         sys.path.insert(0, folder)
     # The imports below take a quarter of a second: until they are done, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))  # which the first process of a container would not hear
     from pipeline.launch import require_python_and_packages
 
     require_python_and_packages()

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -143,6 +144,7 @@ def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Setting
     """The settings, and the stand-in Iterable that --sandbox puts in the place of the real one."""
     env_file = options.env_file or ROOT / ".env"
     settings = load_settings(env_file, os.environ, sandbox=options.sandbox, must_exist=options.env_file is not None)
+    _choose_scratch_folder(settings.output_dir)
     if not options.sandbox:
         return settings, None
     from pipeline.sandbox import SANDBOX_JWT_SECRET, SANDBOX_KEY, StandIn, create_sample_database
@@ -162,6 +164,14 @@ def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Setting
         database_url=database_url,
     )
     return settings, stand_in
+
+
+def _choose_scratch_folder(output_dir: Path) -> None:
+    """OUTPUT_DIR takes what is written for a moment, where a container has no /tmp and a root that can't be written."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(output_dir)
 
 
 def make_client(settings: Settings, breaker: Breaker | None = None) -> IterableClient:
