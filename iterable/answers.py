@@ -47,6 +47,7 @@ class Failure(str, Enum):
     UNAUTHORIZED = "unauthorized"  # another 401 or 403; may concern this record alone
     REDIRECTED = "redirected"  # not followed: it would carry the key to another address
     BAD_CERTIFICATE = "bad_certificate"
+    PROXY_REFUSED = "proxy_refused"  # a proxy on the way lets nothing through
     THROTTLED = "throttled"  # told to wait longer than MAX_WAIT_S
     ABANDONED = "abandoned"  # `sleep` raised Abandoned; with 0 attempts, nothing was sent
 
@@ -230,6 +231,8 @@ def classify(answer: Answer, attempts: int) -> Failure:
         return Failure.THROTTLED if answer.retry_after_s > MAX_WAIT_S else Failure.UNACKNOWLEDGED
     if status_code == 401 and (code == "BadApiKey" or "Invalid API key" in str(body.get("msg"))):
         return Failure.BAD_API_KEY
+    if status_code == 407:  # only a proxy says so
+        return Failure.PROXY_REFUSED
     if status_code == 413:  # a gateway may say it, too, and a smaller request passes it
         return Failure.REJECTED
     if code == "JwtUserIdentifiersMismatched":  # 401 or 400: the record's own identifiers differ from the token's

@@ -23,6 +23,7 @@ from __future__ import annotations
 import functools
 import http.client
 import io
+import re
 import ssl
 import threading
 import time
@@ -48,6 +49,29 @@ _MAX_LINE_BYTES = 65_536
 class Timeouts:
     connect_s: float
     answer_s: float
+
+
+class ProxyError(OSError):
+    """The proxy did not connect to the server; `status` is what it answered, and `phrase` what that stands for."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the proxy answered {status}")
+        self.status = status
+        self.phrase = http.client.responses.get(status, "")
+
+
+class ProxyRefusedError(ProxyError):
+    """It never will, as it stands: another attempt would fare no better."""
+
+
+def _proxy_error(error: OSError) -> OSError:
+    """http.client's error for a refused CONNECT, which has its status in the text only."""
+    found = re.match(r"Tunnel connection failed: (\d{3})\b", str(error))
+    if found is None:
+        return error
+    status = int(found.group(1))
+    is_final = 400 <= status < 500 and status not in (408, 429)
+    return ProxyRefusedError(status) if is_final else ProxyError(status)
 
 
 class Turn(threading.local):
@@ -204,7 +228,10 @@ class _Pool(urllib3.HTTPConnectionPool):
         if connection.is_closed:
             connection.timeout = self.timeouts.connect_s
             if self.proxy is not None and self.scheme == "https":
-                self._prepare_proxy(connection)
+                try:
+                    self._prepare_proxy(connection)
+                except OSError as error:
+                    raise _proxy_error(error) from error
             else:
                 connection.connect()
         connection.sock.settimeout(self.timeouts.answer_s)

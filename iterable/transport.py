@@ -20,7 +20,7 @@ from requests.structures import CaseInsensitiveDict
 
 from iterable import __version__
 from iterable.answers import Answer, Failure, read_answer
-from iterable.connection import Adapter, Timeouts, tls_context
+from iterable.connection import Adapter, ProxyError, ProxyRefusedError, Timeouts, tls_context
 
 MAX_ANSWER_BYTES = 1024 * 1024
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -146,12 +146,13 @@ _TRANSPORT_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exc
 
 
 class _Meaning(NamedTuple):
-    """What an error says about its request. is_wrapped: it may lie within others; else it is the outermost one."""
+    """What an error says about its request. is_wrapped: it may lie within others; else it is the outermost one.
+    failure: None where another attempt may help."""
 
     error: type[BaseException]
     is_wrapped: bool
     problem: str
-    failure: Failure
+    failure: Failure | None
 
 
 # The first line that fits decides. Where none does, another attempt may help, and the error is called by its name.
@@ -162,6 +163,8 @@ _MEANINGS = (
         "certificate check failed ({0.verify_message})",
         Failure.BAD_CERTIFICATE,
     ),
+    _Meaning(ProxyRefusedError, True, "the proxy refused to connect: {0.status} {0.phrase}", Failure.PROXY_REFUSED),
+    _Meaning(ProxyError, True, "the proxy could not connect: {0.status} {0.phrase}", None),
     # requests' InvalidURL, InvalidSchema and so on are ValueErrors, and so is what a head can't carry.
     _Meaning(
         ValueError,

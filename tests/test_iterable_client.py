@@ -910,6 +910,8 @@ def test_every_status_is_tried_as_often_and_judged_as_its_group(api: responses.R
             return 1, Failure.REDIRECTED
         if status in (401, 403):
             return 1, Failure.UNAUTHORIZED
+        if status == 407:
+            return 1, Failure.PROXY_REFUSED
         retried = status in (408, 429, 500, 502, 503, 504)
         return 3 if retried else 1, Failure.UNACKNOWLEDGED if retried or status >= 500 else Failure.REJECTED
 

@@ -429,7 +429,7 @@ def test_a_wrong_key_stops_after_the_first_request(program: Program, iterable: S
     run = program.run(ITERABLE_API_KEY="wrong-key")
     assert run.code == 77
     assert iterable.project.request_counts.total() == 1
-    assert run.counts("users") == {"rejected": 1, "not_attempted": 11}
+    assert run.counts("users") == {"unacknowledged": 1, "not_attempted": 11}
     assert run.counts("events") == {"not_attempted": 36}
     assert "wrong-key" not in run.err + run.out + run.log
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 
 from iterable_client import Abandoned, Failure
 from pipeline.delivery.patience import RunPatience
@@ -25,12 +27,21 @@ PART_COUNTS = 0.25  # the parts of one batch say little that the batch has not s
 
 
 @dataclass(frozen=True)
-class _Failed:
+class FailedCall:
     """A call that failed, and what it was about."""
 
     failure: Failure
     message: str
     kind: Kind
+
+
+class Division(Enum):
+    """Whether a failed batch may be divided. ONE_FIRST: not yet; send one of its records alone, as a probe, and ask
+    again."""
+
+    NO = "no"
+    YES = "yes"
+    ONE_FIRST = "one first"
 
 
 class Turn:
@@ -53,12 +64,20 @@ class Turn:
         self.is_failing, self._counted_at, self._is_part = False, None, is_part
         return self._breaker.wait_for_turn(self)
 
-    def may_divide(self, *, waits: bool) -> bool:
-        """Whether Iterable has accepted anything in this run, so that a record may be to blame for a batch's failure.
+    def may_divide(self, failure: Failure) -> Division:
+        """Whether a record may be to blame for the failure of its batch; waits until that is known, if it can be."""
+        if failure is Failure.REJECTED:
+            return Division.YES if self._breaker.has_accepted else Division.NO
+        return self._breaker.wait_to_divide(self.kind, needs_accepted=failure is not Failure.UNACKNOWLEDGED)
 
-        waits: until it has.
-        """
-        return self._breaker.wait_for_success(self) if waits else self._breaker.has_accepted
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """The call in this block is a probe, for which `may_divide` has asked."""
+        self.is_probe, self.is_failing, self._counted_at = True, False, None
+        try:
+            yield
+        finally:
+            self.is_probe = False
 
     def attempt_failed(self, text: str) -> None:
         """Another attempt of the present call is to follow."""
@@ -76,8 +95,29 @@ class Turn:
 
     def _count(self, failure: Failure, message: str) -> None:
         weight = PART_COUNTS if self._is_part else 1.0
-        failed = _Failed(failure, message, self.kind)
+        failed = FailedCall(failure, message, self.kind)
         self._counted_at = self._breaker.count(failed, weight, counted_at=self._counted_at)
+
+
+class Pacing:
+    """Workers that wait until Iterable's rate limit lets them send; more of them would send nothing more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: Counter[Kind] = Counter()
+
+    def count(self, kind: Kind) -> int:
+        return self._waiting[kind]
+
+    @contextmanager
+    def waiting(self, kind: Kind) -> Iterator[None]:
+        with self._lock:
+            self._waiting[kind] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting[kind] -= 1
 
 
 class Breaker:
@@ -87,6 +127,7 @@ class Breaker:
         self.is_open = False
         self.is_stopping = False
         self.has_accepted = False  # Iterable has accepted something in this run
+        self.has_answered = False  # it has accepted or refused something, or let something be read
         self.in_a_row = 0  # calls that failed since the last success
         self.closings = 0  # how often something has shown that Iterable answers
         self.on_wait: Callable[[str], None] = lambda text: None  # called from any thread with what the client waits for
@@ -95,46 +136,54 @@ class Breaker:
         self._turns = threading.local()
         self._blocked: Counter[Kind] = Counter()
         self._begun_blocked = 0
+        self._dividers = 0  # workers that wait to know whether they may divide a batch,
+        self._tries = 0  # and how many of them are to send one record first
         self._lets_begun_end = False
-        self._slots = threading.Lock()
-        self._pacing: Counter[Kind] = Counter()
+        self.pacing = Pacing()
         self._patience = RunPatience()
-        self._last = _Failed(Failure.ABANDONED, "", Kind.USER)
+        self.last = FailedCall(Failure.ABANDONED, "", Kind.USER)
 
     # For the delivery -----------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """From here on no call begins, and every wait is over."""
         with self._change:
-            self.is_stopping = True
+            self.is_stopping, self._tries = True, 0
             self._stopping.set()
             self._change.notify_all()
 
     def count_blocked(self, kind: Kind | None = None) -> int:
         """Workers that wait here, with a batch of this kind."""
-        return self._blocked[kind] if kind is not None else self._blocked.total()
+        return self._blocked[kind] if kind is not None else self._blocked.total() - self._tries
 
-    def count_pacing(self, kind: Kind) -> int:
-        """Workers that wait until Iterable's rate limit lets them send; more of them would send nothing more."""
-        return self._pacing[kind]
+    def let_one_try(self) -> bool:
+        """Have a worker that waits to divide its batch send one record of it, as a probe. Whether there is any."""
+        with self._change:
+            if self._dividers <= self._tries:
+                return False
+            self._tries += 1
+            self._change.notify_all()
+            return True
 
-    @property
-    def failing_kind(self) -> Kind:
-        """What the last failure was about."""
-        return self._last.kind
+    def acquit(self, *, has_answered: bool = False) -> None:
+        """The failures in a row are their records' own: let calls go out again. has_answered: Iterable has shown it."""
+        with self._change:
+            self.has_answered |= has_answered
+            self._patience.succeed(is_probe=True)
+            self._close()
 
     def verdict(self) -> Ending:
         """How the run ends that the last failure has stopped."""
-        return stopped_by(self._last.failure, self._last.message, self.in_a_row)
+        return stopped_by(self.last.failure, self.last.message, self.in_a_row)
 
     def verdict_on_late(self) -> Ending:
         """The same, where all that failed had failed in earlier runs, too, and nothing else was there to be tried."""
         reason = "These records failed in earlier runs, too, and this run has nothing else to try"
-        return Ending(ExitCode.TEMPORARY, f"{self._last.message.rstrip('.')}. {reason}. {GO_ON}")
+        return Ending(ExitCode.TEMPORARY, f"{self.last.message.rstrip('.')}. {reason}. {GO_ON}")
 
     def must_end_run(self) -> bool:
         """Whether the last failure leaves no doubt, such as a wrong key."""
-        return self.is_open and POLICIES[self._last.failure].ends_run_at_once
+        return self.is_open and POLICIES[self.last.failure].ends_run_at_once
 
     def let_begun_calls_end(self) -> bool:
         """Let calls whose first attempts have failed have the rest of them. Whether there are any that wait."""
@@ -161,24 +210,38 @@ class Breaker:
             self._block(turn, lambda: not self.is_open)
         return not self.is_stopping
 
-    def wait_for_success(self, turn: Turn) -> bool:
-        self._block(turn, lambda: self.has_accepted and not self.is_open)
-        return not self.is_stopping
+    def wait_to_divide(self, kind: Kind, *, needs_accepted: bool) -> Division:
+        """needs_accepted: that Iterable has answered does not show that a record is to blame."""
+
+        def may_divide() -> bool:
+            return not self.is_open and (self.has_accepted if needs_accepted else self.has_answered)
+
+        with self._change:
+            self._blocked[kind] += 1
+            self._dividers += 1
+            self._change.wait_for(lambda: may_divide() or self._tries or self.is_stopping)
+            self._dividers -= 1
+            self._blocked[kind] -= 1
+            if self._tries and not self.is_stopping:
+                self._tries -= 1
+                return Division.ONE_FIRST
+            return Division.YES if may_divide() and not self.is_stopping else Division.NO
 
     def note_success(self, *, is_probe: bool) -> None:
         """Iterable has accepted something."""
         if not self._patience.is_calm or self.is_open or not self.has_accepted:
             with self._change:
-                self.has_accepted = True
+                self.has_accepted = self.has_answered = True
                 self._patience.succeed(is_probe=is_probe)
                 self._close()
 
     def note_refusal(self) -> None:
         """Iterable has read a call, and accepted nothing of it."""
-        if not self._patience.is_calm or self.is_open:
+        if not self._patience.is_calm or self.is_open or not self.has_answered:
+            self.has_answered = True
             self.close()
 
-    def count(self, failed: _Failed, weight: float, *, counted_at: int | None) -> int | None:
+    def count(self, failed: FailedCall, weight: float, *, counted_at: int | None) -> int | None:
         """A call has failed; it counts once, also where all of its attempts fail, unless it was closed in between.
 
         counted_at: what this has returned for the same call before. weight: of 1, for a part of a call.
@@ -186,7 +249,7 @@ class Breaker:
         with self._change:
             if self.must_end_run():
                 return counted_at
-            self._last = failed
+            self.last = failed
             policy = POLICIES[failed.failure]
             if counted_at != self.closings:
                 self.in_a_row += 1
@@ -222,7 +285,8 @@ class Breaker:
         elif turn.is_failing:
             has_stopped = self._wait_for_retry(turn, seconds)
         else:
-            has_stopped = self._wait_for_slot(turn.kind, seconds) or self.is_open
+            with self.pacing.waiting(turn.kind):
+                has_stopped = self._stopping.wait(seconds) or self.is_open
         if has_stopped:
             raise Abandoned
 
@@ -241,15 +305,6 @@ class Breaker:
 
     def _holds_begun_calls(self) -> bool:
         return self.is_open and not self._lets_begun_end
-
-    def _wait_for_slot(self, kind: Kind, seconds: float) -> bool:
-        with self._slots:
-            self._pacing[kind] += 1
-        try:
-            return self._stopping.wait(seconds)
-        finally:
-            with self._slots:
-                self._pacing[kind] -= 1
 
     def before_retry(self, text: str) -> None:
         """The client's `on_wait`: an attempt has failed, and another one is to follow."""

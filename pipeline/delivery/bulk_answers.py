@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iterable.answers import BulkFailures, Failure, read_failures
@@ -17,7 +17,7 @@ class Settled:
     """What became of some records. Those that are in none of the lists were not attempted.
 
     unknown: refused because their user is not known, which may pass. failure: how their request failed, None if it did
-    not. message: the sentence for it.
+    not. message: the sentence for it. was_answered: whether anything came back.
     """
 
     delivered: Sequence[Record] = ()
@@ -25,6 +25,7 @@ class Settled:
     unknown: Sequence[FailedRecord] = ()
     failure: Failure | None = None
     message: str = ""
+    was_answered: bool = True
     filtered_out_fields: frozenset[str] = frozenset()
     created_fields: frozenset[str] = frozenset()
 
@@ -34,17 +35,37 @@ class Settled:
         return [record.row for record in self.delivered] + [each.row for each in undelivered]
 
 
-def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> tuple[list[Record], Settled]:
-    """An answer with counts and lists -> the records to send again one by one, and what became of the others.
+@dataclass(frozen=True)
+class BulkResult:
+    """What a bulk answer says of its records.
+
+    alone: to be sent again one by one, as it is not clear which of their user's records failed. unsure: one of these
+    failed, and is not named; `problem` says so.
+    """
+
+    settled: Settled
+    alone: Sequence[Record] = ()
+    unsure: Sequence[Record] = ()
+    problem: str = ""
+
+    def give_up(self) -> Settled:
+        """What became of them if the unsure ones are not sent again."""
+        failed = [*self.settled.failed, *(unacknowledged(record, self.problem) for record in self.unsure)]
+        return replace(self.settled, failed=failed)
+
+
+def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> BulkResult:
+    """An answer with counts and lists -> what became of each record.
 
     The lists name users, who may have several records in the batch. As a rule all of a listed user's records have
     failed. Where fewer failures are counted, sending each of them again alone tells which; it is safe, as their ids
-    stay the same. Where the counts agree with nothing, what is not named is unacknowledged.
+    stay the same. Where more are counted than are named, the others are unsure. Where the counts agree with nothing,
+    what is not named is unacknowledged.
     """
     failures = read_failures(answer)
     if failures is None:
         undelivered = [unacknowledged(record, "its answer has no counts") for record in records]
-        return [], Settled(failed=undelivered, failure=Failure.UNREADABLE, message=undelivered[0].message)
+        return BulkResult(Settled(failed=undelivered, failure=Failure.UNREADABLE, message=undelivered[0].message))
     blocked, listed, rest = _sort_out(records, failures)
     named = len(listed)
     alone: list[Record] = []
@@ -54,21 +75,23 @@ def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> tuple
     undelivered = [_refused_as_listed(record, failures) for record in listed]
     failed = [each for each in undelivered if not _may_pass(each)]
     failed += [_refused_as_blocked(record) for record in blocked]
-    delivered = rest
-    if not _adds_up(failures, len(records), named, len(blocked)):
-        problem = (
-            f"its answer counts {failures.success_count} successes and {failures.fail_count} failures "
-            f"of {len(records)} records, and names {named + len(blocked)}"
-        )
-        failed += [unacknowledged(record, problem) for record in rest]
-        delivered = []
-    return alone, Settled(
+    is_clear = _adds_up(failures, len(records), named, len(blocked))
+    problem = (
+        f"its answer counts {failures.success_count} successes and {failures.fail_count} failures "
+        f"of {len(records)} records, and names {named + len(blocked)}"
+    )
+    delivered, unsure = (rest, []) if is_clear else ([], rest)
+    if failures.fail_count <= named + len(blocked):
+        failed += [unacknowledged(record, problem) for record in unsure]
+        unsure = []
+    settled = Settled(
         delivered=delivered,
         failed=failed,
         unknown=[each for each in undelivered if _may_pass(each)],
         filtered_out_fields=failures.filtered_out_fields,
         created_fields=failures.created_fields,
     )
+    return BulkResult(settled, alone, unsure, problem if unsure else "")
 
 
 def _sort_out(records: Sequence[Record], failures: BulkFailures) -> tuple[list[Record], list[Record], list[Record]]:

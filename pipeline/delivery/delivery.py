@@ -27,10 +27,11 @@ from pipeline.delivery.in_flight import InFlight
 from pipeline.delivery.modes import Mode
 from pipeline.delivery.probe import Probes
 from pipeline.delivery.senders import Sender
-from pipeline.delivery.workers import GATHER_S, BatchReport, Workers
+from pipeline.delivery.suspicions import Suspicions
+from pipeline.delivery.workers import GATHER_S, BatchReport, ReadReport, Workers
 from pipeline.ledger.ledger import Ledger
 from pipeline.model.exits import Ending, ExitCode
-from pipeline.model.failure_policy import GO_ON
+from pipeline.model.failure_policy import GO_ON, POLICIES
 from pipeline.model.records import FailedRecord, Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.stage.stage import Stage
@@ -112,11 +113,13 @@ class Delivery:
         self._workers = Workers(sender, breaker, mode.workers, gather_s=0.0 if mode.is_bulk else GATHER_S)
         self._fields = DroppedFields(watched_fields or {})
         self._stop: Ending | None = None
-        self._gave_up_on_late = False
+        self._is_verdict = False  # the breaker has stopped the run, and not a signal or a full disk;
+        self._is_in_doubt = False  # and the records may be to blame all the same
         self._deadline = math.inf
         self._feed: Feed  # of the present pass
         self._in_flight = InFlight(mode, breaker)
-        self._probes = Probes(self._in_flight, breaker, mode)
+        self._probes = Probes(self._in_flight, self._workers, breaker)
+        self._suspicions = Suspicions(stage)
         self._commits = CommitBuffer(ledger, stage, clock)
         self._left = dict.fromkeys(Kind, 0)  # records that the progress does not count yet
         self._updated_users_at: float | None = None
@@ -133,8 +136,6 @@ class Delivery:
                 self._begin_stop(Ending(ExitCode.TEMPORARY, f"{problem} {GO_ON}"))
         finally:
             self._wind_up()
-        if self._gave_up_on_late and not any(map(self._stage.count_pending, Kind)):
-            self._stop = None  # all have been tried
         return Delivered(self._stop, self._breaker.has_accepted, *self._fields.found())
 
     def _send_everything(self) -> None:
@@ -190,7 +191,7 @@ class Delivery:
 
     def _nothing_moves(self) -> bool:
         """Whether all that is under way waits for the breaker."""
-        if self._workers.has_reports():
+        if self._workers.has_reports() or self._probes.is_reading:
             return False
         waiting = self._breaker.count_blocked()
         if self._breaker.is_open or waiting >= self._workers.count():
@@ -198,17 +199,32 @@ class Delivery:
         return waiting >= len(self._in_flight) and (self._breaker.is_open or waiting > 0)
 
     def _probe_or_stop(self) -> None:
-        """Find out whether the records are to blame for the last failures: try one that has not failed before."""
-        probe = self._probes.next(self._feed)
+        """Find out whether the records are to blame for the last failures."""
+        probe = self._probes.one_that_has_not_failed(self._feed)
         if probe is not None:
             self._submit(probe)
-        elif (not self._probes.have_been_used and self._breaker.let_begun_calls_end()) or not self._nothing_moves():
+        elif (
+            self._probes.try_one_of_a_batch()
+            or (not self._probes.have_been_sent and self._breaker.let_begun_calls_end())
+            or not self._nothing_moves()
+            or self._may_go_on()
+        ):
             self._take_in_reports()  # what comes of them is all that can be found out
         elif self._breaker.has_accepted or not self._feed.is_late:
-            self._begin_stop(self._breaker.verdict())
+            self._is_in_doubt = self._breaker.has_accepted and POLICIES[self._breaker.last.failure].is_suspect
+            self._stop_by(self._breaker.verdict())
         else:
-            self._begin_stop(self._breaker.verdict_on_late())
-            self._gave_up_on_late = True
+            self._is_in_doubt = True
+            self._stop_by(self._breaker.verdict_on_late())
+
+    def _may_go_on(self) -> bool:
+        """Where no record is left to try: whether anything speaks for it that Iterable is there."""
+        is_worth_asking = self._breaker.has_accepted or self._in_flight or not self._feed.is_done()
+        return bool(is_worth_asking) and self._probes.ask_or_acquit()
+
+    def _stop_by(self, verdict: Ending) -> None:
+        self._is_verdict = self._stop is None
+        self._begin_stop(verdict)
 
     def _begin_stop(self, stop: Ending) -> None:
         if self._stop is None:
@@ -234,20 +250,20 @@ class Delivery:
         if self._commits.is_due():
             self._commits.commit()
         if self._breaker.must_end_run():
-            self._begin_stop(self._breaker.verdict())
+            self._stop_by(self._breaker.verdict())
         ending = self._interrupted()
         if ending is not None:
             self._begin_stop(ending)
 
-    def _take_in(self, report: BatchReport) -> None:
+    def _take_in(self, report: BatchReport | ReadReport) -> None:
         if report.bug is not None:
-            self._abandon(report.batch, "Its request was not brought to an end because of a bug.")
+            if isinstance(report, BatchReport):
+                self._abandon(report.batch, "Its request was not brought to an end because of a bug.")
             raise report.bug
-        if report.settled is None:
+        if isinstance(report, ReadReport):
+            self._probes.take_in(report.is_answered)
+        elif report.settled is None:
             self._finish(report.batch)
-        elif report.batch.is_repeat:
-            if _was_read(report.settled):
-                self._probes.note_read()
         else:
             self._settle(report.batch, report.settled)
 
@@ -255,8 +271,7 @@ class Delivery:
         batch.settled.update(settled.rows())
         if settled.delivered:
             self._note_delivered(batch.kind, settled)
-        if settled.failed:
-            self._stage.note(settled.failed, is_blamed=settled.failure is not Failure.ABANDONED)
+        self._suspicions.take_in(settled)
         if settled.unknown:
             self._note_unknown(settled.unknown)
         if _was_read(settled):
@@ -273,7 +288,6 @@ class Delivery:
 
     def _note_delivered(self, kind: Kind, settled: Settled) -> None:
         self._commits.add(settled.delivered)
-        self._probes.note_accepted(settled.delivered[0])
         if kind is Kind.USER:
             self._updated_users_at = self._clock()
         if self._mode.is_bulk:
@@ -288,7 +302,7 @@ class Delivery:
 
     def _finish(self, batch: Batch) -> None:
         self._in_flight.remove(batch)
-        if batch.kind is Kind.USER and not batch.is_repeat:
+        if batch.kind is Kind.USER:
             self._feed.settle(batch)
 
     def _drain(self) -> None:
@@ -305,8 +319,7 @@ class Delivery:
     def _abandon(self, batch: Batch, message: str) -> None:
         """A batch without an answer when the time is up. In single mode only its next record can be on its way."""
         self._finish(batch)
-        left = [] if batch.is_repeat else batch.unsettled
-        attempted = left if self._mode.is_bulk else left[:1]
+        attempted = batch.unsettled if self._mode.is_bulk else batch.unsettled[:1]
         rest = (Outcome.UNACKNOWLEDGED, None, None, message, 1)
         self._stage.note(
             [FailedRecord(each.kind, each.row, each.identity, *rest) for each in attempted], is_blamed=False
@@ -337,6 +350,14 @@ class Delivery:
             self._stage.release_held()
             self._send()
 
+    def _decide(self) -> None:
+        """What the breaker's verdict is worth, now that all is known."""
+        suspected = self._suspicions.conclude()
+        if suspected is not None and (self._stop is None or self._is_verdict):
+            self._stop = suspected
+        elif self._is_verdict and self._is_in_doubt and not any(map(self._stage.count_pending, Kind)):
+            self._stop = None  # all have been tried
+
     def _wind_up(self) -> None:
         """Whatever has ended the run: take in what is still answered, and enter what is known."""
         self._halt()
@@ -346,6 +367,8 @@ class Delivery:
                 self._drain()
         with suppress(sqlite3.Error):
             self._commits.commit()
+        with suppress(sqlite3.Error):
+            self._decide()
         with suppress(sqlite3.Error):
             self._stage.give_up_held()
         with suppress(sqlite3.Error):

@@ -27,13 +27,12 @@ MAX_PARKED_BYTES = 4_000_000
 class Batch:
     """Records that travel together, and which of them have no outcome yet.
 
-    is_probe: it is tried while all others wait. is_repeat: its records are accounted for elsewhere. first, before: the
-    range of a batch of users. settled: the rows of those that have an outcome.
+    is_probe: it is tried while all others wait. first, before: the range of a batch of users. settled: the rows of
+    those that have an outcome.
     """
 
     records: list[Record]
     is_probe: bool = False
-    is_repeat: bool = False
     first: bytes = b""
     before: bytes | None = None
     settled: set[int] = field(default_factory=set)

@@ -35,13 +35,13 @@ class InFlight:
     def add(self, batch: Batch) -> None:
         self._batches[batch.kind].append(batch)
         self._bytes += batch.size
-        if batch.kind is Kind.EVENT and not batch.is_repeat:
+        if batch.kind is Kind.EVENT:
             self.busy.add(batch.last_identity)
 
     def remove(self, batch: Batch) -> None:
         self._batches[batch.kind].remove(batch)
         self._bytes -= batch.size
-        if batch.kind is Kind.EVENT and not batch.is_repeat:
+        if batch.kind is Kind.EVENT:
             self.busy.discard(batch.last_identity)
 
     def allow_many(self, kind: Kind) -> None:
@@ -54,7 +54,7 @@ class InFlight:
         as the other kind has some."""
         if self._breaker.is_open or self._breaker.is_stopping or self._breaker.count_blocked() >= MAX_BLOCKED:
             return False
-        if self._bytes >= MAX_BYTES_IN_FLIGHT or self._breaker.count_pacing(kind) >= self._mode.prefetch:
+        if self._bytes >= MAX_BYTES_IN_FLIGHT or self._breaker.pacing.count(kind) >= self._mode.prefetch:
             return False
         moving = len(self._batches[kind]) - self._breaker.count_blocked(kind)
         if max(self._most.values()) == 1:

@@ -1,13 +1,19 @@
-"""A probe: one record that is tried while the breaker holds back all others, to see whether Iterable or they are to
-blame."""
+"""Probes: what is tried while the breaker holds back all calls, to see whether Iterable or the records are to blame.
+
+No record that was accepted is ever sent again for this. A probe is a record that has not failed before; else one of a
+batch that failed, alone; else a call that reads. A call that reads well shows that Iterable answers, and nothing about
+whether it lets this key write.
+"""
 
 from __future__ import annotations
 
 from pipeline.delivery.breaker import Breaker
 from pipeline.delivery.feed import Batch, Feed
 from pipeline.delivery.in_flight import InFlight
-from pipeline.delivery.modes import Mode
-from pipeline.model.records import Kind, Record
+from pipeline.delivery.workers import Workers
+from pipeline.model.exits import ExitCode
+from pipeline.model.failure_policy import POLICIES
+from pipeline.model.records import Kind
 
 PROBES = 2  # before the run stops, as the first record may be a bad one, too; both take some 7 s where all is lost
 
@@ -15,53 +21,76 @@ PROBES = 2  # before the run stops, as the first record may be a bad one, too; b
 class Probes:
     """Those of one delivery; only its own thread uses it."""
 
-    def __init__(self, in_flight: InFlight, breaker: Breaker, mode: Mode) -> None:
+    def __init__(self, in_flight: InFlight, workers: Workers, breaker: Breaker) -> None:
+        self.is_reading = False
         self._in_flight = in_flight
+        self._workers = workers
         self._breaker = breaker
-        self._mode = mode
-        self._known_good: Record | None = None  # one that Iterable has accepted in this run
-        self._used = 0  # since Iterable has last read anything
+        self._may_read = True
+        self._is_gone = False  # the last call that reads was not answered
+        self._sent = self._reads = self._unasked = 0  # since Iterable has last read anything of ours
 
     @property
-    def have_been_used(self) -> bool:
-        return self._used > 0
-
-    def note_accepted(self, record: Record) -> None:
-        if self._known_good is None or (record.kind is Kind.USER and self._known_good.kind is Kind.EVENT):
-            self._known_good = record
+    def have_been_sent(self) -> bool:
+        return self._sent > 0
 
     def note_read(self) -> None:
         """Iterable has read a request, whatever it thought of the records."""
-        self._used = 0
+        self._sent = self._reads = self._unasked = 0
+        self._is_gone = False
 
-    def next(self, feed: Feed) -> Batch | None:
-        """The next probe; None: there is none, or enough were tried."""
-        if self._used >= PROBES:
-            return None
-        probe = self._one_that_has_not_failed(feed) or self._one_to_repeat()
-        if probe is not None:
-            self._used += 1
-        return probe
-
-    def _one_that_has_not_failed(self, feed: Feed) -> Batch | None:
+    def one_that_has_not_failed(self, feed: Feed) -> Batch | None:
         """Of the kind that fails if there is one, else of the other kind."""
-        if feed.is_late:
+        if feed.is_late or self._sent >= PROBES:
             return None
-        for kind in sorted(Kind, key=lambda each: each is not self._breaker.failing_kind):
+        for kind in sorted(Kind, key=lambda each: each is not self._breaker.last.kind):
             batch = feed.take(kind, self._in_flight.busy, one=True)
             if batch is not None:
                 batch.is_probe = True
+                self._sent += 1
                 return batch
         return None
 
-    def _one_to_repeat(self) -> Batch | None:
-        """One that was accepted already, as to send it again changes nothing; else one of a failed batch, alone."""
-        record = self._known_good or self._one_of_failed_batch()
-        return Batch([record], is_probe=True, is_repeat=True) if record is not None else None
+    def try_one_of_a_batch(self) -> bool:
+        """While nothing was accepted, have one record of a failed batch sent alone. Whether there is any."""
+        if self._breaker.has_accepted or self._sent >= PROBES or not self._breaker.let_one_try():
+            return False
+        self._sent += 1
+        return True
 
-    def _one_of_failed_batch(self) -> Record | None:
-        blocked = [batch for batch in self._in_flight if len(batch.records) > 1]
-        if not blocked or not self._mode.is_bulk:
-            return None
-        records = blocked[0].records
-        return records[self._used * len(records) // PROBES]
+    def ask_or_acquit(self) -> bool:
+        """Where no record is left to try: find out by a call that reads, or take the failures for the records' own.
+
+        False: neither is justified. A refusal of the key is a record's own only where others were accepted.
+        """
+        if self._sent >= PROBES or self._is_gone:
+            return False
+        if POLICIES[self._breaker.last.failure].code is ExitCode.CREDENTIALS:
+            return self._acquit_unasked()
+        if self._may_read and (self._breaker.has_accepted or self._reads < PROBES):
+            return self._ask()
+        self._unasked += 1
+        return self._unasked <= PROBES and self._acquit_unasked()
+
+    def _acquit_unasked(self) -> bool:
+        if not self._breaker.has_accepted:
+            return False
+        self._breaker.acquit()
+        return True
+
+    def _ask(self) -> bool:
+        try:
+            self._workers.submit_reading(self._breaker.last.kind)
+        except RuntimeError:  # raised when no thread can be started
+            return False
+        self._reads += 1
+        self.is_reading = True
+        return True
+
+    def take_in(self, is_answered: bool | None) -> None:
+        """What came of a call that reads."""
+        self.is_reading = False
+        self._may_read = is_answered is not None
+        self._is_gone = is_answered is False
+        if is_answered:
+            self._breaker.acquit(has_answered=True)

@@ -7,12 +7,12 @@ what became of some records. What a bulk answer says of its records is read in `
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from iterable.answers import Failure, read_indices
 from iterable_client import IterableClient
-from pipeline.delivery.breaker import Turn
+from pipeline.delivery.breaker import Division, Turn
 from pipeline.delivery.bulk_answers import Settled, read_bulk_answer, unacknowledged
 from pipeline.delivery.patience import BatchPatience, SplitPatience
 from pipeline.model.failure_policy import POLICIES, UNKNOWN_USER_CODES
@@ -23,6 +23,9 @@ class Sender(Protocol):
     """Sends the records of one batch, in order, as far as `turn` lets it."""
 
     def send(self, records: Sequence[Record], turn: Turn) -> Iterator[Settled]: ...
+
+    def is_answered(self) -> bool | None:
+        """Whether Iterable answers a call that changes nothing; None: this key may not read, so nothing is known."""
 
 
 class SingleSender:
@@ -45,10 +48,21 @@ class SingleSender:
             if not ok and _ends_the_run(answer):
                 return
 
+    def is_answered(self) -> bool | None:
+        return _is_answered(self._client)
+
     def _call(self, record: Record) -> tuple[bool, dict[str, Any]]:
         name = "users/update" if record.kind is Kind.USER else "events/track"
         email, user_id = (None, record.identity) if self._by_user_id else (record.identity, None)
         return self._client.send_json(name, record.payload, email=email, user_id=user_id)
+
+
+def _is_answered(client: IterableClient) -> bool | None:
+    if client.use_jwt:
+        return None
+    ok, answer = client.get_user_fields()
+    may_not_read = not ok and answer["failure"] in (Failure.REJECTED, Failure.UNAUTHORIZED, Failure.ABANDONED)
+    return None if may_not_read else ok
 
 
 class BulkSender:
@@ -70,14 +84,10 @@ class BulkSender:
                 continue
             patience.count_request()
             if ok:
-                alone, settled = read_bulk_answer(piece, answer)
-                turn.answered(*_failure_in(settled))
-                pieces.extendleft([record] for record in reversed(alone))
-                patience.succeed()
-                yield settled
+                yield self._settle_answer(piece, answer, pieces, patience, turn)
                 continue
             turn.answered(*_failure_of(ok, answer))
-            if patience.may_divide and _may_divide(piece, answer, turn):
+            if patience.may_divide and (yield from self._may_divide(piece, answer, turn)):
                 bad, smaller = _take_apart(piece, answer)
                 _put_back(pieces, smaller)
                 patience.refuse()
@@ -90,6 +100,44 @@ class BulkSender:
             yield _settle_left(pieces)
         patience.end()
 
+    def _settle_answer(
+        self,
+        piece: Sequence[Record],
+        answer: dict[str, Any],
+        pieces: deque[list[Record]],
+        patience: BatchPatience,
+        turn: Turn,
+    ) -> Settled:
+        """Iterable has read the piece: what became of its records; `pieces` gets what is to be sent again."""
+        result = read_bulk_answer(piece, answer)
+        turn.answered(*_failure_in(result.settled))
+        pieces.extendleft([record] for record in reversed(result.alone))
+        if len(result.unsure) > 1 and patience.may_divide:
+            _put_back(pieces, _halves(result.unsure))
+            patience.refuse()
+            return result.settled
+        patience.succeed()
+        return result.give_up()
+
+    def _may_divide(self, piece: list[Record], details: dict[str, Any], turn: Turn) -> Generator[Settled, None, bool]:
+        """Whether a smaller batch may fare better; may wait until that is known, and send one of the records alone."""
+        if len(piece) == 1 or not _blames(details):
+            return False
+        failure = details["failure"]
+        if details["status_code"] in POLICIES[failure].divided_for:
+            return True
+        while (division := turn.may_divide(failure)) is Division.ONE_FIRST and len(piece) > 1:
+            record = piece.pop(_place_to_try(piece))
+            with turn.probing():
+                ok, answer = self._call([record], is_part=True)
+                settled = read_bulk_answer([record], answer).give_up() if ok else _settle_failure([record], answer)
+                turn.answered(*(_failure_in(settled) if ok else _failure_of(ok, answer)))
+            yield settled
+        return division is not Division.NO
+
+    def is_answered(self) -> bool | None:
+        return _is_answered(self._client)
+
     def _call(self, records: Sequence[Record], *, is_part: bool) -> tuple[bool, dict[str, Any]]:
         """Parts of a batch get one attempt, a record alone gets them all."""
         bodies = [record.payload for record in records]
@@ -100,14 +148,6 @@ class BulkSender:
 
 
 # Taking a refused batch apart -----------------------------------------------------------------------------------------
-
-
-def _may_divide(piece: Sequence[Record], details: dict[str, Any], turn: Turn) -> bool:
-    """Whether a smaller batch may fare better; may wait until that is known."""
-    if len(piece) == 1 or not _blames(details):
-        return False
-    policy = POLICIES[details["failure"]]
-    return details["status_code"] in policy.divided_for or turn.may_divide(waits=policy.ends_run_after > 0)
 
 
 def _blames(details: dict[str, Any]) -> bool:
@@ -122,8 +162,20 @@ def _take_apart(piece: list[Record], details: dict[str, Any]) -> tuple[list[Reco
     if named:
         rest = [record for index, record in enumerate(piece) if index not in named]
         return [piece[index] for index in sorted(named)], [rest] if rest else []
+    return [], _halves(piece)
+
+
+def _halves(piece: Sequence[Record]) -> list[list[Record]]:
+    if len(piece) == 1:
+        return [list(piece)]
     middle = _middle(piece)
-    return [], [piece[:middle], piece[middle:]]
+    return [list(piece[:middle]), list(piece[middle:])]
+
+
+def _place_to_try(piece: Sequence[Record]) -> int:
+    """Which record to send first: one from the middle, unless an earlier one is of the same user."""
+    middle = _middle(piece)
+    return middle if piece[middle - 1].identity != piece[middle].identity else 0
 
 
 def _middle(piece: Sequence[Record]) -> int:
@@ -188,9 +240,10 @@ def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: st
     rest = (outcome, details["status_code"], code, details["error"] + note, details["attempts"])
     undelivered = [FailedRecord(record.kind, record.row, record.identity, *rest) for record in records]
     is_unknown_user = details["code"] in UNKNOWN_USER_CODES and failure is Failure.REJECTED
+    how = {"failure": failure, "message": details["error"], "was_answered": details["status_code"] is not None}
     if is_unknown_user and all(record.kind is Kind.EVENT for record in records):
-        return Settled(unknown=undelivered, failure=failure, message=details["error"])
-    return Settled(failed=undelivered, failure=failure, message=details["error"])
+        return Settled(unknown=undelivered, **how)
+    return Settled(failed=undelivered, **how)
 
 
 def _settle_left(pieces: Iterable[Sequence[Record]]) -> Settled:

@@ -13,6 +13,7 @@ from pipeline.delivery.breaker import Breaker
 from pipeline.delivery.bulk_answers import Settled
 from pipeline.delivery.feed import Batch
 from pipeline.delivery.senders import Sender
+from pipeline.model.records import Kind
 
 MAX_REPORTS_AT_ONCE = 1000
 GATHER_S = 0.003  # singly, taking in each report as it comes would cost a tenth of the whole work
@@ -24,6 +25,14 @@ class BatchReport:
 
     batch: Batch
     settled: Settled | None = None
+    bug: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """Whether Iterable answers a call that reads; None: this key may not read. Or the bug that came up."""
+
+    is_answered: bool | None = None
     bug: BaseException | None = None
 
 
@@ -39,7 +48,7 @@ class Workers:
         self._started = 0
         self._tasks: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         # Not a SimpleQueue: its get() waits for ever where a signal comes as a short time-out ends (CPython 3.11).
-        self._reports: queue.Queue[BatchReport] = queue.Queue()
+        self._reports: queue.Queue[BatchReport | ReadReport] = queue.Queue()
 
     def submit(self, batch: Batch, under_way: int) -> None:
         """Hand over a batch; a new thread only where the others have work already, or wait.
@@ -59,6 +68,17 @@ class Workers:
         """Have a batch sent at once, as all workers may be waiting. RuntimeError where no thread can be started."""
         self._start(batch)
 
+    def submit_reading(self, kind: Kind) -> None:
+        """Find out whether Iterable answers at all. RuntimeError where no thread can be started."""
+        threading.Thread(target=self._read, args=(kind,), name="reader", daemon=True).start()
+
+    def _read(self, kind: Kind) -> None:
+        try:
+            self._breaker.turn(kind, is_probe=True)
+            self._reports.put(ReadReport(self._sender.is_answered()))
+        except BaseException as bug:  # raised again by the main thread
+            self._reports.put(ReadReport(bug=bug))
+
     def _start(self, only: Batch | None) -> None:
         threading.Thread(target=self._work, args=(only,), name=f"worker-{self._started + 1}", daemon=True).start()
         self._started += only is None
@@ -71,7 +91,7 @@ class Workers:
         """Batches that no worker has begun."""
         return self._tasks.qsize()
 
-    def reports(self, timeout_s: float) -> Iterator[BatchReport]:
+    def reports(self, timeout_s: float) -> Iterator[BatchReport | ReadReport]:
         """What has been reported; waits for the first one, but not longer than this, and a moment for more."""
         with suppress(queue.Empty):
             yield self._reports.get(timeout=timeout_s)

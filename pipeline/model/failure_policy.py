@@ -26,7 +26,8 @@ class FailurePolicy:
     outcome: what its records become. ends_run_after: after so many failed calls in a row, no other begins until it is
     known whether the records are to blame; 1: the run ends at once; 0: they always are. code, advice: how the run ends
     where they are not. divided_for: the statuses for which a smaller batch may fare better (None: no answer).
-    divided_once_accepted: those for which this is so once Iterable has accepted anything else in this run.
+    divided_once_accepted: those for which this is so once Iterable has accepted anything else in this run, or
+    answered at all, where the failure is that it did not.
     """
 
     outcome: Outcome
@@ -39,6 +40,11 @@ class FailurePolicy:
     @property
     def ends_run_at_once(self) -> bool:
         return self.ends_run_after == 1
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the key, the address or a proxy may be to blame, and not the record."""
+        return self.code in (ExitCode.CREDENTIALS, ExitCode.NOT_ITERABLE)
 
 
 _ANY_4XX = frozenset(range(400, 500))
@@ -56,9 +62,10 @@ POLICIES: dict[Failure, FailurePolicy] = {
     Failure.UNAUTHORIZED: FailurePolicy(
         Outcome.REJECTED, 3, ExitCode.CREDENTIALS, CHECK_KEY, divided_once_accepted=frozenset({403})
     ),
-    Failure.BAD_API_KEY: FailurePolicy(Outcome.REJECTED, 1, ExitCode.CREDENTIALS, CHECK_KEY),
+    Failure.BAD_API_KEY: FailurePolicy(Outcome.UNACKNOWLEDGED, 1, ExitCode.CREDENTIALS, CHECK_KEY),
     Failure.REDIRECTED: FailurePolicy(Outcome.UNACKNOWLEDGED, 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
     Failure.BAD_CERTIFICATE: FailurePolicy(Outcome.UNACKNOWLEDGED, 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
+    Failure.PROXY_REFUSED: FailurePolicy(Outcome.UNACKNOWLEDGED, 1, ExitCode.NOT_ITERABLE, CHECK_ADDRESS),
     Failure.THROTTLED: FailurePolicy(Outcome.UNACKNOWLEDGED, 1),
     Failure.ABANDONED: FailurePolicy(Outcome.UNACKNOWLEDGED),
 }

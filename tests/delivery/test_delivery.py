@@ -262,8 +262,8 @@ FORBIDDEN = Fault(status=403, body=b'{"msg":"no","code":"Forbidden"}')
 @pytest.mark.parametrize(
     ("fault", "code", "requests", "outcome", "batches"),
     [
-        (BAD_KEY, ExitCode.CREDENTIALS, 1, "rejected", 1),
-        (FORBIDDEN, ExitCode.CREDENTIALS, 5, "rejected", 3),
+        (BAD_KEY, ExitCode.CREDENTIALS, 1, "unacknowledged", 1),
+        (FORBIDDEN, ExitCode.CREDENTIALS, 5, "unacknowledged", 3),
         (HTML, ExitCode.NOT_ITERABLE, 5, "unacknowledged", 3),
         (Fault(status=302, headers={"Location": "/"}), ExitCode.NOT_ITERABLE, 1, "unacknowledged", 1),
         (Fault(status=429, headers={"Retry-After": "3600"}), ExitCode.TEMPORARY, 1, "unacknowledged", 1),
@@ -297,7 +297,7 @@ def test_wrong_key_costs_one_request_also_where_one_user_has_all_the_events(
     ran = job.run(rows, mode)
     assert ran.stop_code is ExitCode.CREDENTIALS
     a_batch = 10 if mode.is_bulk else 1
-    assert ran.events == {"rejected": a_batch, "not_attempted": 100 - a_batch}
+    assert ran.events == {"unacknowledged": a_batch, "not_attempted": 100 - a_batch}
     assert [request.status for request in iterable.project.requests] == [401]
 
 
@@ -308,7 +308,7 @@ def test_outage_with_a_single_batch_to_send_is_found_with_two_of_its_records(
     fault = iterable.inject(Fault(status=status, body=b'{"msg":"","code":"GenericError"}'))
     ran = job.run(some_users(1000), bulk_mode(None))
     assert ran.stop_code is (ExitCode.CREDENTIALS if status == 403 else ExitCode.TEMPORARY)
-    assert ran.users == {"rejected" if status == 403 else "unacknowledged": 1000}
+    assert ran.users == {"unacknowledged": 1000}
     assert fault.matched == (3 if status == 403 else 9)
 
 
@@ -521,6 +521,9 @@ class Scripted:
                 raise Bug
             self.delivered += len(records)
         yield Settled(delivered=records)
+
+    def is_answered(self) -> bool | None:
+        return None
 
 
 @each_mode

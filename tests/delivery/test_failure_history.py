@@ -141,19 +141,30 @@ def test_record_that_only_the_end_of_the_run_cut_off_is_not_late(job: Job, itera
 
 
 @each_mode
-def test_failures_of_late_records_alone_end_the_run_as_temporary(job: Job, iterable: StandIn, mode: Mode) -> None:
-    """Nothing tells whether they or the project are to blame, but they failed before when it was not."""
+def test_late_records_of_which_each_is_refused_by_the_key_end_the_run_unless_others_are_accepted(
+    job: Job, iterable: StandIn, mode: Mode
+) -> None:
     bad = [f"{number}@example.com" for number in range(0, 80, 4)]
     rows: Rows = [(f"{number}@example.com", None) for number in range(80)]
     fail(iterable, FORBIDDEN_JSON, bad)
     assert job.run(rows, mode).users == {"delivered": 60, "rejected": 20}
     ran = job.run(rows, mode)
-    if mode.is_bulk:  # both batches and two records of theirs were tried
-        assert (ran.stop, ran.users) == (None, {"unchanged": 60, "rejected": 20})
-    else:
-        assert ran.stop is not None
-        assert ran.stop.code is ExitCode.TEMPORARY
-        assert "These records failed in earlier runs, too" in ran.stop.reason
-        assert ran.users == {"unchanged": 60, "rejected": 3, "not_attempted": 17}
-    ran = job.run(rows[:9], mode)  # of which three fail, and nothing is left
-    assert (ran.stop, ran.users) == (None, {"unchanged": 6, "rejected": 3})
+    assert ran.stop_code is ExitCode.CREDENTIALS
+    assert set(ran.users) <= {"unchanged", "unacknowledged", "not_attempted"}
+    ran = job.run([*rows, ("new@example.com", None)], mode)
+    assert (ran.stop, ran.users) == (None, {"unchanged": 60, "delivered": 1, "rejected": 20})
+
+
+@each_mode
+def test_failures_of_late_records_alone_end_the_run_as_temporary(job: Job, iterable: StandIn, mode: Mode) -> None:
+    """Nothing tells whether they or the project are to blame, but they failed before when it was not."""
+    bad = [f"{number}@example.com" for number in range(0, 400, 4)]
+    rows: Rows = [(f"{number}@example.com", None) for number in range(400)]
+    fail(iterable, Fault(status=503), bad)
+    iterable.inject(Fault(path="/api/users/getFields", status=503))
+    job.run(rows, mode)
+    ran = job.run(rows, mode)
+    assert ran.stop is not None
+    assert ran.stop.code is ExitCode.TEMPORARY
+    assert "These records failed in earlier runs, too" in ran.stop.reason
+    assert ran.users["not_attempted"] >= 50

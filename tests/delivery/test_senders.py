@@ -17,7 +17,7 @@ from requests import PreparedRequest
 
 from iterable_client import Failure, IterableClient
 from pipeline.delivery.breaker import Breaker, Turn
-from pipeline.delivery.bulk_answers import Settled, read_bulk_answer
+from pipeline.delivery.bulk_answers import BulkResult, Settled, read_bulk_answer
 from pipeline.delivery.patience import MAX_REFUSALS_IN_A_ROW, MAX_REQUESTS_A_BATCH, MIN_REFUSALS_IN_A_ROW
 from pipeline.delivery.senders import BulkSender, Sender, SingleSender
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
@@ -181,8 +181,9 @@ LISTS += [(place, name) for place in ("at the top", "in both") for name in DEPRE
 
 
 def read(records: Sequence[Record], answer: Json) -> dict[str, list[int]]:
-    alone, report = read_bulk_answer(records, answer)
-    return {**told([report]), **({"alone": [each.row for each in alone]} if alone else {})}
+    result = read_bulk_answer(records, answer)
+    alone = [each.row for each in result.alone]
+    return {**told([result.give_up()]), **({"alone": alone} if alone else {})}
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -193,11 +194,11 @@ def test_listed_record_is_rejected_under_its_reason(kind: Kind, place: str, reas
     answer: Json = {"successCount": 1, "failCount": 1}
     answer |= {} if place == "at the top" else {"failedUpdates": {reason: ["b@example.com"]}}
     answer |= {} if place == "nested" else {reason: ["b@example.com"]}
-    alone, report = read_bulk_answer(records, answer)
+    result = read_bulk_answer(records, answer)
     endpoint = "users/bulkUpdate" if kind is Kind.USER else "events/trackBulk"
     message = f"{endpoint} refused it and lists it under {reason}."
     refused = FailedRecord(kind, 2, "b@example.com", Outcome.REJECTED, 200, reason, message, 1)
-    assert (alone, report) == ([], Settled(delivered=records[:1], failed=[refused], unknown=[]))
+    assert result == BulkResult(Settled(delivered=records[:1], failed=[refused], unknown=[]), [], [])
 
 
 @pytest.mark.parametrize("reason", ["notFoundEmails", "notFoundUserIds"])
@@ -339,10 +340,10 @@ def test_every_record_of_a_bulk_answer_finds_its_end(
 
 
 def test_counts_that_do_not_add_up_are_told() -> None:
-    _, report = read_bulk_answer(
+    report = read_bulk_answer(
         [user(1), user(2, BOB), user(3)],
         {"successCount": 1, "failCount": 4, "failedUpdates": {"forgottenEmails": [BOB]}},
-    )
+    ).give_up()
     problem = (
         "users/bulkUpdate did not say what became of it: "
         "its answer counts 1 successes and 4 failures of 3 records, and names 1."
@@ -356,7 +357,7 @@ def test_counts_that_do_not_add_up_are_told() -> None:
 
 
 def test_answer_without_counts_is_unreadable() -> None:
-    _, report = read_bulk_answer([event(1)], {"successCount": "many"})
+    report = read_bulk_answer([event(1)], {"successCount": "many"}).settled
     message = "events/trackBulk did not say what became of it: its answer has no counts."
     assert report == Settled(
         failed=[FailedRecord(Kind.EVENT, 1, ADA, Outcome.UNACKNOWLEDGED, 200, None, message, 1)],
@@ -367,7 +368,7 @@ def test_answer_without_counts_is_unreadable() -> None:
 
 def test_dropped_and_created_fields_are_reported() -> None:
     answer = accepted(1, filteredOutFields=["plan", "age", 7], createdFields=["tier"])
-    _, report = read_bulk_answer([user(1)], answer)
+    report = read_bulk_answer([user(1)], answer).settled
     assert report.filtered_out_fields == {"plan", "age"}
     assert report.created_fields == {"tier"}
 
@@ -413,7 +414,8 @@ def test_whatever_the_answer_each_record_ends_once_and_no_listed_one_is_delivere
     failed = {"nobody": 0, "each mention": len(named)}.get(count, sum(each.identity in named for each in batch))
     if count != "as it comes":
         answer = {**answer, "successCount": max(0, len(batch) - failed), "failCount": failed}
-    alone, report = read_bulk_answer(batch, answer)
+    result = read_bulk_answer(batch, answer)
+    alone, report = result.alone, result.give_up()
     ends = [each.row for each in alone] + report.rows()
     assert sorted(ends) == [each.row for each in batch]
     assert {each.identity for each in report.delivered}.isdisjoint(named)
@@ -793,7 +795,10 @@ def test_batch_with_bad_records_everywhere_takes_a_bounded_number_of_requests() 
 # The end of the run ---------------------------------------------------------------------------------------------------
 
 FATAL = {
-    "wrong key": (Fault(status=401, body=b'{"msg":"Invalid API key","code":"BadApiKey","params":null}'), "rejected"),
+    "wrong key": (
+        Fault(status=401, body=b'{"msg":"Invalid API key","code":"BadApiKey","params":null}'),
+        "unacknowledged",
+    ),
     "redirect": (Fault(status=302, headers={"Location": "https://example.com"}), "unacknowledged"),
     "told to wait an hour": (Fault(status=429, headers={"Retry-After": "3600"}), "unacknowledged"),
 }

@@ -22,6 +22,9 @@ class Echo:
         for record in records:
             yield Settled(delivered=[record])
 
+    def is_answered(self) -> bool | None:
+        return None
+
 
 def batch_of(count: int) -> Batch:
     return Batch([Record(Kind.USER, row, f"{row}@example.com", b"", b"", b"{}") for row in range(count)])
@@ -55,7 +58,7 @@ def test_more_reports_than_are_taken_at_once_are_all_taken_in_order() -> None:
     workers.submit(batch, 1)
     reports: list[BatchReport] = []
     while not reports or reports[-1].settled is not None:
-        reports += workers.reports(30.0)
+        reports += [each for each in workers.reports(30.0) if isinstance(each, BatchReport)]
     workers.close()
     reported = [report.settled.delivered[0] for report in reports[:-1] if report.settled]
     assert reported == batch.records

@@ -589,7 +589,7 @@ def test_https_proxy_is_checked_and_its_keys_are_not_recorded(
     forbidden = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
     with Peer(last(forbidden), tls=certificates.serve("good")) as proxy:
         trusting = open_client(URL, proxy=proxy.url, ca_bundle=fresh_authority, max_retries=1)
-        assert trusting.update_user(ADA)[1]["failure"] is Failure.UNACKNOWLEDGED
+        assert trusting.update_user(ADA)[1]["failure"] is Failure.PROXY_REFUSED
         assert open_client(URL, proxy=proxy.url).update_user(ADA)[1]["failure"] is Failure.BAD_CERTIFICATE
     assert [each.partition(b" HTTP")[0] for each in proxy.requests] == [b"CONNECT api.iterable.com:443"]
     assert not key_log.exists()
