@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+from pipeline.model.records import Unreadable
 from pipeline.source.errors import SourceError, explained
 from pipeline.source.files import DatabaseFile, find_file
 from pipeline.source.result import Block, QueryResult, in_blocks
-from pipeline.source.unreadable import unreadable_time
+from pipeline.source.unreadable import parse_json, shortest_float, unreadable_time
 from pipeline.source.worker import Worker
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ ROWS_PER_FETCH = 1000
 MEMORY = Path(":memory:")
 MAGIC = b"DUCK"  # at byte 8 of each DuckDB file
 _EXAMPLES = "duckdb:///warehouse.duckdb, duckdb:////srv/warehouse.duckdb, or duckdb:///:memory: to query files"
-_MOMENTS = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
+_MOMENTS = ("date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone")
+
+_Convert = Callable[[Any], Any]
 
 
 @contextmanager
@@ -44,7 +46,9 @@ def run_on_duckdb(
                 _refuse_all_but_select(connection, sql, query_name)
                 columns = worker.run(partial(_describe, connection, sql))
                 worker.run(partial(connection.execute, _readable(sql, columns)))
-            fetch = partial(_fetch, worker, connection, columns)
+            found = {index: _converter(column.type) for index, column in enumerate(columns)}
+            converters = {index: convert for index, convert in found.items() if convert}
+            fetch = partial(_fetch, worker, connection, converters)
             yield QueryResult(tuple(column.name for column in columns), in_blocks(fetch, ROWS_PER_FETCH))
 
 
@@ -99,61 +103,146 @@ def _refuse_all_but_select(connection: DuckDBPyConnection, sql: str, query_name:
 @dataclass(frozen=True)
 class _Column:
     name: str
-    type: str
+    type: Any  # DuckDB's own, with the types of its parts
 
 
 def _describe(connection: DuckDBPyConnection, sql: str) -> list[_Column]:
     described = connection.execute(f"DESCRIBE {sql}").fetchall()
-    return [_Column(name, type_) for name, type_, *_ in described]
+    return [_Column(name, _type(connection, type_)) for name, type_, *_ in described]
+
+
+def _type(connection: DuckDBPyConnection, text: str) -> Any:
+    try:
+        return connection.type(text)
+    except Exception:  # one that can't be written down: its values are taken as they come
+        return connection.type("VARCHAR")
 
 
 def _readable(sql: str, columns: Sequence[_Column]) -> str:
     """The query, with one more column: for rows with times that Python lacks a list of these as text, else NULL.
 
-    DuckDB gives infinity as the last day of the year 9999, which may also be meant. And it needs pytz, or a database of
-    time zones, for times with a zone, so these come as they are in UTC.
+    DuckDB gives infinity as the last day of the year 9999, which may also be meant, and raises for years after that.
+    And it needs pytz, or a database of time zones, for times with a zone, so these come as they are in UTC.
     """
     names = [f"c{number}" for number in range(len(columns))]
     odd = {name: _odd(name, column.type) for name, column in zip(names, columns, strict=True)}
-    values = [
-        f"CAST({name} AS TIMESTAMP)" if column.type == "TIMESTAMP WITH TIME ZONE" else name
-        for name, column in zip(names, columns, strict=True)
-    ]
+    values = []
+    for name, column in zip(names, columns, strict=True):
+        plain = _without_zones(column.type)
+        value = name if plain == str(column.type) else f"CAST({name} AS {plain})"
+        is_nested = column.type.id in _NESTED
+        values.append(
+            f"CASE WHEN {odd[name]} THEN NULL ELSE {value} END" if is_nested and odd[name] != "false" else value
+        )
     texts = [f"CASE WHEN {condition} THEN CAST({name} AS VARCHAR) END" for name, condition in odd.items()]
     marks = f"CASE WHEN {' OR '.join(odd.values())} THEN [{', '.join(texts)}] END"
     return f"SELECT {', '.join([*values, marks])} FROM ({sql}\n) AS query({', '.join(names)})"  # noqa: S608
 
 
-def _odd(name: str, type_: str) -> str:
-    """The condition in SQL under which Python has no value for it."""
-    if type_ in _MOMENTS:
+_NESTED = ("list", "array", "struct", "map")
+
+
+def _odd(name: str, type_: Any, depth: int = 0) -> str:
+    """The condition in SQL under which Python has no value for it, or for a part of it."""
+    if type_.id in _MOMENTS:
         return f"NOT isfinite({name}) OR year({name}) NOT BETWEEN 1 AND 9999"
-    if type_ == "TIME":
+    if type_.id == "time":
         return f"{name} = TIME '24:00:00'"
-    return "false"
+    if type_.id == "struct":
+        parts = [_odd(f'({name})."{_doubled(field)}"', part, depth) for field, part in type_.children]
+    elif type_.id == "map":
+        parts = [_odd_in(f"map_{kind}s({name})", part, depth) for kind, part in type_.children]
+    elif type_.id in ("list", "array"):
+        parts = [_odd_in(name, type_.children[0][1], depth)]
+    else:
+        return "false"
+    return " OR ".join(f"coalesce({part}, false)" for part in parts if part != "false") or "false"
 
 
-def _fetch(worker: Worker, connection: DuckDBPyConnection, columns: Sequence[_Column], count: int) -> Block:
+def _odd_in(values: str, type_: Any, depth: int) -> str:
+    part = _odd(f"x{depth}", type_, depth + 1)
+    return part if part == "false" else f"len(list_filter({values}, lambda x{depth}: {part})) > 0"
+
+
+def _doubled(name: str) -> str:
+    return name.replace('"', '""')
+
+
+def _without_zones(type_: Any) -> str:
+    """TIMESTAMP WITH TIME ZONE[] -> TIMESTAMP[]"""
+    if type_.id == "timestamp with time zone":
+        return "TIMESTAMP"
+    if type_.id == "list":
+        return f"{_without_zones(type_.children[0][1])}[]"
+    if type_.id == "array":
+        return f"{_without_zones(type_.children[0][1])}[{type_.children[1][1]}]"
+    if type_.id == "struct":
+        parts = [f'"{_doubled(field)}" {_without_zones(part)}' for field, part in type_.children]
+        return f"STRUCT({', '.join(parts)})"
+    if type_.id == "map":
+        return f"MAP({', '.join(_without_zones(part) for _, part in type_.children)})"
+    return str(type_)
+
+
+def _fetch(worker: Worker, connection: DuckDBPyConnection, converters: Mapping[int, _Convert], count: int) -> Block:
     rows = worker.run(partial(connection.fetchmany, count))
     if not rows:
         return []
     *values, marks = map(list, zip(*rows, strict=True))
-    for index, column in enumerate(columns):
-        if column.type in _CONVERTED:
-            values[index] = list(map(_CONVERTED[column.type], values[index]))
+    for index, convert in converters.items():
+        values[index] = [None if value is None else convert(value) for value in values[index]]
     for row, texts in enumerate(marks):
         for index, text in enumerate(texts or ()):
             if text is not None:
-                values[index][row] = unreadable_time(text)
+                values[index][row] = _unreadable(text)
     return list(zip(*values, strict=True))
+
+
+def _unreadable(text: str) -> Unreadable:
+    if text[:1] in "[{":
+        return Unreadable(text, "holds a time that can't be sent: infinity, or not of the years 1 to 9999")
+    return unreadable_time(text)
+
+
+def _converter(type_: Any) -> _Convert | None:
+    """What makes of a value, which is not NULL, the one that PostgreSQL would give; None: it is that already."""
+    if str(type_) == "JSON":
+        return parse_json
+    if type_.id in _CONVERTED:
+        return _CONVERTED[type_.id]
+    if type_.id in ("list", "array"):
+        return _each(_converter(type_.children[0][1]))
+    if type_.id == "struct":
+        return _by_name({name: found for name, part in type_.children if (found := _converter(part))})
+    if type_.id == "map":
+        return _map_of(*(_converter(part) for _, part in type_.children))
+    return None
+
+
+def _each(convert: _Convert | None) -> _Convert | None:
+    return convert and (lambda values: [None if value is None else convert(value) for value in values])
+
+
+def _by_name(converters: Mapping[str, _Convert]) -> _Convert | None:
+    def convert(struct: Any) -> Any:
+        found = {name: each(struct[name]) for name, each in converters.items() if struct[name] is not None}
+        return {**struct, **found}
+
+    return convert if converters else None
+
+
+def _map_of(key: _Convert | None, value: _Convert | None) -> _Convert | None:
+    def convert(found: Any) -> Any:
+        return {
+            (key(each) if key else each): (value(part) if value and part is not None else part)
+            for each, part in found.items()
+        }
+
+    return convert if key or value else None
 
 
 def _in_utc(moment: Any) -> Any:
     return moment.replace(tzinfo=timezone.utc) if isinstance(moment, datetime) else moment
 
 
-def _parsed(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
-
-
-_CONVERTED: dict[str, Callable[[Any], Any]] = {"TIMESTAMP WITH TIME ZONE": _in_utc, "JSON": _parsed}
+_CONVERTED: dict[str, _Convert] = {"timestamp with time zone": _in_utc, "float": shortest_float}

@@ -44,13 +44,17 @@ _OWN_TYPES = """
 """
 
 
-def prepare_postgresql(connection: Connection) -> None:
-    """Read-only, in UTC, with our settings. Local to the transaction, so that a pool's next session has its own."""
+def prepare_postgresql(connection: Connection) -> Callable[[str], str]:
+    """Read-only, in UTC, with our settings. Local to the transaction, so that a pool's next session has its own.
+
+    Returns what makes of the query's text the one to send.
+    """
     driver: str = connection.dialect.driver
     raw: Any = connection.connection.driver_connection
     keeps_any_bytes = driver in DRIVERS and raw.info.parameter_status("server_encoding") == "SQL_ASCII"
-    if keeps_any_bytes and driver == "psycopg2":
-        raw.set_client_encoding("LATIN1")  # a letter for each byte, as such a server converts nothing
+    if keeps_any_bytes:  # such a server converts nothing, but checks what is not to come as it is
+        raw.cursor().execute("SET client_encoding TO 'LATIN1'")  # a letter for each byte
+        raw.commit()
     connection.execution_options(postgresql_readonly=True)
     values = ", ".join(f"('{name}', '{value}')" for name, value in SETTINGS.items())
     connection.exec_driver_sql(_SET.format(values))
@@ -58,6 +62,9 @@ def prepare_postgresql(connection: Connection) -> None:
     prepare = {"psycopg": _prepare_psycopg, "psycopg2": _prepare_psycopg2}.get(driver)
     if prepare is not None:
         prepare(raw, own_types, keeps_any_bytes)
+    if keeps_any_bytes:
+        return lambda sql: sql.encode().decode("latin-1")
+    return lambda sql: sql
 
 
 # psycopg --------------------------------------------------------------------------------------------------------------

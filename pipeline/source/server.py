@@ -60,6 +60,7 @@ class _Session:
         self._cursor: Any = None
         self._mysql: tuple[str, int] | None = None
         self._is_read = False
+        self._text: Callable[[str], str] = str
 
     def _note_cursor(self, _connection: object, cursor: Any, *_: object) -> None:
         self._cursor = cursor
@@ -68,7 +69,7 @@ class _Session:
         self._connection = connection = self._engine.connect()
         backend = connection.dialect.name
         if backend == "postgresql":
-            pg.prepare_postgresql(connection)
+            self._text = pg.prepare_postgresql(connection)
         elif backend in MYSQL:
             prepare_mysql(connection)
             self._mysql = identify(connection)
@@ -82,7 +83,7 @@ class _Session:
 
         event.listen(connection, "before_cursor_execute", self._note_cursor)
         streaming = connection.execution_options(stream_results=True, no_parameters=True)
-        return streaming.exec_driver_sql(sql)
+        return streaming.exec_driver_sql(self._text(sql))
 
     def blocks(self, result: CursorResult[Any]) -> Iterator[Block]:
         convert = self._converters(result)

@@ -497,6 +497,8 @@ def _event_names(columns: Columns, count: int, rules: Rules) -> list[str]:
 
 
 def _event_name(name: Any, column: str) -> str:
+    if isinstance(name, (bytes, bytearray, memoryview)):
+        name = decoded(name, column)
     if not isinstance(name, str) or not name.strip():
         raise InvalidRecord(f"{column} is empty or not text")
     return text(name, column)

@@ -24,6 +24,7 @@ from pipeline.model.records import Unreadable
 MAX_INT = 2**63 - 1
 MAX_DIGITS = 400  # on either side of the point; a double has no more
 MAX_DEPTH = 20
+LEAST_UNIX_TIME = 100_000_000  # seconds; in March 1973
 NOT_UTF8 = "is not valid UTF-8"
 TIME_FORMS = "expected 2026-01-13 08:45:12 or 2026-01-13T08:45:12+01:00"
 
@@ -153,9 +154,10 @@ def _decimal(value: Decimal, column: str) -> float:
 
 def _exact(number: float, value: int | Decimal, column: str) -> float:
     """Digits of an id or a balance must not change on the way; those behind the point may be rounded."""
-    if abs(number) >= 2**53 and number != value and value == int(value):
+    if abs(number) >= 2**53 and int(number) != int(value):
+        kind = "a whole number" if value == int(value) else "a number"
         raise InvalidRecord(
-            f"{column} is a whole number that a double can't hold exactly; cast it to text or bigint in the query"
+            f"{column} is {kind} that a double can't hold exactly; cast it to text or bigint in the query"
         )
     return number
 
@@ -268,7 +270,7 @@ def _as_date(value: Any, column: str, zone: tzinfo) -> str:
         value = _parse_time(value.strip(), column)
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         try:
-            value = _EPOCH_UTC + timedelta(microseconds=unix_microseconds(value, zone, column))
+            value = _EPOCH_UTC + timedelta(microseconds=_number_microseconds(value, column))
         except OverflowError:
             raise InvalidRecord(
                 f"{column} is a number beyond the years that a date can have; is it in milliseconds"
@@ -368,8 +370,11 @@ def unix_microseconds_column(moments: Sequence[Any], zone: tzinfo, column: str) 
 def unix_microseconds(value: Any, zone: tzinfo, column: str) -> int:
     """A time, as databases give it, -> microseconds since 1970.
 
-    Times and dates without an offset are in `zone`. Numbers are Unix seconds.
+    Times and dates without an offset are in `zone`. Numbers are Unix seconds; small ones count something else, such as
+    days since 1900 in a spreadsheet.
     """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = decoded(value, column)
     if isinstance(value, str):
         value = _parse_time(value.strip(), column)
     if isinstance(value, datetime):
@@ -379,12 +384,21 @@ def unix_microseconds(value: Any, zone: tzinfo, column: str) -> int:
     if isinstance(value, date):
         return unix_microseconds(datetime.combine(value, time()), zone, column)
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        if not is_within(value, MAX_INT):
-            raise InvalidRecord(f"{column} is a number that is not a valid time")
-        return round(value * 1_000_000)
+        if is_within(value, LEAST_UNIX_TIME):
+            raise InvalidRecord(
+                f"{column} is a number below {LEAST_UNIX_TIME:,}, which is no Unix time; cast it to a timestamp in the "
+                "query"
+            )
+        return _number_microseconds(value, column)
     if isinstance(value, Unreadable):
         raise InvalidRecord(f"{column} {value.problem}")
     raise InvalidRecord(f"{column} has the type {type(value).__name__}, which is not a time")
+
+
+def _number_microseconds(value: int | float | Decimal, column: str) -> int:
+    if not is_within(value, MAX_INT):
+        raise InvalidRecord(f"{column} is a number that is not a valid time")
+    return round(value * 1_000_000)
 
 
 def _parse_time(written: str, column: str) -> datetime | date:

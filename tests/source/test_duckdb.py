@@ -92,6 +92,15 @@ def test_query_without_rows_has_its_columns(users: Path) -> None:
         ("MAP {'a': 1, 'b': NULL}", {"a": 1, "b": None}),
         ("""'{"a": [1, null, {"b": "zoë"}]}'::JSON""", {"a": [1, None, {"b": "zoë"}]}),
         ("'null'::JSON", None),
+        ("37.09::FLOAT", 37.09),
+        ("[37.09, NULL]::FLOAT[]", [37.09, None]),
+        ("MAP {'a': 0.1::FLOAT}", {"a": 0.1}),
+        ("[TIMESTAMPTZ '2026-01-13 08:45:12+01', NULL]", [datetime(2026, 1, 13, 7, 45, 12, tzinfo=timezone.utc), None]),
+        (
+            "{'a b': [{'at': TIMESTAMPTZ '2026-01-13 08:45:12Z', 'j': '[1]'::JSON}], 'c': 'x'}",
+            {"a b": [{"at": datetime(2026, 1, 13, 8, 45, 12, tzinfo=timezone.utc), "j": [1]}], "c": "x"},
+        ),
+        ("[DATE '9999-12-31', NULL]", [date(9999, 12, 31), None]),
         ("DATE '9999-12-31'", date(9999, 12, 31)),
         ("TIMESTAMPTZ '9999-12-31 23:59:59.999999Z'", datetime.max.replace(tzinfo=timezone.utc)),
     ],
@@ -126,8 +135,42 @@ def test_time_that_python_lacks_is_a_value_like_others(tmp_path: Path, sql: str,
     assert {row["day"] for row in rows} == {date(2026, 1, 13)}
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "[DATE 'infinity', DATE '2026-01-13']",
+        "[DATE '2026-01-13', DATE '-infinity']",
+        "[DATE '12026-01-13']",
+        "array_value(DATE '2026-01-13', DATE 'infinity')",
+        "{'tier': 'pro', 'at': TIMESTAMP 'infinity'}",
+        "{'tier': 'pro', 'at': [TIME '24:00:00']}",
+        "{'a': {'b': [{'c': TIMESTAMPTZ 'infinity'}]}}",
+        "MAP {'a': DATE '2026-01-13', 'b': DATE '0044-03-15 (BC)'}",
+        "MAP {DATE 'infinity': 1}",
+    ],
+)
+def test_time_that_python_lacks_refuses_the_list_or_object_that_holds_it(tmp_path: Path, sql: str) -> None:
+    rows = read(MEMORY, f"SELECT range AS i, CASE range WHEN 1 THEN {sql} END AS v FROM range(3)", tmp_path)
+    problem = "holds a time that can't be sent: infinity, or not of the years 1 to 9999"
+    assert [row["i"] for row in rows] == [0, 1, 2]
+    assert [type(row["v"]) for row in rows] == [type(None), Unreadable, type(None)]
+    assert rows[1]["v"].problem == problem
+
+
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("(repeat('[', 3000) || repeat(']', 3000))::JSON", "is nested too deep"),
+        ("repeat('9', 5000)::JSON", "is JSON that can't be read"),
+    ],
+)
+def test_json_that_python_can_not_read_is_a_value_like_others(tmp_path: Path, sql: str, problem: str) -> None:
+    rows = read(MEMORY, f"SELECT range AS i, CASE range WHEN 1 THEN {sql} ELSE '[1]' END AS v FROM range(3)", tmp_path)
+    assert [(row["i"], getattr(row["v"], "problem", row["v"])) for row in rows] == [(0, [1]), (1, problem), (2, [1])]
+
+
 def test_times_with_a_zone_need_neither_pytz_nor_a_time_zone_database(tmp_path: Path) -> None:
-    (tmp_path / "query.sql").write_text("SELECT TIMESTAMPTZ '2026-01-13 08:45:12+01' AS v")
+    (tmp_path / "query.sql").write_text("SELECT TIMESTAMPTZ '2026-01-13 08:45:12+01' AS v, [TIMESTAMPTZ 'epoch'] AS w")
     code = (
         "import sys; sys.modules['pytz'] = None; from pathlib import Path; from pipeline.source import *\n"
         f"url = '{MEMORY}'\n"

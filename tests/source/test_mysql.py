@@ -75,16 +75,31 @@ def test_the_types_of_mysql_arrive_as_json_and_in_the_csv(
     assert grace == ["2", "grace@example.com", "", "", "0", "", "", "", ""]
 
 
+def test_a_bit_is_a_boolean_and_bits_are_a_number(server: Engine, tmp_path: Path, mysql_url: str) -> None:
+    sql = "SELECT b'1' AS a, bits, flags FROM job_rows JOIN job_flags ORDER BY id"
+    with server.begin() as connection:
+        connection.exec_driver_sql("CREATE OR REPLACE TABLE job_flags (flags BIT(12))")
+        connection.exec_driver_sql("INSERT INTO job_flags VALUES (b'100000000001')")
+        connection.exec_driver_sql("INSERT INTO job_rows (id, bits) VALUES (1, b'1'), (2, b'0'), (3, NULL)")
+    try:
+        found = [(row["bits"], row["flags"]) for row in read(mysql_url, sql, tmp_path)]
+    finally:
+        with server.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE job_flags")
+    assert found == [(True, 2049), (False, 2049), (None, 2049)]
+    assert [type(bit) for bit, _ in found] == [bool, bool, type(None)]
+
+
 def test_a_bit_plus_0_arrives_as_a_number_and_a_time_as_seconds(
     program: Program, iterable: StandIn, filled: Engine, mysql_url: str
 ) -> None:
     use_query(program, "SELECT email, bits + 0 AS bits, clock FROM job_rows ORDER BY id")
     run = program.run(DATABASE_URL=mysql_url, USER_FIELDS="bits,clock", EVENT_FIELDS="-")
     assert (run.code, run.err) == (0, "")
-    assert [user["dataFields"] for user in iterable.project.users.values()] == [
-        {"bits": 1, "clock": 31512.0},
-        {"bits": 0},
-    ]
+    assert {email: user["dataFields"] for email, user in iterable.project.users.items()} == {
+        "ada@example.com": {"bits": 1, "clock": 31512.0},
+        "grace@example.com": {"bits": 0},
+    }
 
 
 def test_the_session_can_write_nothing(filled: Engine, tmp_path: Path, mysql_url: str) -> None:

@@ -76,6 +76,11 @@ def test_what_only_looks_like_since_stays(tmp_path: Path, backend: str, sql: str
     assert (query.uses_since, query.sql(None)) == (False, sql)
 
 
+def test_since_of_an_early_year_has_four_digits(tmp_path: Path) -> None:
+    query = read_query(written(tmp_path, "SELECT 1 WHERE a >= :since"), "sqlite:///users.db")
+    assert query.sql(datetime(999, 1, 2, tzinfo=timezone.utc)) == "SELECT 1 WHERE a >= '0999-01-02 00:00:00'"
+
+
 def test_query_with_since_needs_a_time_with_an_offset(tmp_path: Path) -> None:
     query = read_query(written(tmp_path, "SELECT 1 WHERE a >= :since"), "sqlite:///users.db")
     with pytest.raises(ValueError, match=r"^query\.sql uses :since, so a time with an offset is needed, not None$"):

@@ -75,7 +75,7 @@ def test_server_that_never_answers_is_for_later(tmp_path: Path, server: str) -> 
             open_query(url, read_query(query_file, url), root=tmp_path, connect_limit_s=0.2),
         ):
             pass
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < LIMIT_S
 
 
 def test_unknown_database_and_bad_sql_are_for_good(tmp_path: Path, server: str) -> None:
@@ -161,6 +161,9 @@ def wait_until_at_work(url: str) -> list[int]:
     raise AssertionError("the query never ran")
 
 
+LIMIT_S = 5  # two seconds, on a machine that has nothing else to do
+
+
 # Stops ------------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +179,7 @@ def sleeping(url: str) -> str:
 
 
 def test_signal_ends_a_query_at_work_here_and_on_the_server(tmp_path: Path, server: str) -> None:
-    with within(2.2), pytest.raises(Alarm), alarm(), opened(server, sleeping(server), tmp_path):
+    with within(LIMIT_S), pytest.raises(Alarm), alarm(), opened(server, sleeping(server), tmp_path):
         pass
     assert sessions(server) == []
 
@@ -184,7 +187,7 @@ def test_signal_ends_a_query_at_work_here_and_on_the_server(tmp_path: Path, serv
 def test_query_at_work_ends_when_asked_to_stop(tmp_path: Path, server: str) -> None:
     begun = time.monotonic()
     with (
-        within(3),
+        within(LIMIT_S),
         pytest.raises(SourceError, match=r"^The query in query\.sql can't be run: interrupted\.$"),
         opened(server, sleeping(server), tmp_path, should_stop=lambda: time.monotonic() > begun + 1),
     ):
@@ -196,13 +199,13 @@ def test_sigterm_ends_a_quiet_run_without_a_word_of_the_driver(program: Program,
     process = program.start("--quiet", DATABASE_URL=server, USER_FIELDS="-", EVENT_FIELDS="-")
     wait_until_at_work(server)
     process.send_signal(signal.SIGTERM)
-    with within(2):
+    with within(LIMIT_S):
         run = program.wait_for(process)
     assert (run.code, run.out, run.err) == (143, "", "The run was interrupted by SIGTERM.\n")
 
 
 def test_first_rows_are_all_that_is_read(tmp_path: Path, server: str) -> None:
-    with within(2), opened(server, endless(server), tmp_path) as result:
+    with within(LIMIT_S), opened(server, endless(server), tmp_path) as result:
         assert len(list(islice(rows(result), 3))) == 3
     assert sessions(server) == []
 

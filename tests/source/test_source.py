@@ -558,7 +558,7 @@ def test_rows_of_postgresql_are_fetched_as_they_are_taken(postgresql_url: str, t
             list(rows(result))
     with opened(postgresql_url, "SELECT generate_series(1, 10000000) AS i", tmp_path) as result:
         assert list(itertools.islice(rows(result), 2)) == [{"i": 1}, {"i": 2}]
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.filterwarnings("ignore:.*ServerCursor")  # which says, when collected, that nobody closed it
@@ -633,6 +633,75 @@ def test_time_that_python_lacks_is_a_value_like_others(
         postgresql_url, f"SELECT i, CASE i WHEN 2 THEN {sql} END AS v FROM generate_series(1, 3) AS i", tmp_path
     )
     assert rows == [{"i": 1, "v": None}, {"i": 2, "v": value}, {"i": 3, "v": None}]
+
+
+@pytest.fixture
+def moods(postgresql_url: str) -> Iterator[str]:
+    """The URL of a database with types of its own."""
+    names = ("TYPE mood AS ENUM ('sad', 'ok')", "DOMAIN age AS integer", "TYPE pair AS (a integer, b text)")
+    engine = create_engine(postgresql_url)
+    with engine.begin() as database:
+        for name in names:
+            database.exec_driver_sql(f"CREATE {name}")
+    yield postgresql_url
+    with engine.begin() as database:
+        for name in names:
+            database.exec_driver_sql(f"DROP {' '.join(name.split()[:2])}")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_types_of_the_database_s_own_come_as_values_and_lists(moods: str, tmp_path: Path, driver: str) -> None:
+    pytest.importorskip(driver)
+    sql = "SELECT 'sad'::mood AS a, '{sad,ok,NULL}'::mood[] AS b, 7::age AS c, ARRAY[1, 2]::age[] AS d"
+    expected = {"a": "sad", "b": ["sad", "ok", None], "c": 7, "d": [1, 2]}
+    assert read(moods.replace("psycopg", driver), sql, tmp_path) == [expected]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("(repeat('[', 3000) || repeat(']', 3000))::json", "is nested too deep"),
+        ("(repeat('[', 3000) || repeat(']', 3000))::jsonb", "is nested too deep"),
+        ("repeat('9', 5000)::json", "is JSON that can't be read"),
+        ("repeat('9', 5000)::jsonb", "is JSON that can't be read"),
+        ("'infinity'::date", "is infinity, which can't be sent as a date"),
+    ],
+)
+def test_value_that_python_can_not_read_keeps_no_other_row_back(
+    postgresql_url: str, tmp_path: Path, driver: str, sql: str, problem: str
+) -> None:
+    pytest.importorskip(driver)
+    rows = read(
+        postgresql_url.replace("psycopg", driver),
+        f"SELECT i, CASE i WHEN 2 THEN {sql} END AS v FROM generate_series(1, 3) AS i",
+        tmp_path,
+    )
+    assert [(row["i"], getattr(row["v"], "problem", row["v"])) for row in rows] == [(1, None), (2, problem), (3, None)]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_text_of_any_bytes_in_an_sql_ascii_database_refuses_its_row_alone(
+    postgresql_url: str, tmp_path: Path, driver: str
+) -> None:
+    pytest.importorskip(driver)
+    engine = create_engine(postgresql_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as database:
+        database.exec_driver_sql(
+            "CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    url = postgresql_url.replace("/postgres?", "/ascii?").replace("psycopg", driver)
+    try:
+        sql = (
+            r"SELECT convert_from('\x636166e9'::bytea, 'SQL_ASCII') AS v, 'zoë'::varchar AS w, '2026-01-13'::date AS d"
+        )
+        expected = {"v": "caf\udce9", "w": "zoë", "d": date(2026, 1, 13)}
+        assert read(url, sql, tmp_path) == [expected]
+    finally:
+        with engine.connect() as database:
+            database.exec_driver_sql("DROP DATABASE ascii WITH (FORCE)")
+        engine.dispose()
 
 
 def test_text_of_an_unreadable_value_is_what_stands_in_the_csv() -> None:

@@ -155,10 +155,17 @@ def test_what_does_not_fit_is_refused_with_its_column_and_its_kind(
 
 @pytest.mark.parametrize(
     ("value", "sent"),
-    [(Decimal(2**53), float(2**53)), (Decimal("1E+22"), 1e22), (Decimal("12345678901234567.5"), 12345678901234568.0)],
+    [(Decimal(2**53), float(2**53)), (Decimal("1E+22"), 1e22), (Decimal("12345678901234568.5"), 12345678901234568.0)],
 )
 def test_a_decimal_that_a_double_holds_or_that_has_a_fraction_is_sent(value: Decimal, sent: float) -> None:
     assert convert(value, None) == sent
+
+
+@pytest.mark.parametrize("text", ["12345678901234567.5", "90071992547409931.25", "-9007199254740993.5"])
+def test_a_decimal_whose_whole_digits_would_change_is_refused(text: str) -> None:
+    for kind in (None, FieldType.NUMBER):
+        with pytest.raises(InvalidRecord, match=r"^age is a number that a double can't hold exactly; cast it to text"):
+            convert(Decimal(text), kind)
 
 
 def json_or_problem(values: list[Any], field: FieldMap) -> list[str] | str:
