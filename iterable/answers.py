@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -282,3 +282,19 @@ def describe(answer: Answer, said: str, attempts: int) -> str:
     tries = f"{attempts} attempt{'' if attempts == 1 else 's'}"
     wait = f"; told to wait {answer.retry_after_s:.0f} s" if answer.retry_after_s > MAX_WAIT_S else ""
     return f"call failed: {status}{said or 'an empty answer'} ({tries}{wait})"
+
+
+_DESCRIBED = re.compile(r"(call failed: \d{3} )(.*)(?= \(\d+ attempts?[;)])", re.DOTALL)
+
+
+def without_words(sentence: str, *, known_codes: Container[str]) -> str:
+    """A sentence with such a description, of whose words only a known code is left: the others may quote a person.
+
+    `... call failed: 400 BadParams: Bob is odd (1 attempt).` -> `... call failed: 400 BadParams (1 attempt).`
+    """
+
+    def code_of(match: re.Match[str]) -> str:
+        code = match[2].partition(":")[0]
+        return match[1] + (code if code in known_codes else "in words that only the log has")
+
+    return _DESCRIBED.sub(code_of, sentence)

@@ -274,8 +274,8 @@ def _check_forgotten(client: IterableClient, settings: Settings) -> Finding:
 def _explain(details: Mapping[str, Any]) -> Finding:
     failure, error = details["failure"], str(details["error"])
     code = POLICIES[failure].code
-    if failure in (Failure.BAD_API_KEY, Failure.UNAUTHORIZED):
+    if code is ExitCode.CREDENTIALS:
         return bad(Area.KEY, error, CHECK_KEY, code)
-    if failure in (Failure.UNREADABLE, Failure.REDIRECTED, Failure.BAD_CERTIFICATE):
+    if code is ExitCode.NOT_ITERABLE:
         return bad(Area.ANSWER, error, CHECK_ADDRESS, code)
     return bad(Area.CONNECTION, error, "check the network, or try again later", code)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sqlite3
 
+from iterable.answers import without_words
 from pipeline.delivery import Delivered, note_refusals, report_rejections
 from pipeline.ledger.failures import HELD_DAYS
 from pipeline.ledger.ledger import Cursor, RunResult
 from pipeline.model.exits import Ending, ExitCode
+from pipeline.model.failure_policy import ITERABLE_CODES
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.report.results import Results
@@ -135,7 +137,9 @@ def _enter_history(run: Run, read: Read | None, ending: Ending, written: Results
         RunResult(
             status=written.status,
             exit_code=int(ending.code),
-            reason=run.console.redactor.line(ending.reason, max_chars=MAX_REASON_CHARS),
+            reason=run.console.redactor.line(
+                without_words(ending.reason, known_codes=ITERABLE_CODES), max_chars=MAX_REASON_CHARS
+            ),
             duration_s=written.duration_s,
             rows=read.rows if read else None,
             since_from=read.window_from if read else None,

@@ -10,7 +10,7 @@ import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iterable.answers import BulkFailures, Failure, failed_in, read_failures, read_indices
+from iterable.answers import BulkFailures, Failure, failed_in, read_failures, read_indices, without_words
 from tests.wire import URL, open_client
 
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.text(max_size=6) | st.just("Success")
@@ -138,3 +138,27 @@ def test_no_json_on_earth_raises(answer: dict[str, Any], status: int, name: str)
     else:
         assert isinstance(details["error"], str)
         assert isinstance(details["failure"], Failure)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "left"),
+    [
+        (
+            "users/update call failed: 400 BadParams: Bob (1 attempt) is odd (1 attempt). Check it.",
+            "users/update call failed: 400 BadParams (1 attempt). Check it.",
+        ),
+        (
+            "users/update call failed: 404 <html>Bob</html> (3 attempts; told to wait 90 s).",
+            "users/update call failed: 404 in words that only the log has (3 attempts; told to wait 90 s).",
+        ),
+        (
+            "1 record was not acknowledged. For example: events/track call failed: 503 Bob: BadParams (3 attempts).",
+            "1 record was not acknowledged. For example: events/track call failed: 503 in words that only the log has"
+            " (3 attempts).",
+        ),
+        ("users/update call failed: ReadTimeout (3 attempts).", "users/update call failed: ReadTimeout (3 attempts)."),
+        ("All records are in Iterable: 5 delivered.", "All records are in Iterable: 5 delivered."),
+    ],
+)
+def test_of_the_words_of_an_answer_only_a_known_code_is_left(sentence: str, left: str) -> None:
+    assert without_words(sentence, known_codes={"BadParams"}) == left
