@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.model.text import WIDTH, counted, moment, shown, table, wrapped
 
@@ -55,6 +61,40 @@ def test_too_many_columns_are_no_table() -> None:
 
 def test_sentences_are_wrapped_and_indented() -> None:
     assert wrapped("word " * 20, "  ", "      ") == ["  " + "word " * 14 + "word", "      " + "word " * 4 + "word"]
+
+
+PIECES = st.lists(st.sampled_from(["a" * 7, "b" * 90, "c-d", "é", " ", "  ", " " * 90, "\t", "\n"]), max_size=12)
+
+
+@given(PIECES, st.sampled_from(["", "    "]), st.sampled_from([None, "", "       "]))
+def test_wrapping_is_that_of_the_standard_library(pieces: list[str], indent: str, hanging: str | None) -> None:
+    text = "".join(["word", *pieces])
+    others = indent if hanging is None else hanging
+    expected = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=others, break_on_hyphens=False)
+    assert wrapped(text, indent, hanging) == [line.rstrip() for line in expected]  # which leaves spaces at times
+
+
+def test_a_long_word_takes_a_time_in_proportion_to_its_length() -> None:
+    """By lines of Python, which no other program on this machine slows down."""
+    assert count_steps(lambda: wrapped("x" * 200_000)) < 11 * count_steps(lambda: wrapped("x" * 20_000))
+    assert count_steps(lambda: table([["x" * 200_000]])) < 2 * count_steps(lambda: table([["x" * 20_000]]))
+
+
+def count_steps(work: Callable[[], object]) -> int:
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal steps
+        steps += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return steps
 
 
 def test_times_are_in_utc() -> None:
