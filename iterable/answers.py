@@ -70,6 +70,7 @@ class Answer:
 def read_answer(status_code: int, content: bytes, retry_after: str | None, now: float) -> Answer:
     """Never raises for what is in the bytes. `retry_after`: that header."""
     text = content.decode("utf-8-sig", errors="replace")
+    del content  # which may be large
     body = parse_object(text)
     wait_s = _parse_retry_after(retry_after, now)
     if status_code == 429:

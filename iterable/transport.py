@@ -131,12 +131,17 @@ def _read(response: requests.Response, clock: Callable[[], float], max_bytes: in
     status_code = response.status_code
     if 300 <= status_code < 400:
         return Answer(status_code, text="it redirects to another address", failure=Failure.REDIRECTED)
+    # Not kept here, so that a large body is gone when it has become text.
+    return read_answer(status_code, _content(response, max_bytes), response.headers.get("Retry-After"), clock())
+
+
+def _content(response: requests.Response, max_bytes: int) -> bytes:
     content: bytes = response.raw.read(max_bytes + 1, decode_content=False) or b""
     if len(content) > max_bytes:
-        content = b"more than %d bytes" % max_bytes
-    elif (response.raw.length_remaining or 0) > 0:  # urllib3 hands over a cut answer as if it were whole
+        return b"more than %d bytes" % max_bytes
+    if (response.raw.length_remaining or 0) > 0:  # urllib3 hands over a cut answer as if it were whole
         raise http.client.IncompleteRead(content, response.raw.length_remaining)
-    return read_answer(status_code, content, response.headers.get("Retry-After"), clock())
+    return content
 
 
 # What went wrong ------------------------------------------------------------------------------------------------------

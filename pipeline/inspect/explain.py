@@ -38,7 +38,7 @@ from pipeline.model.records import Kind, Record
 from pipeline.model.text import text_of
 from pipeline.report import Console
 from pipeline.run.conclusion import refuse
-from pipeline.run.forgotten import MESSAGE, ForgottenListError, hash_of, read_forgotten
+from pipeline.run.forgotten import MESSAGE, ForgottenListError, read_forgotten
 from pipeline.run.interrupt import Interrupted
 from pipeline.stage.pages import pages
 from pipeline.transform import payloads
@@ -189,7 +189,7 @@ def _is_forgotten(session: InspectionSession, identity: str | None) -> bool | Fo
     if identity is None or not session.settings.skip_forgotten:
         return False
     try:
-        return hash_of(identity) in read_forgotten(session.client, by_user_id=session.by_user_id)
+        return identity in read_forgotten(session.client, by_user_id=session.by_user_id)
     except ForgottenListError as problem:
         return problem
 

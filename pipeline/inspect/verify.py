@@ -25,7 +25,7 @@ from pipeline.model.records import Kind, Record
 from pipeline.model.text import counted, iso, moment, shown, wrapped
 from pipeline.report import Console
 from pipeline.run.conclusion import refuse
-from pipeline.run.forgotten import hash_of, read_forgotten
+from pipeline.run.forgotten import read_forgotten
 from pipeline.run.interrupt import Interrupted
 from pipeline.stage.pages import pages
 
@@ -129,11 +129,11 @@ def verify(session: InspectionSession, size: int) -> Verification:
     if session.settings.use_jwt_auth:
         return Verification((), 0, 0, 0, (), Ending(ExitCode.SETTINGS, f"{CLIENT_SIDE} --verify needs one."))
     skips_forgotten = session.settings.skip_forgotten
-    forgotten = read_forgotten(session.client, by_user_id=session.by_user_id) if skips_forgotten else frozenset()
+    forgotten = read_forgotten(session.client, by_user_id=session.by_user_id) if skips_forgotten else ()
     plan_rows(session, without_events=True)
     sample = Sample(size)
     for user in _unchanged_users(session):
-        if forgotten and hash_of(user.record.identity) in forgotten:
+        if user.record.identity in forgotten:
             sample.forgotten += 1
         elif session.now - user.accepted_at < SETTLE_S:
             sample.too_recent += 1

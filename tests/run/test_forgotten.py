@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.model.records import Kind, Record
-from pipeline.run.forgotten import CODE, MESSAGE
+from pipeline.run.forgotten import CODE, MESSAGE, ForgottenPeople, hash_of
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
 from tests.opened import open_both
 from tests.program import Program, make_table, sent, use_query
@@ -150,3 +152,15 @@ def test_a_jwt_key_can_not_read_the_list_and_is_refused_at_start(people: Program
     assert run.code == 78
     assert "SKIP_FORGOTTEN=true can't be used with USE_JWT_AUTH=true" in run.err
     assert run.files("*") == []
+
+
+# The list -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_the_list_is_as_good_as_a_set(numbers: set[int]) -> None:
+    people = {f"U{number}@example.com " for number in numbers}
+    forgotten = ForgottenPeople([hash_of(each) for each in people])
+    assert len(forgotten) == len(people)
+    asked = [f"u{number}@example.com" for number in range(301)]
+    assert [each in forgotten for each in asked] == [number in numbers for number in range(301)]
