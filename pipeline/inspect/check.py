@@ -41,7 +41,6 @@ from pipeline.model.failure_policy import CHECK_ADDRESS, CHECK_KEY, POLICIES
 from pipeline.report import Console
 from pipeline.report.retention import disk_space_warning
 from pipeline.run.conclusion import refuse
-from pipeline.run.forgotten import ForgottenListError, read_forgotten
 from pipeline.run.heartbeat import takes_suffix
 from pipeline.run.interrupt import Interrupt, Interrupted, catch_signals
 from pipeline.run.journeys import journeys_in_words
@@ -146,7 +145,7 @@ def _findings(
     yield from check_output(settings)
     checked = check_ledger(settings, options, stack)
     yield from checked.findings
-    rows = FirstRows(settings, options, checked.ledger, interrupt)
+    rows = FirstRows(settings, options, checked.ledger, interrupt, client)
     yield from rows.findings()
     report.since, report.looked_at, report.bad_rows = rows.since, rows.looked_at, rows.bad_rows
     types: dict[str, str] | None = None
@@ -250,8 +249,7 @@ def check_iterable(client: IterableClient, settings: Settings) -> Iterator[Findi
     fields = answer["fields"] if isinstance(answer.get("fields"), dict) else {}
     yield good(Area.KEY, f"Iterable accepted the key; the project has {len(fields):,} user fields")
     yield fields
-    if settings.skip_forgotten:
-        yield _check_forgotten(client, settings)
+    yield from _check_writing(client)
 
 
 def _check_jwt_key(client: IterableClient) -> Iterable[Finding]:
@@ -263,12 +261,16 @@ def _check_jwt_key(client: IterableClient) -> Iterable[Finding]:
     return [good(Area.KEY, "Iterable answers and knows the key"), note(Area.KEY, text)]
 
 
-def _check_forgotten(client: IterableClient, settings: Settings) -> Finding:
-    try:
-        hashes = read_forgotten(client, by_user_id=settings.iterable_identifier == "userId")
-    except ForgottenListError as problem:
-        return bad(Area.KEY, str(problem), "", problem.code)
-    return good(Area.KEY, f"Iterable lists {len(hashes):,} forgotten people (SKIP_FORGOTTEN)")
+def _check_writing(client: IterableClient) -> Iterator[Finding]:
+    """Whether the key may write: an update that names nobody changes nothing, and is refused for that."""
+    ok, answer = client.update_user(None)
+    if ok or answer["failure"] is Failure.REJECTED:
+        return
+    found = _explain(answer)
+    if found.area is Area.KEY:
+        yield bad(Area.KEY, f"the key may read, and not write: {found.text}", found.remedy, found.code)
+    else:
+        yield note(Area.KEY, f"whether the key may write is not known: {found.text}", found.remedy)
 
 
 def _explain(details: Mapping[str, Any]) -> Finding:

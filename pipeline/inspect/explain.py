@@ -226,7 +226,7 @@ def _read_copy(session: InspectionSession, identity: str | None, user: RecordRep
 def _unread(details: Mapping[str, Any]) -> Copy:
     if is_client_side(details):
         return Copy(CopyState.NOT_READ, problem=CLIENT_SIDE)
-    if details["failure"] is Failure.REJECTED:  # it concerns this person alone
+    if details["failure"] in (Failure.REJECTED, Failure.UNAUTHORIZED):  # it concerns this person, or the key's rights
         return Copy(CopyState.NOT_READ, problem=f"{details['error']}.")
     ending = why_not_read(details)
     return Copy(CopyState.NOT_READ, problem=ending.reason, code=ending.code)

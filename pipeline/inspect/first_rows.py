@@ -10,10 +10,13 @@ import os
 import sqlite3
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 
+from iterable_client import IterableClient
 from pipeline.config import ROOT, Settings
 from pipeline.delivery import note_refusals
 from pipeline.inspect.findings import Area, Finding, bad, good, note
@@ -22,7 +25,9 @@ from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.model.exits import ExitCode, UsageError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
-from pipeline.run.brake import Brake, pending_records
+from pipeline.report.advice import advice_for
+from pipeline.run.brake import KEYS_PER_LOOKUP, Brake, pending_records
+from pipeline.run.forgotten import ForgottenListError, reject_forgotten
 from pipeline.run.interrupt import Interrupt, Interrupted
 from pipeline.run.journeys import PendingEvents, count_by_name
 from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, planned, resent
@@ -40,7 +45,14 @@ SHOWN_BAD_ROWS = 3
 class FirstRows:
     """What is known once `findings` has been through. rules, looked_at: None where the query can't be run."""
 
-    def __init__(self, settings: Settings, options: argparse.Namespace, ledger: Ledger, interrupt: Interrupt) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        options: argparse.Namespace,
+        ledger: Ledger,
+        interrupt: Interrupt,
+        client: IterableClient,
+    ) -> None:
         self.rules: Rules | None = None
         self.samples: Sequence[Sample] = ()
         self.since: Since | None = None
@@ -51,6 +63,7 @@ class FirstRows:
         self._options = options
         self._ledger = ledger
         self._interrupt = interrupt
+        self._client = client
         self._is_all = True  # whether all rows were looked at
         self._columns: Sequence[str] = ()
 
@@ -88,8 +101,10 @@ class FirstRows:
             if since is not None and not since.is_full:  # the mapping shows older ones
                 self._read(query, settings.since_start, None)
             return
+        yield from self._reject_forgotten(stage)
         note_refusals(self._ledger, stage, path, keep=False)
         yield from self._about_rows(stage)
+        yield from self._about_known_failures(stage)
         yield from self._about_brake(rules, stage)
         self.pending_events = count_by_name(pending_records(stage, Kind.EVENT))
 
@@ -125,6 +140,39 @@ class FirstRows:
     def _rows_phrase(self) -> str:
         read = self.looked_at or 0
         return counted(read, "row") if self._is_all else f"the first {read:,} rows"
+
+    def _reject_forgotten(self, stage: Stage) -> Iterator[Finding]:
+        if not self._settings.skip_forgotten or self._settings.use_jwt_auth:
+            return
+        try:
+            listed = reject_forgotten(self._client, stage, by_user_id=self._settings.iterable_identifier == "userId")
+        except ForgottenListError as problem:
+            yield bad(Area.KEY, str(problem), "", problem.code)
+        else:
+            yield good(Area.KEY, f"Iterable lists {listed:,} forgotten people (SKIP_FORGOTTEN)")
+
+    def _about_known_failures(self, stage: Stage) -> Iterator[Finding]:
+        """What a run would send, and Iterable has refused as it is in earlier runs."""
+        counts: Counter[str] = Counter()
+        for kind in Kind:
+            records = stage.pending(kind, late=True)
+            while chunk := list(islice(records, KEYS_PER_LOOKUP)):
+                before = self._ledger.past_failures([record.key for record in chunk])
+                for record in chunk:
+                    past = before.get(record.key)
+                    if past and past.outcome is Outcome.REJECTED and past.fingerprint == record.fingerprint:
+                        counts[past.code or f"status {past.status_code}"] += 1
+        if not counts:
+            return
+        reasons = ", ".join(f"{code} ({count:,})" for code, count in counts.most_common())
+        records_were = "record to send was" if counts.total() == 1 else "records to send were"
+        ends_with_1 = self._settings.exit_on_rejected != "new"
+        yield note(
+            Area.ROWS,
+            f"{counts.total():,} {records_were} refused in earlier runs as now: {reasons}",
+            advice_for(Outcome.REJECTED, counts.most_common(1)[0][0]),
+            ExitCode.REJECTED if ends_with_1 else ExitCode.SUCCESS,
+        )
 
     def _about_rows(self, stage: Stage) -> Iterator[Finding]:
         users, events = (stage.count_pending(kind) for kind in Kind)

@@ -85,6 +85,7 @@ class Verification:
     forgotten: int
     compared: Sequence[Compared]
     stopped: Ending | None = None
+    knows_anybody: bool = True
 
     @property
     def different(self) -> list[Compared]:
@@ -99,11 +100,13 @@ class Verification:
     def exit_code(self) -> ExitCode:
         if self.stopped is not None:
             return self.stopped.code
+        if not self.compared:
+            return ExitCode.TEMPORARY
         return ExitCode.REJECTED if self.different else ExitCode.SUCCESS
 
 
 def run_verify(options: argparse.Namespace) -> ExitCode:
-    """Compare `options.verify` users and say which differ. 0: none; 1: some."""
+    """Compare `options.verify` users and say which differ. 0: none; 1: some; 75: nothing was compared."""
     console = Console(quiet=options.quiet, verbose=options.verbose, json=options.json)
     try:
         with open_session(options, console) as session:
@@ -120,7 +123,7 @@ def run_verify(options: argparse.Namespace) -> ExitCode:
     if verification.stopped is not None:
         console.error(verification.stopped.reason)
     elif not verification.compared:
-        console.error(" ".join([TOO_SOON if verification.too_recent else NOTHING, *verification.notes]))
+        console.error(" ".join([_why_nothing(verification), *verification.notes]))
     return code
 
 
@@ -167,7 +170,8 @@ def _read_back(session: InspectionSession, users: Sequence[Chosen], sample: Samp
     finally:
         session.breaker.stop()
         pool.shutdown(cancel_futures=True)
-    return Verification(notes_on(session), sample.offered, sample.too_recent, sample.forgotten, compared, stopped)
+    counts = (sample.offered, sample.too_recent, sample.forgotten)
+    return Verification(notes_on(session), *counts, compared, stopped, not session.ledger.is_empty)
 
 
 def _get(session: InspectionSession, user: Chosen) -> tuple[bool, dict[str, Any]]:
@@ -184,6 +188,15 @@ NOTHING = (
     "Nothing was compared: of the users that the query finds, the ledger knows none as accepted and unchanged since."
 )
 TOO_SOON = f"Nothing was compared: all users were accepted less than {SETTLE_S} seconds ago. Try again in a minute."
+
+
+NOBODY = "Nothing was compared: the ledger knows nobody of this project as accepted. Run the job first."
+
+
+def _why_nothing(found: Verification) -> str:
+    if found.too_recent:
+        return TOO_SOON
+    return NOTHING if found.knows_anybody else NOBODY
 
 
 def different_as_text(found: Verification) -> Iterator[str]:

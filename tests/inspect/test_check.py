@@ -9,6 +9,7 @@ import socket
 import sqlite3
 from contextlib import closing
 from datetime import timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +36,10 @@ def test_a_run_that_would_start_is_all_good_and_sends_nothing(program: Program, 
         "PRAGMA journal_mode=WAL, run once on it, changes that"
     ]
     assert run.out.endswith("Ready to run.\n")
-    assert dict(iterable.project.request_counts) == {"/api/users/getFields": 1, "/api/journeys": 1}
+    assert dict(iterable.project.request_counts) == {
+        "/api/users/getFields": 1, "/api/users/update": 1, "/api/journeys": 1,
+    }  # fmt: skip
+    assert (iterable.project.state()["users"], iterable.project.state()["events"]) == (0, 0)
     assert run.files("*") == []
     assert "alex.moreau" not in run.out
 
@@ -382,6 +386,66 @@ def test_the_list_of_forgotten_people_is_read_where_a_run_needs_it(program: Prog
     run = program.run("--check", SKIP_FORGOTTEN="true")
     assert run.code == 0
     assert "[ ok ] key: Iterable lists 0 forgotten people (SKIP_FORGOTTEN)" in run.out
+
+
+def first_address(sample: Path) -> str:
+    with closing(sqlite3.connect(sample)) as database:
+        (address,) = database.execute("SELECT email FROM users ORDER BY id LIMIT 1").fetchone()
+    return str(address)
+
+
+FORBIDDEN = b'{"msg": "no", "code": "Forbidden", "params": null}'
+
+
+def test_forgotten_people_end_it_as_they_would_end_a_run(program: Program, iterable: StandIn, sample: Any) -> None:
+    iterable.project.forget_user(email=first_address(sample))
+    check = program.run("--check", SKIP_FORGOTTEN="true")
+    assert (check.code, program.run(SKIP_FORGOTTEN="true").code) == (1, 1)
+    assert "can't be sent" in check.out
+    assert "row 1: This person asked Iterable to be forgotten, and SKIP_FORGOTTEN is set" in check.out
+
+
+def test_what_earlier_runs_met_as_refused_ends_it_as_it_would_end_a_run(
+    program: Program, iterable: StandIn, sample: Any
+) -> None:
+    iterable.project.blocked_events.add("page_view")
+    assert program.run().code == 1
+    check = program.run("--check")
+    assert (check.code, program.run().code) == (1, 1)
+    assert (
+        "[note] rows: 36 records to send were refused in earlier runs as now: disallowedEventNames (36) -> allow the"
+    ) in check.out
+    settings = {"EXIT_ON_REJECTED": "new"}
+    assert (program.run("--check", **settings).code, program.run(**settings).code) == (0, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (
+            Fault(path="/api/users/update", status=403, body=FORBIDDEN),
+            77,
+            "[BAD ] key: the key may read, and not write",
+        ),
+        (Fault(path="/api/users/update", status=404, body=FORBIDDEN), 0, "Ready to run."),
+        (Fault(path="/api/users/update", status=503), 0, "[note] key: whether the key may write is not known: "),
+    ],
+    ids=["may not", "refused for another reason", "not known"],
+)
+def test_whether_the_key_may_write_is_found_out_by_an_update_of_nobody(
+    program: Program, iterable: StandIn, sample: Any, fault: Fault, code: int, words: str
+) -> None:
+    iterable.inject(fault)
+    run = program.run("--check")
+    assert (run.code, words in run.out) == (code, True)
+
+
+def test_rows_none_of_which_can_be_sent_end_it_as_they_would_end_a_run(program: Program, tmp_path: Path) -> None:
+    make_table(tmp_path / "users.db", "email, event_time", [("nobody", "2026-01-13 08:00:00")] * 3)
+    use_query(program, "SELECT * FROM rows")
+    check = program.run("--check")
+    assert (check.code, program.run().code) == (1, 1)
+    assert "3 of 3 rows can't be sent (100.00%)" in check.out
 
 
 def test_says_that_the_brake_would_stop_a_run(program: Program, sample: Any) -> None:

@@ -511,3 +511,11 @@ def test_json_that_can_not_be_printed_ends_it_with_73(people: Program) -> None:
         process.stdout.close()
         assert process.wait(60) == 73
         assert process.stderr.read() == "The answer could not be printed (Broken pipe).\n"
+
+
+def test_a_key_that_may_not_read_users_still_shows_rows_and_ledger(people: Program, iterable: StandIn) -> None:
+    iterable.inject(Fault(path="/api/users/getByEmail", status=403, body=b'{"msg": "no", "code": "Forbidden"}'))
+    run = people.run("--explain", "ada@example.com")
+    assert (run.code, run.err) == (0, "")
+    assert "Iterable's copy: not read." in run.out
+    assert "Rows: " in run.out

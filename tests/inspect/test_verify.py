@@ -170,7 +170,7 @@ def test_users_accepted_just_now_are_left_out(accepted: Program, iterable: Stand
     age(accepted, -100)
     iterable.project.request_counts.clear()
     run = accepted.run("--verify")
-    assert (run.code, run.out) == (0, "")
+    assert (run.code, run.out) == (75, "")
     assert run.err == (
         "Nothing was compared: all users were accepted less than 60 seconds ago. Try again in a minute.\n"
     )
@@ -187,12 +187,18 @@ def test_forgotten_people_are_left_out_where_they_are_not_sent(accepted: Program
 
 def test_where_nothing_was_accepted_it_says_that_nothing_was_compared(accepted: Program) -> None:
     run = accepted.run("--verify", "--quiet", ITERABLE_API_KEY="another-key")
-    assert (run.code, run.out) == (0, "")
+    assert (run.code, run.out) == (75, "")
     assert run.err == (
-        "Nothing was compared: of the users that the query finds, the ledger knows none as accepted and unchanged "
-        "since. The API key is new to the ledger, which knows other projects only (ITERABLE_PROJECT keeps what it "
-        "knows when a key is rotated).\n"
+        "Nothing was compared: the ledger knows nobody of this project as accepted. Run the job first. The API key is "
+        "new to the ledger, which knows other projects only (ITERABLE_PROJECT keeps what it knows when a key is "
+        "rotated).\n"
     )
+
+
+def test_where_all_have_changed_since_nothing_is_compared(accepted: Program) -> None:
+    run = accepted.run("--verify", USER_FIELDS="-")
+    assert (run.code, run.out) == (75, "")
+    assert "of the users that the query finds, the ledger knows none as accepted and unchanged since" in run.err
 
 
 def test_each_user_has_the_same_chance() -> None:
