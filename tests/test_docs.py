@@ -17,8 +17,10 @@ from sqlalchemy.exc import NoSuchModuleError
 
 from main import ExitCode
 from pipeline.config import SETTINGS
+from pipeline.config.settings import SECRET_FILES
 from pipeline.delivery.modes import bulk_mode, single_mode
 from pipeline.model.records import Outcome
+from pipeline.report.metrics import METRICS, PREFIX
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from tests.config.example import readme_table, settings_table
 from tests.program import ROOT, Program, use_query
@@ -27,13 +29,17 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
+CHAPTERS = sorted((ROOT / "docs").glob("*.md"))
+OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-def table(heading: str) -> list[list[str]]:
+def table(heading: str, text: str = README) -> list[list[str]]:
     """The cells of the rows of the table whose first column is called so."""
-    lines = README.splitlines()
+    lines = text.splitlines()
     (start,) = (number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
     rows = []
     for line in lines[start + 2 :]:
@@ -211,6 +217,37 @@ def test_files_that_are_named_exist(text: str) -> None:
     assert named
     missing = [name for name in named if not made_by_runs.match(name) and not (ROOT / name).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: str(chapter.name))
+def test_a_chapter_has_no_long_lines_and_its_links_lead_somewhere(chapter: Path) -> None:
+    text = chapter.read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if len(line) > 120 and line[:1] not in ("|", "*")] == []
+    linked = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [path for path, _, _ in linked if path and not (chapter.parent / path).exists()] == []
+    for path, _, anchor in linked:
+        assert not anchor or anchor in anchors(chapter.parent / path if path else chapter), anchor
+    if chapter.name != "README.md":
+        assert f"]({chapter.name})" in (ROOT / "docs/README.md").read_text(encoding="utf-8")
+
+
+def anchors(document: Path) -> set[str]:
+    """Where a link may point to: each heading, in lower case and with hyphens."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_chapter_on_operations_has_every_exit_code_secret_and_metric() -> None:
+    codes = [int(code) for cell, *_ in table("code", OPERATIONS) for code in cell.split(",")]
+    assert codes == list(ExitCode)
+    assert sorted(cell.strip("`") for cell, _ in table("setting", OPERATIONS)) == sorted(SECRET_FILES)
+    named = [re.sub(r"\{.*", "", cell.strip("`")) for cell, _ in table("metric", OPERATIONS)]
+    assert named == [f"{PREFIX}_{name}" for name in METRICS]
+
+
+def test_the_crontab_line_of_the_chapter_is_that_of_the_readme() -> None:
+    (line,) = (block for block in blocks("text") if block.startswith("*/15"))
+    assert line in OPERATIONS
 
 
 def test_every_module_is_in_the_reading_order() -> None:

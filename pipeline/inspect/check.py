@@ -7,7 +7,7 @@ end with, as far as that can be seen from the first rows. Locks and writes nothi
 from __future__ import annotations
 
 import argparse
-import os
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -172,7 +172,7 @@ def check_output(settings: Settings) -> Iterator[Finding]:
     folder = settings.output_dir
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".check-"):
-            free_bytes = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+            free_bytes = shutil.disk_usage(folder).free
     except OSError as error:
         yield bad(
             Area.OUTPUT,

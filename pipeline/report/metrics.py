@@ -16,6 +16,15 @@ from pipeline.model.records import Kind
 from pipeline.report.results import Results
 
 PREFIX = "iterable_sync"
+METRICS = {
+    "last_run_timestamp_seconds": "When the last run ended.",
+    "last_success_timestamp_seconds": "When a run last ended with 0.",
+    "exit_code": "How the last run ended.",
+    "duration_seconds": "How long the last run took.",
+    "records": "Records of the last run by their outcome.",
+    "consecutive_temporary_failures": "Runs in a row that ended with 75 or 69 and had nothing accepted.",
+    "known_records": "Records that Iterable has accepted.",
+}
 
 
 @dataclass(frozen=True)
@@ -42,20 +51,18 @@ def metrics_text(results: Results, standing: Standing) -> str:
         for kind in Kind
         for outcome, number in results.counts[f"{kind.value}s"].items()
     ]
-    metrics = [
-        ("last_run_timestamp_seconds", "When the last run ended.", _one(finished_at)),
-        ("last_success_timestamp_seconds", "When a run last ended with 0.", _one(standing.last_success)),
-        ("exit_code", "How the last run ended.", _one(results.exit_code)),
-        ("duration_seconds", "How long the last run took.", _one(results.duration_s)),
-        ("records", "Records of the last run by their outcome.", by_outcome),
-        (
-            "consecutive_temporary_failures",
-            "Runs in a row that ended with 75 or 69 and had nothing accepted.",
-            _one(standing.consecutive_temporary_failures),
-        ),
-        ("known_records", "Records that Iterable has accepted.", [_Sample({"kind": k}, n) for k, n in known.items()]),
-    ]
-    return "".join(_metric(name, text, samples, results.query_file) for name, text, samples in metrics if samples)
+    samples = {
+        "last_run_timestamp_seconds": _one(finished_at),
+        "last_success_timestamp_seconds": _one(standing.last_success),
+        "exit_code": _one(results.exit_code),
+        "duration_seconds": _one(results.duration_s),
+        "records": by_outcome,
+        "consecutive_temporary_failures": _one(standing.consecutive_temporary_failures),
+        "known_records": [_Sample({"kind": kind}, number) for kind, number in known.items()],
+    }
+    return "".join(
+        _metric(name, text, samples[name], results.query_file) for name, text in METRICS.items() if samples[name]
+    )
 
 
 def _one(value: float | None) -> list[_Sample]:
