@@ -250,6 +250,15 @@ def test_the_crontab_line_of_the_chapter_is_that_of_the_readme() -> None:
     assert line in OPERATIONS
 
 
+def test_which_file_to_open_is_said_for_twenty_usual_changes_and_the_files_exist() -> None:
+    _, _, after = CONTRIBUTING.partition("| a change to … | file |\n|---|---|\n")
+    rows = [line.strip("|").rsplit("|", 1) for line in after.partition("\n\n")[0].splitlines()]
+    files = {change.strip(): re.findall("`(.*?)`", cell) for change, cell in rows}
+    assert len(files) >= 20
+    assert [change for change, named in files.items() if not named] == []
+    assert [name for named in files.values() for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_every_module_is_in_the_reading_order() -> None:
     modules = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "pipeline").rglob("*.py"))]
     modules = [each for each in modules if not re.search(r"/__|/(sandbox|source)/", each)]
