@@ -32,7 +32,7 @@ from pipeline.run.interrupt import Interrupt, Interrupted
 from pipeline.run.journeys import PendingEvents, count_by_name
 from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, planned, resent
 from pipeline.run.since import Since
-from pipeline.source import Query, SourceError, read_query, sqlite_blocks_writers
+from pipeline.source import Query, SourceError, advice_for_writers, read_query
 from pipeline.stage.stage import Stage, open_stage
 from pipeline.transform.payloads import Rules
 from pipeline.transform.planner import Planner
@@ -93,9 +93,8 @@ class FirstRows:
         yield good(Area.SOURCE, f"the query runs; its columns are {', '.join(self._columns)}")
         if since is not None:
             yield good(Area.SOURCE, f"the next run would read from {since.shown()} UTC: {since.why}")
-        if sqlite_blocks_writers(str(settings.database_url), ROOT):
-            text = "while a run reads this SQLite file, other programs can't write to it"
-            yield note(Area.SOURCE, text, "PRAGMA journal_mode=WAL, run once on it, changes that")
+        if (advice := advice_for_writers(str(settings.database_url), ROOT)) is not None:
+            yield note(Area.SOURCE, "while a run reads this SQLite file, other programs can't write to it", advice)
         if not self.looked_at:
             yield note(Area.ROWS, "the query finds no rows", "nothing would be sent")
             if since is not None and not since.is_full:  # the mapping shows older ones

@@ -20,7 +20,7 @@ from pipeline.source.query import Query, read_query
 from pipeline.source.result import Block, QueryResult
 from pipeline.source.select_only import refuse_all_but_select
 from pipeline.source.server import CONNECT_LIMIT_S, run_on_server
-from pipeline.source.sqlite import run_on_sqlite, sqlite_blocks_writers
+from pipeline.source.sqlite import advice_for_writers, run_on_sqlite
 
 __all__ = [
     "Block",
@@ -29,9 +29,9 @@ __all__ = [
     "SourceBusyError",
     "SourceError",
     "UndecodableText",
+    "advice_for_writers",
     "open_query",
     "read_query",
-    "sqlite_blocks_writers",
 ]
 
 

@@ -75,6 +75,8 @@ def _reason(error: Exception) -> str:
     text = str(cause)
     if isinstance(cause, sqlite3.Error) and "Could not decode to UTF-8" in text:
         return "a text is not valid UTF-8."  # without the text itself, which has no place in a log
+    if isinstance(cause, sqlite3.Error) and text == "not authorized":
+        return "it must be one SELECT."
     if isinstance(cause, (QueryStopped, NoAnswer)):
         return f"{text}."
     if _is_of_duckdb(cause):

@@ -53,8 +53,7 @@ def prepare_postgresql(connection: Connection) -> Callable[[str], str]:
     raw: Any = connection.connection.driver_connection
     keeps_any_bytes = driver in DRIVERS and raw.info.parameter_status("server_encoding") == "SQL_ASCII"
     if keeps_any_bytes:  # such a server converts nothing, but checks what is not to come as it is
-        raw.cursor().execute("SET client_encoding TO 'LATIN1'")  # a letter for each byte
-        raw.commit()
+        _take_letters_for_bytes(raw)
     connection.execution_options(postgresql_readonly=True)
     values = ", ".join(f"('{name}', '{value}')" for name, value in SETTINGS.items())
     connection.exec_driver_sql(_SET.format(values))
@@ -65,6 +64,14 @@ def prepare_postgresql(connection: Connection) -> Callable[[str], str]:
     if keeps_any_bytes:
         return lambda sql: sql.encode().decode("latin-1")
     return lambda sql: sql
+
+
+def _take_letters_for_bytes(connection: Any) -> None:
+    if hasattr(connection, "set_client_encoding"):  # psycopg2 notes it only when asked so
+        connection.set_client_encoding("LATIN1")
+        return
+    connection.execute("SET client_encoding TO 'LATIN1'")
+    connection.commit()
 
 
 # psycopg --------------------------------------------------------------------------------------------------------------

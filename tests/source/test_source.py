@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from pipeline.model.records import Unreadable
-from pipeline.source import SourceBusyError, SourceError, UndecodableText, read_query, sqlite_blocks_writers
+from pipeline.source import SourceBusyError, SourceError, UndecodableText, advice_for_writers, read_query
 from tests.reading import Alarm, alarm, opened, problem, read, rows
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
@@ -256,7 +257,7 @@ def test_locked_database_is_told_after_the_time_that_the_url_allows(users: Path)
 def test_only_a_wal_lets_others_write_while_rows_are_read(users: Path, mode: str, blocks: bool) -> None:
     with closing(sqlite3.connect(users, isolation_level=None, timeout=0)) as other:
         other.execute(f"PRAGMA journal_mode = {mode}")
-        assert sqlite_blocks_writers("sqlite:///users.db", users.parent) is blocks
+        assert (advice_for_writers("sqlite:///users.db", users.parent) is not None) is blocks
         with opened("sqlite:///users.db", f"{NUMBERS} FROM n, users", users.parent) as result:
             next(rows(result))
             if blocks:
@@ -267,7 +268,97 @@ def test_only_a_wal_lets_others_write_while_rows_are_read(users: Path, mode: str
 
 
 def test_writers_of_other_databases_are_not_asked_about(tmp_path: Path) -> None:
-    assert sqlite_blocks_writers("postgresql+psycopg://host/name", tmp_path) is False
+    assert advice_for_writers("postgresql+psycopg://host/name", tmp_path) is None
+
+
+# What reading leaves behind ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["ours", "another user's"])
+def wal(users: Path, request: pytest.FixtureRequest) -> Path:
+    """A file in WAL mode that nobody has open, in a folder of its own."""
+    folder = users.parent / "app"
+    folder.mkdir()
+    path = users.rename(folder / "users.db")
+    with closing(sqlite3.connect(path, isolation_level=None)) as owner:
+        owner.execute("PRAGMA journal_mode = wal")
+    if request.param != "ours":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        os.chown(path, 65534, 65534)
+        os.chown(folder, 65534, 65534)
+    return path
+
+
+def names(path: Path) -> set[str]:
+    return {each.name for each in path.parent.iterdir()}
+
+
+def found(path: Path) -> list[dict[str, Any]]:
+    return read("sqlite:///app/users.db", "SELECT count(*) AS n FROM users", path.parent.parent)
+
+
+def test_reading_a_wal_that_nobody_has_open_leaves_no_trace(wal: Path) -> None:
+    before = wal.read_bytes()
+    assert found(wal) == [{"n": 2}]
+    assert names(wal) == {"users.db"}
+    assert wal.read_bytes() == before
+
+
+def test_reading_a_wal_that_is_open_finds_all_and_leaves_the_files_alone(wal: Path) -> None:
+    with closing(sqlite3.connect(wal, isolation_level=None)) as owner:
+        owner.execute("INSERT INTO users VALUES (3, 'eve@example.com')")
+        assert found(wal) == [{"n": 3}]
+        assert names(wal) == {"users.db", "users.db-wal", "users.db-shm"}
+        owner.execute("INSERT INTO users VALUES (4, 'fay@example.com')")
+    assert names(wal) == {"users.db"}
+
+
+@pytest.mark.parametrize("wal", ["another user's"], indirect=True)
+def test_changes_that_can_not_be_read_without_writing_are_told(wal: Path) -> None:
+    with closing(sqlite3.connect(wal, isolation_level=None)) as owner:
+        owner.execute("INSERT INTO users VALUES (3, 'eve@example.com')")
+        left = Path(f"{wal}-wal").read_bytes()
+    Path(f"{wal}-wal").write_bytes(left)  # as after a crash, without the index
+    message = problem("sqlite:///app/users.db", "SELECT id FROM users", wal.parent.parent)
+    assert message == (
+        f"{wal} has changes in users.db-wal that can't be read without writing beside it; open it once with the "
+        "program that it belongs to, or run this job as the file's owner."
+    )
+    assert names(wal) == {"users.db", "users.db-wal"}
+
+
+@pytest.mark.parametrize("wal", ["another user's"], indirect=True)
+@pytest.mark.parametrize("blocks_first", [1, 1000])
+def test_file_that_changes_while_it_is_read_without_a_lock_is_for_later(wal: Path, blocks_first: int) -> None:
+    with opened("sqlite:///app/users.db", f"{NUMBERS} FROM n, users", wal.parent.parent) as result:
+        for _ in itertools.islice(result.blocks, blocks_first if blocks_first == 1 else 11):
+            pass
+        with closing(sqlite3.connect(wal)) as owner, owner:
+            owner.execute("INSERT INTO users VALUES (3, 'eve@example.com')")
+        with pytest.raises(
+            SourceBusyError, match=r"^users\.db was written to while it was read, so its rows may not fit"
+        ):
+            list(result.blocks)
+
+
+def test_advice_is_no_wal_for_a_file_of_another_user(users: Path) -> None:
+    assert advice_for_writers("sqlite:///users.db", users.parent) == (
+        "PRAGMA journal_mode=WAL, run once on it, changes that"
+    )
+    if os.geteuid() == 0:
+        os.chown(users, 65534, 65534)
+        assert advice_for_writers("sqlite:///users.db", users.parent) == (
+            "let a run read a copy of it, or run when nobody writes"
+        )
+
+
+def test_full_text_search_and_a_look_at_a_table_are_reading(users: Path) -> None:
+    with closing(sqlite3.connect(users)) as database, database:
+        database.execute("CREATE VIRTUAL TABLE notes USING fts5(note)")
+        database.execute("INSERT INTO notes VALUES ('a red fox'), ('a blue fox')")
+    sql = "SELECT note FROM notes WHERE notes MATCH 'red' UNION SELECT name FROM pragma_table_info('users') ORDER BY 1"
+    assert [row["note"] for row in read("sqlite:///users.db", sql, users.parent)] == ["a red fox", "email", "id"]
 
 
 def test_option_that_is_no_number_is_told(users: Path) -> None:
@@ -351,7 +442,7 @@ def test_query_passes_to_the_letter(users: Path, sql: str | bytes, value: object
 
 def test_statement_without_rows_is_refused(users: Path) -> None:
     assert problem("sqlite:///users.db", "CREATE TEMPORARY TABLE t (id)", users.parent) == (
-        "The query in query.sql returns no rows; it must be a SELECT."
+        "The query in query.sql can't be run: it must be one SELECT."
     )
 
 
