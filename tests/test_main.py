@@ -350,7 +350,7 @@ BAD_SOURCES = {
     "no identity": (b"", "SELECT 'Ada' AS first_name", "no column email"),
     "no event_time": (b"", "SELECT 'a@example.com' AS email, 'x' AS page", "no column event_time"),
     "doubled columns": (b"", "SELECT 'a@example.com' AS email, 1 AS n, 2 AS n", "more than one column named n"),
-    "writing query": (b"", "CREATE TABLE t (x)", "readonly"),
+    "writing query": (b"", "CREATE TABLE t (x)", "must be one SELECT"),
     "two statements": (b"", "SELECT 'a@example.com' AS email; SELECT 2", "more than one statement"),
     "empty": (b"", "-- nothing", "holds no query"),
 }
