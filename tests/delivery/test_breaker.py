@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -22,17 +20,6 @@ from tests.job import Job, Rows, each_mode
 from tests.program import wait_until
 
 OUT, NO_AUTH, NO_JSON = Failure.UNACKNOWLEDGED, Failure.UNAUTHORIZED, Failure.UNREADABLE
-
-
-@pytest.fixture
-def iterable() -> Iterator[StandIn]:
-    with StandIn(limits=None) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
-def job(tmp_path: Path, iterable: StandIn) -> Job:
-    return Job(tmp_path, iterable.url)
 
 
 def tell(breaker: Breaker, *failures: Failure | None, is_probe: bool = False) -> Turn:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timezone
 from itertools import pairwise
 from pathlib import Path
@@ -51,23 +51,13 @@ from tests.job import (
     stage,
 )
 from tests.opened import Opened
+from tests.processes import file_size_limit
 
 ROOT = Path(__file__).parent.parent.parent
 ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
 UPDATE, BULK_UPDATE = "/api/users/update", "/api/users/bulkUpdate"
 TRACK, TRACK_BULK = "/api/events/track", "/api/events/trackBulk"
 BAD_KEY = Fault(status=401, body=b'{"msg":"Invalid API key","code":"BadApiKey","params":null}')
-
-
-@pytest.fixture
-def iterable() -> Iterator[StandIn]:
-    with StandIn(limits=None) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
-def job(tmp_path: Path, iterable: StandIn) -> Job:
-    return Job(tmp_path, iterable.url)
 
 
 # Delivering -----------------------------------------------------------------------------------------------------------
@@ -591,18 +581,6 @@ def limit_workers(monkeypatch: pytest.MonkeyPatch, allowed: int) -> list[str]:
 
     monkeypatch.setattr(threading.Thread, "start", start_some)
     return started
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond this: writing more fails like on a full disk."""
-    resource = pytest.importorskip("resource")  # POSIX only
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @each_mode

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from pipeline.delivery.modes import Mode, bulk_mode, single_mode
@@ -18,17 +15,6 @@ FORBIDDEN_HTML = Fault(status=403, body=b"<html>firewall</html>")
 BAD_HTML = Fault(status=400, body=b"<html>firewall</html>")
 MISMATCHED = Fault(status=401, body=b'{"msg":"no","code":"JwtUserIdentifiersMismatched"}')
 BAD = [f"bad{number}@example.com" for number in range(5)]
-
-
-@pytest.fixture
-def iterable() -> Iterator[StandIn]:
-    with StandIn(limits=None) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
-def job(tmp_path: Path, iterable: StandIn) -> Job:
-    return Job(tmp_path, iterable.url)
 
 
 def fail(iterable: StandIn, fault: Fault, people: list[str]) -> None:

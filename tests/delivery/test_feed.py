@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 from operator import attrgetter
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -30,18 +29,6 @@ from tests.job import (
     some_events,
 )
 from tests.opened import open_both
-
-
-@pytest.fixture
-def iterable() -> Iterator[StandIn]:
-    with StandIn(limits=None) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
-def job(tmp_path: Path, iterable: StandIn) -> Job:
-    return Job(tmp_path, iterable.url)
-
 
 # Batches --------------------------------------------------------------------------------------------------------------
 

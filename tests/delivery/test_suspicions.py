@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -28,17 +26,6 @@ STRANGERS = {
     "407": ([OF_PROXY], ExitCode.NOT_ITERABLE),
 }
 each_stranger = pytest.mark.parametrize("name", STRANGERS)
-
-
-@pytest.fixture
-def iterable() -> Iterator[StandIn]:
-    with StandIn(limits=None) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
-def job(tmp_path: Path, iterable: StandIn) -> Job:
-    return Job(tmp_path, iterable.url)
 
 
 def inject(iterable: StandIn, *faults: Fault, match: bytes | None = None) -> None:

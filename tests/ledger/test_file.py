@@ -8,10 +8,8 @@ import random
 import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from pipeline.ledger.ledger import (
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind, Record
 from tests.opened import PROJECT
+from tests.processes import child, file_size_limit
 
 ROOT = Path(__file__).parent.parent.parent
 AT_REST = {LEDGER_NAME, LOCK_NAME}
@@ -58,11 +57,6 @@ def count(folder: Path) -> int:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def child(script: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 # The format -----------------------------------------------------------------------------------------------------------
@@ -418,18 +412,6 @@ def test_file_system_without_locks_is_told_with_the_way_out(
     )
     assert not (tmp_path / LEDGER_NAME).exists()
     assert lock.is_locked(tmp_path / LOCK_NAME) is False
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond this: writing more fails like on a full disk."""
-    resource = pytest.importorskip("resource")  # POSIX only
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def begin_run(folder: Path) -> None:

@@ -30,6 +30,7 @@ from pipeline.ledger.ledger import (
 from pipeline.model.exits import OutputError
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from tests.opened import PROJECT, Opened, open_both, read_both
+from tests.processes import child
 
 ROOT = Path(__file__).parent.parent.parent
 DAY_S = 86_400
@@ -488,11 +489,6 @@ try:
 except LedgerBusyError as error:
     print(f"busy within a second: {time.monotonic() - before < 1}; {error}")
 """
-
-
-def child(script: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 @contextmanager

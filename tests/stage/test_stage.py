@@ -17,7 +17,6 @@ from tests.ledger.test_ledger import (
     ADA,
     BOB,
     CY,
-    child,
     event,
     holder,
     opening,
@@ -31,6 +30,7 @@ from tests.ledger.test_ledger import (
     user,
 )
 from tests.opened import Opened, open_both
+from tests.processes import child
 
 
 @pytest.fixture
