@@ -554,6 +554,22 @@ def test_many_rows_that_are_refused_alike_are_all_new_at_first(program: Program,
     assert [reason["new"] for reason in program.run().results["reasons"]] == [0]
 
 
+def test_fields_that_iterable_keeps_itself_are_not_sent_by_a_star(
+    program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    make_table(tmp_path / "users.db", "email,city,emailListIds", [("ada@example.com", "London", "[1]")])
+    use_query(program, "SELECT * FROM rows")
+    run = program.run(USER_FIELDS="*")
+    assert run.code == 0
+    assert run.results["fields"]["not_sent"] == ["emailListIds"]
+    assert "        Not sent, as Iterable keeps these fields itself: emailListIds\n" in run.out
+    assert [json.loads(each.body)["dataFields"] for each in iterable.project.requests] == [{"city": "London"}]
+    assert (
+        "[note] fields: not sent, as Iterable keeps these fields itself: emailListIds\n"
+        in program.run("--check", USER_FIELDS="*").out
+    )
+
+
 def test_columns_that_are_not_sent_are_named_once_and_silent_under_quiet(program: Program, sample: Path) -> None:
     use_query(program, "SELECT email, first_name, page, event_time FROM users JOIN user_events ON user_id = users.id")
     run = program.run(USER_FIELDS="first_name", EVENT_FIELDS="-")

@@ -138,8 +138,10 @@ def is_writable(column: str) -> bool:
 
 
 def expand(fields: Sequence[FieldMap], others: Iterable[str]) -> tuple[FieldMap, ...]:
-    """The fields with `*` replaced by the columns that have no other use, each as a field of its name."""
+    """The fields with `*` replaced by the columns that have no other use, each as a field of its name; but for
+    Iterable's own fields."""
     expanded: list[FieldMap] = []
+    others = [column for column in others if find_own_field(column) is None]
     for each in fields:
         expanded += [FieldMap(column, column) for column in others] if each == EVERY_OTHER else [each]
     return tuple(expanded)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from pipeline.config.fields import find_own_field
 from pipeline.inspect.mapping import NUMBERS, Sample, disagree, fits, folded
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
@@ -95,9 +96,13 @@ def about_fields(rules: Rules, samples: Sequence[Sample], types: Mapping[str, st
     yield from _near_duplicates(samples, types or {})
     if types is not None and not clashes:
         yield good(Area.FIELDS, f"no user field clashes with the project's types; {new} would be new")
-    if rules.not_sent:
-        columns = ", ".join(rules.not_sent)
-        yield note(Area.FIELDS, f"not sent: {columns}", "add them to USER_FIELDS or EVENT_FIELDS if they should be")
+    own = [column for column in rules.not_sent if find_own_field(column)]
+    others = [column for column in rules.not_sent if column not in own]
+    if others:
+        text = f"not sent: {', '.join(others)}"
+        yield note(Area.FIELDS, text, "add them to USER_FIELDS or EVENT_FIELDS if they should be")
+    if own:
+        yield note(Area.FIELDS, f"not sent, as Iterable keeps these fields itself: {', '.join(own)}")
 
 
 def about_dropped(rules: Rules, dropped: Iterable[tuple[Kind, str]]) -> Iterator[Finding]:

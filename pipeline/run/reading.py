@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from iterable.export import Column, csv_block, write_csv
 from pipeline.config import ROOT, Settings
+from pipeline.config.fields import find_own_field
 from pipeline.ledger.ledger import Ledger
 from pipeline.model.exits import OutputError, UsageError
 from pipeline.model.records import Kind
@@ -70,10 +71,19 @@ def read_rows(run: Run) -> Read:
         run.stage, lambda any_bytes: _read_rows(run, query, since, any_bytes=any_bytes), on_retry=logger.warning
     )
     run.console.say(f"Step 4.5: {read.rows:,} rows exported to {read.csv_name}")
-    if read.rules.not_sent:
-        columns = ", ".join(read.rules.not_sent)
-        run.console.say(f"        Not sent, as neither USER_FIELDS nor EVENT_FIELDS names them: {columns}")
+    for sentence in about_columns_not_sent(read.rules):
+        run.console.say(f"        Not sent{sentence}")
     return read
+
+
+def about_columns_not_sent(rules: Rules) -> Iterator[str]:
+    """The rest of a sentence about the columns that neither setting names, and that are not asked to."""
+    own = [column for column in rules.not_sent if find_own_field(column)]
+    others = [column for column in rules.not_sent if column not in own]
+    if others:
+        yield f", as neither USER_FIELDS nor EVENT_FIELDS names them: {', '.join(others)}"
+    if own:
+        yield f", as Iterable keeps these fields itself: {', '.join(own)}"
 
 
 def choose_since(

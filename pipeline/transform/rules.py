@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from pipeline.config import Settings
-from pipeline.config.fields import EVERY_OTHER, FieldMap, expand, find_clash, is_writable
+from pipeline.config.fields import EVERY_OTHER, FieldMap, expand, find_clash, find_own_field, is_writable
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.transform.payloads import Rules
 
@@ -38,13 +38,15 @@ def make_rules(columns: Sequence[str], settings: Settings, now: float) -> Rules:
     others = _columns_without_use(columns, settings)
     user_fields = _available("USER_FIELDS", settings.user_fields, columns, others, settings)
     event_fields = _available("EVENT_FIELDS", settings.event_fields, columns, others, settings)
-    swept = frozenset(others if EVERY_OTHER in settings.user_fields + settings.event_fields else ())
+    free = [column for column in others if find_own_field(column) is None]
+    swept = frozenset(free if EVERY_OTHER in settings.user_fields + settings.event_fields else ())
     not_sent = tuple(column for column in others if column not in swept)
     time_column = _optional("event_time", columns)
     if time_column is None:
         _refuse_events_without_time(columns, event_fields)
-    if not_sent and not settings.given & {"USER_FIELDS", "EVENT_FIELDS"}:
-        raise _unmapped_columns_error(not_sent, user_fields)
+    unmapped = [column for column in not_sent if column in free]
+    if unmapped and not settings.given & {"USER_FIELDS", "EVENT_FIELDS"}:
+        raise _unmapped_columns_error(unmapped, user_fields)
     return Rules(
         by_user_id=by_user_id,
         identity_column=identity_column,

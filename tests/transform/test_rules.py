@@ -215,3 +215,30 @@ def test_clash_that_star_brings_in_is_named() -> None:
         make_rules(["email", "plan", "tier"], settings(USER_FIELDS="tier:plan.tier,*"), NOW_S)
     assert str(caught.value) == "USER_FIELDS has plan both as a value and as an object that holds plan.tier."
     assert caught.value.remedy == "fix USER_FIELDS: give one of the two another field name (column:fieldName)"
+
+
+# Iterable's own fields ------------------------------------------------------------------------------------------------
+
+OWN = ("emailListIds", "SubscribedMessageTypeIDs", "itblInternal")
+
+
+@pytest.mark.parametrize("setting", ["USER_FIELDS", "EVENT_FIELDS"])
+def test_a_star_leaves_the_fields_out_that_iterable_keeps_itself(setting: str) -> None:
+    changes = {"USER_FIELDS": "plan_type", "EVENT_FIELDS": "page"} | {setting: "*"}
+    found = make_rules(["email", "plan_type", "page", "event_time", "city", *OWN], settings(**changes), NOW_S)
+    fields = found.user_fields if setting == "USER_FIELDS" else found.event_fields
+    assert "city" in [field.name for field in fields]
+    assert [field.name for field in fields if field.name in OWN] == []
+    assert (found.not_sent, found.swept & set(OWN)) == (OWN, frozenset())
+
+
+def test_a_suggested_line_has_none_of_them() -> None:
+    with pytest.raises(ColumnsError) as caught:
+        make_rules(["email", "city", *OWN], settings(), NOW_S)
+    assert "columns city would not be sent" in str(caught.value)
+    assert "write USER_FIELDS=city (or" in caught.value.remedy
+
+
+def test_they_alone_are_no_mistake() -> None:
+    found = make_rules([*COLUMNS, *OWN], settings(), NOW_S)
+    assert (found.not_sent, [field.name for field in found.user_fields if field.name in OWN]) == (OWN, [])
