@@ -6,6 +6,7 @@
 """
 
 # No annotations from __future__ here: with them, Python 3.6 would end in a SyntaxError instead of the sentence.
+import gc
 import os
 import signal
 import sys
@@ -18,12 +19,12 @@ if __name__ == "__main__":
     # The imports below take a quarter of a second: until they are done, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))  # which the first process of a container would not hear
+    gc.disable()  # what is imported stays, so looking for garbage among it would be a tenth of the start in vain
     from pipeline.launch import require_python_and_packages
 
     require_python_and_packages()
 
 import argparse
-import gc
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -194,6 +195,7 @@ def _chosen(options: argparse.Namespace) -> Callable[[argparse.Namespace], ExitC
 def main(arguments: Sequence[str] | None = None) -> int:
     # Rows and records come and go by the million and hold no cycles; looking for some would take a quarter of the time.
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 50, 100)
     try:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
