@@ -124,6 +124,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="read from then on, this once: 2026-01-12, 2026-01-12T08:00:00, or all",
     )
     add("--yes", action="store_true", help="go on although the brake would stop this run; don't ask")
+    add("--only", metavar="WHO", help="take only the rows of one person: an e-mail address, or a userId")
     add("--baseline", action="store_true", help="enter everything as accepted by Iterable, and send nothing")
     add(
         "--before",

@@ -17,7 +17,7 @@ from pipeline.delivery.delivery import Delivered, Delivery
 from pipeline.delivery.modes import MAX_BYTES_A_BATCH, Mode, single_mode
 from pipeline.delivery.senders import BulkSender, Sender, SingleSender
 from pipeline.model.exits import Ending, ExitCode
-from pipeline.model.records import FailedRecord, Kind, Outcome, Record
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record, UserDetails
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from tests.opened import Opened, open_both
 
@@ -187,11 +187,19 @@ def stage(opened: Opened, rows: Rows, fields: dict[str, Any] | None = None, *, s
 def make_record(
     opened: Opened, kind: Kind, row: int, email: str, content: dict[str, Any], fields: dict[str, Any] | None = None
 ) -> Record:
-    payload = json.dumps({"email": email, **content, "dataFields": fields or {}}).encode()
-    key = opened.ledger.user_key(email)
+    fields = fields or {}
+    payload = json.dumps({"email": email, **content, "dataFields": fields}).encode()
+    hasher = opened.ledger.hasher
+    key = hasher.user_key(email)
     if kind is Kind.EVENT:
-        (key,) = opened.ledger.event_keys([key], [content["id"]])
-    return Record(kind, row, email, key, opened.ledger.fingerprints([payload])[0], payload)
+        (key,) = hasher.given_event_keys([key], [content["id"]])
+        head = f"{content['createdAt']},{json.dumps(content['eventName'])}"
+        (fingerprint,) = hasher.given_fingerprints([head], [json.dumps(fields)])
+        return Record(kind, row, email, key, fingerprint, payload)
+    (fingerprint,) = hasher.fingerprints([json.dumps(fields).encode()])
+    hashes = [hasher.field_hashes(name, [json.dumps(value)])[0] for name, value in fields.items()]
+    details = UserDetails(b"".join(hashes), b"".join(map(hasher.field_name, fields)))
+    return Record(kind, row, email, key, fingerprint, payload, details)
 
 
 def shown(counts: dict[Outcome, int]) -> dict[str, int]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.ledger.ledger import Ledger, Project, open_ledger, read_ledger
+from pipeline.model.keys import KEY_BYTES, USER_BYTES, is_given
 from pipeline.model.records import Record
 from pipeline.stage.stage import Stage, open_stage
-from pipeline.transform.payloads import Rules
 from pipeline.transform.planner import Planner
+from pipeline.transform.rules import Rules
 
 
 class Opened(NamedTuple):
@@ -41,7 +42,13 @@ class Opened(NamedTuple):
         )
 
     def begin(self, *, skip_unchanged: bool = True) -> None:
-        self.stage.begin(self.ledger.known if skip_unchanged else None, self.ledger.failed_before)
+        self.stage.begin(self._known if skip_unchanged else None, self.ledger.failed_before)
+
+    def _known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """As the planner looks records up where a column says who a person is."""
+        given = self.ledger.accepted.known_given([key for key in keys if len(key) == KEY_BYTES and is_given(key)])
+        of_others = {key for key, each in given.items() if each.person != key[:USER_BYTES]}
+        return {key: each for key, each in self.ledger.known(keys).items() if key not in of_others}
 
     def refresh(self, query: str = "query.sql", *, full_read: bool = True) -> None:
         self.ledger.refresh(self.stage.keys(), query, full_read=full_read)

@@ -83,7 +83,7 @@ def test_the_results_json_has_exactly_the_promised_keys(program: Program, sample
         "result_version", "tool_version", "project_mark", "run_id", "status", "exit_code", "reason", "started_at",
         "finished_at", "duration_s", "host", "database", "query_file", "options", "since", "authentication",
         "push_mode", "base_url", "retry", "counts", "delivered_total", "requests", "fields", "files", "reasons",
-        "failures_total", "failures",
+        "failures_total", "failures", "email_changes", "shared_addresses", "merged_users_rows", "omitted_values",
     ]  # fmt: skip
     assert (results["result_version"], results["delivered_total"]) == (3, 48)
     assert re.fullmatch("[0-9a-f]{32}", results["project_mark"])
@@ -92,7 +92,9 @@ def test_the_results_json_has_exactly_the_promised_keys(program: Program, sample
     }
     assert (results["since"], results["query_file"], results["failures_total"]) == (None, "user_events.sql", 0)
     assert results["retry"] == {"max_retries": 3, "backoff_factor": 2, "initial_backoff": 0.01}
-    assert list(results["counts"]) == ["rows", "duplicate_events", "merged_users", "users", "events"]
+    assert list(results["counts"]) == [
+        "rows", "duplicate_events", "corrected_events", "merged_users", "gone_users", "users", "events",
+    ]  # fmt: skip
     assert list(results["counts"]["users"]) == list(results["counts"]["events"]) == outcomes
     assert results["requests"] == {
         "users/update": {"sent": 12, "retried": 0, "rate_limited": 0},

@@ -6,7 +6,7 @@ One thread, that of `Delivery.run`, decides and keeps the ledger; workers only s
 
 from pipeline.delivery.breaker import Breaker
 from pipeline.delivery.delivery import GRACE_S, Delivered, Delivery
-from pipeline.delivery.failure_history import note_refusals, report_rejections
+from pipeline.delivery.failure_history import note_omitted, note_refusals, report_rejections
 from pipeline.delivery.modes import Mode, choose_mode, single_mode
 from pipeline.delivery.senders import BulkSender, SingleSender
 
@@ -19,6 +19,7 @@ __all__ = [
     "Mode",
     "SingleSender",
     "choose_mode",
+    "note_omitted",
     "note_refusals",
     "report_rejections",
     "single_mode",

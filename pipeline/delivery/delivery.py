@@ -92,6 +92,7 @@ class Delivery:
         query: str = "",
         window_from: int | None = None,
         watched_fields: Mapping[Kind, Collection[str]] | None = None,
+        late_from: float = -math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """settle_s: how long Iterable may take to know a user that was just updated. breaker: the client waits through
@@ -109,6 +110,7 @@ class Delivery:
         self._progress = progress
         self._query = query
         self._window_from = window_from
+        self._late_from = late_from
         self._clock = clock
         self._workers = Workers(sender, breaker, mode.workers, gather_s=0.0 if mode.is_bulk else GATHER_S)
         self._fields = DroppedFields(watched_fields or {})
@@ -142,8 +144,9 @@ class Delivery:
         self._left = {kind: self._stage.count_pending(kind) for kind in Kind}
         if any(self._left.values()):
             self._progress.start(self._left.copy())
-            for late in (False, True):
-                self._send(late=late)
+            self._send()
+            self._wait_until(self._late_from)
+            self._send(late=True)
             if self._held:
                 self._send_held()
 
@@ -342,9 +345,7 @@ class Delivery:
             f"trying once more in {wait_s:.0f} s."
         )
         self._progress.waiting(f"a second try of {counted(self._held, 'event')} in {wait_s:.0f} s")
-        until = self._clock() + wait_s
-        while self._stop is None and self._clock() < until:
-            self._take_in_reports()
+        self._wait_until(self._clock() + wait_s)
         if self._stop is None:
             self._is_second_try = True
             self._stage.release_held()
@@ -357,6 +358,10 @@ class Delivery:
             self._stop = suspected
         elif self._is_verdict and self._is_in_doubt and not any(map(self._stage.count_pending, Kind)):
             self._stop = None  # all have been tried
+
+    def _wait_until(self, moment: float) -> None:
+        while self._stop is None and self._clock() < moment:
+            self._take_in_reports()
 
     def _wind_up(self) -> None:
         """Whatever has ended the run: take in what is still answered, and enter what is known."""

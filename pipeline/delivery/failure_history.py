@@ -11,8 +11,10 @@ from itertools import chain
 from pipeline.ledger.ledger import Failed, Ledger
 from pipeline.model.failure_policy import KEEPS_FAILING
 from pipeline.model.records import Outcome
-from pipeline.stage.stage import Failure, Stage
+from pipeline.stage.outcomes import Failure, Omitted
+from pipeline.stage.stage import Stage
 
+OMITTED_VALUE = "OmittedValue"  # our code for a value that is left out
 MAX_STREAK = 3  # runs in a row, each of which had something else accepted
 
 
@@ -45,6 +47,22 @@ def report_rejections(ledger: Ledger, stage: Stage) -> None:
     for failures in chain(stage.failures(), stage.refusals()):
         rejected = [each for each in failures if each.undelivered.outcome is Outcome.REJECTED]
         ledger.report_failures([_failed(each, set()) for each in rejected])
+    for values in stage.outcomes.omitted():
+        ledger.report_failures([_left_out(each) for each in values])
+
+
+def note_omitted(ledger: Ledger, stage: Stage, query: str, *, keep: bool, window_from: int | None = None) -> None:
+    """As `note_refusals`, for values that are left out of records which are sent all the same."""
+    for values in stage.outcomes.omitted():
+        is_new = ledger.are_new([_left_out(each) for each in values])
+        stage.outcomes.mark_omitted_known([each for each, new in zip(values, is_new, strict=True) if not new])
+    if keep:
+        for values in stage.outcomes.omitted():
+            ledger.note_failures([_left_out(each) for each in values], query, counts=False, window_from=window_from)
+
+
+def _left_out(value: Omitted) -> Failed:
+    return Failed(value.key, value.fingerprint, Outcome.REJECTED, None, OMITTED_VALUE, value.reason, False)
 
 
 def _keep_failing(ledger: Ledger, failures: list[Failure], counts: bool) -> set[bytes]:

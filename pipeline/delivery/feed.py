@@ -255,7 +255,7 @@ class Feed:
             return
         records = list(records_of(page))
         known = self._ledger.known([each.key for each in records])
-        changed = [each.key for each in records if known.get(each.key, each.fingerprint) != each.fingerprint]
+        changed = [each for each in records if known.get(each.key, each.fingerprint) != each.fingerprint]
         if changed:
             self._ledger.invalidate(changed)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from heapq import merge
 from operator import attrgetter
 from typing import Any
@@ -32,18 +33,18 @@ from pipeline.inspect.profile import CLIENT_SIDE, get_user, is_client_side, why_
 from pipeline.inspect.readback import compare, differing
 from pipeline.inspect.reading import Planned, plan_rows
 from pipeline.inspect.session import InspectionSession, notes_on, open_session, print_json
+from pipeline.ledger.accepted import KnownUser
 from pipeline.ledger.ledger import PastFailure
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Kind, Record
-from pipeline.model.text import text_of
 from pipeline.report import Console
 from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import MESSAGE, ForgottenListError, read_forgotten
 from pipeline.run.interrupt import Interrupted
 from pipeline.stage.pages import pages
-from pipeline.transform import payloads
-from pipeline.transform.payloads import Rules
-from pipeline.transform.values import InvalidRecord
+from pipeline.transform.identity import identity_or_none, is_meant
+from pipeline.transform.people import changes_only
+from pipeline.transform.planner import followed_moves
 
 
 def run_explain(options: argparse.Namespace) -> ExitCode:
@@ -63,8 +64,8 @@ def run_explain(options: argparse.Namespace) -> ExitCode:
 
 def explain(session: InspectionSession, who: str) -> Explanation:
     """Raises RunError, where the query can't be read or the ledger can't."""
-    planned = plan_rows(session, lambda rules: _is_meant(who, rules))
-    person = _Person(session, planned, _identity(who, planned.rules))
+    planned = plan_rows(session, lambda rules: is_meant(who, rules))
+    person = _Person(session, planned, identity_or_none(who, planned.rules))
     user = person.user()
     events = person.events()
     return Explanation(
@@ -79,25 +80,6 @@ def explain(session: InspectionSession, who: str) -> Explanation:
     )
 
 
-# Who ------------------------------------------------------------------------------------------------------------------
-
-
-def _identity(who: Any, rules: Rules) -> str | None:
-    """As records have it: an e-mail in lower case, a user id to the letter; None for what can be neither."""
-    try:
-        return payloads.identity(who, rules)
-    except InvalidRecord:
-        return None
-
-
-def _is_meant(who: str, rules: Rules) -> Callable[[Any], bool]:
-    identity = _identity(who, rules)
-    if identity is not None:
-        return lambda value: _identity(value, rules) == identity
-    # It is no identity, and yet it may stand in rows, which are rejected for that.
-    return lambda value: value is not None and text_of(value).strip().lower() == who.strip().lower()
-
-
 # What a run would send, and what the ledger knows ---------------------------------------------------------------------
 
 
@@ -108,8 +90,9 @@ class _Person:
         self.identity = identity
         self._session = session
         self._planned = planned
-        self._key = session.ledger.user_key(identity) if identity is not None else b""
-        self._accepted = session.ledger.accepted_of(self._key) if identity is not None else {}
+        self._key = _key_of(session, identity) if identity is not None else b""
+        accepted = session.ledger.accepted.accepted_of(self._key) if identity is not None else {}
+        self._accepted = {key: accepted_at for key, (accepted_at, _) in accepted.items()}
         self._seen: set[bytes] = set()
         self.forgotten = _is_forgotten(session, identity)
 
@@ -138,8 +121,19 @@ class _Person:
             keys = [record.key for record in page]
             self._seen.update(keys)
             fingerprints, past_failures = self._session.ledger.known(keys), self._session.ledger.past_failures(keys)
+            users = self._session.ledger.accepted.known_users(keys) if kind is Kind.USER else {}
             for record in page:
-                yield self._report(record, fingerprints.get(record.key), past_failures.get(record.key))
+                report = self._report(record, fingerprints.get(record.key), past_failures.get(record.key))
+                user = users.get(record.key)
+                yield report if user is None else self._with_fields(report, record, user)
+
+    def _with_fields(self, report: RecordReport, record: Record, user: KnownUser) -> RecordReport:
+        """With the fields of a known user that would be sent, which may be none."""
+        leaves = json.loads(changes_only(record, user.fields, self._session.ledger.hasher).payload)
+        names = [*leaves["dataFields"], *(["userId"] if "email" in leaves and "userId" in leaves else [])]
+        if not names and report.state in (State.CHANGED, State.UNSURE):
+            report = replace(report, state=State.UNCHANGED)
+        return replace(report, fields_to_send=names)
 
     def _report(self, record: Record, fingerprint: bytes | None, past_failure: PastFailure | None) -> RecordReport:
         state, reason = _state(record, fingerprint), None
@@ -161,6 +155,12 @@ class _Person:
                 yield RecordReport(
                     self._planned.number(each.row), State.REJECTED, reason=each.message, accepted_at=accepted_at
                 )
+
+
+def _key_of(session: InspectionSession, identity: str) -> bytes:
+    """The key under which the ledger knows a person, whose address may have changed."""
+    moved = followed_moves(session.ledger, [identity]) if session.ledger.accepted.any_moved else {}
+    return moved[identity].key if identity in moved else session.ledger.user_key(identity)
 
 
 def _state(record: Record, fingerprint: bytes | None) -> State:

@@ -46,7 +46,8 @@ class Before:
 
 @dataclass(frozen=True)
 class RecordReport:
-    """A user update or an event. row: where it stands in the query. reason: why it can't be sent."""
+    """A user update or an event. row: where it stands in the query. payload: all that we have. fields_to_send: the
+    names of those that would leave; None: all. reason: why it can't be sent."""
 
     row: int
     state: State
@@ -54,6 +55,7 @@ class RecordReport:
     reason: str | None = None
     accepted_at: float | None = None
     before: Before | None = None
+    fields_to_send: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ def _user(each: Explanation) -> Iterator[str]:
         return
     unchanged = ", unchanged since" if user.state is State.UNCHANGED else ""
     yield from wrapped(f"User: {_verdict(user)}{unchanged}", "", IN)
+    if user.fields_to_send and user.state in (State.CHANGED, State.UNSURE):
+        yield from wrapped(f"of its fields, these are sent: {', '.join(map(shown, user.fields_to_send))}", IN)
     yield from _before(user, IN)
     if user.payload is not None and not each.copy.fields:  # else they stand beside Iterable's
         yield from _values(user.payload["dataFields"], IN)
@@ -353,6 +357,7 @@ def _record_as_json(record: RecordReport) -> dict[str, Any]:
         "reason": record.reason,
         "accepted_at": iso(record.accepted_at),
         "before": {**asdict(before), "noted_at": iso(before.noted_at)} if before is not None else None,
+        "fields_to_send": list(record.fields_to_send) if record.fields_to_send is not None else None,
         "payload": record.payload,
     }
 

@@ -12,7 +12,7 @@ from pipeline.inspect.mapping import NUMBERS, Sample, disagree, fits, folded
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
 from pipeline.model.text import wrapped
-from pipeline.transform.payloads import Rules
+from pipeline.transform.rules import Rules
 
 INDENT = " " * len("[BAD ] ")
 

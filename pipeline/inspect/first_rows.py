@@ -21,6 +21,7 @@ from pipeline.config import ROOT, Settings
 from pipeline.delivery import note_refusals
 from pipeline.inspect.findings import Area, Finding, bad, good, note
 from pipeline.inspect.mapping import Sample, Sampler
+from pipeline.inspect.people import about_event_ids, about_people, count_odd_ids
 from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.model.exits import ExitCode, UsageError
 from pipeline.model.records import Kind, Outcome
@@ -34,9 +35,9 @@ from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, pla
 from pipeline.run.since import Since
 from pipeline.source import Query, SourceError, advice_for_writers, read_query
 from pipeline.stage.stage import Stage, open_stage
-from pipeline.transform.payloads import Rules
+from pipeline.transform.people import PeopleReport
 from pipeline.transform.planner import Planner
-from pipeline.transform.rules import ColumnsError, make_rules
+from pipeline.transform.rules import ColumnsError, Rules, make_rules
 
 SAMPLED_ROWS = 10_000
 SHOWN_BAD_ROWS = 3
@@ -65,6 +66,8 @@ class FirstRows:
         self._interrupt = interrupt
         self._client = client
         self._is_all = True  # whether all rows were looked at
+        self._people = PeopleReport()
+        self._odd_ids = 0
         self._columns: Sequence[str] = ()
 
     def findings(self) -> Iterator[Finding]:
@@ -97,6 +100,7 @@ class FirstRows:
             yield note(Area.SOURCE, "while a run reads this SQLite file, other programs can't write to it", advice)
         if not self.looked_at:
             yield note(Area.ROWS, "the query finds no rows", "nothing would be sent")
+            yield from self._about_brake(rules, stage)
             if since is not None and not since.is_full:  # the mapping shows older ones
                 self._read(query, settings.since_start, None)
             return
@@ -104,6 +108,8 @@ class FirstRows:
         note_refusals(self._ledger, stage, path, keep=False)
         yield from self._about_rows(stage)
         yield from self._about_known_failures(stage)
+        yield from about_people(self._people, rules)
+        yield from about_event_ids(rules, self._odd_ids)
         yield from self._about_brake(rules, stage)
         self.pending_events = count_by_name(pending_records(stage, Kind.EVENT))
 
@@ -117,9 +123,11 @@ class FirstRows:
             planner = None
             if stage is not None:
                 planner = Planner(self._ledger, stage, rules, found.columns, full=resent(self._options))
+                self._people = planner.people
             for rows, by_column in planned(planner, self._at_most(found.blocks)):
                 sampler.add(dict(zip(found.columns, by_column, strict=True)), len(rows), read + 1)
                 read += len(rows)
+                self._odd_ids += count_odd_ids(dict(zip(found.columns, by_column, strict=True)), rules)
         self.samples = sampler.samples
         if planner is not None and stage is not None:
             self.looked_at = read
@@ -201,7 +209,10 @@ class FirstRows:
     def _about_brake(self, rules: Rules, stage: Stage) -> Iterator[Finding]:
         if self._options.yes or self._options.sandbox or self._ledger.damage:  # which is said
             return
-        stopped = Brake(self._options, self._settings, rules, self._ledger, stage, time.time()).ending()
+        is_whole = self._is_all and (self.since is None or self.since.is_full)
+        stopped = Brake(
+            self._options, self._settings, rules, self._ledger, stage, time.time(), self._people, is_whole=is_whole
+        ).ending()
         if stopped is not None:
             yield bad(Area.BRAKE, f"a run would stop after {self._rows_phrase}. {stopped.reason}", "", stopped.code)
 

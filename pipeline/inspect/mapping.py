@@ -18,8 +18,9 @@ from uuid import UUID
 from pipeline.config import FieldMap
 from pipeline.model.records import Kind
 from pipeline.model.text import shown, table
-from pipeline.transform import payloads
-from pipeline.transform.payloads import Columns, Rules
+from pipeline.transform import events
+from pipeline.transform.identity import identity
+from pipeline.transform.rules import Columns, Rules
 from pipeline.transform.values import InvalidRecord, field_value, unix_microseconds
 
 MOST_PARTS = 200  # of one column's JSON; one with more has names that are data
@@ -96,10 +97,11 @@ class Sampler:
         rules = self._rules
         people = [_identity(value, rules) for value in columns[rules.identity_column]]
         named = [place for place in range(count) if people[place] is not None]
-        events = payloads.events(payloads.selected(columns, named), [who for who in people if who is not None], rules)
+        identified = [who for who in people if who is not None]
+        found = events.events(events.selected(columns, named), identified, rules)
         for place in named:
             self._take(Kind.USER, rules.user_fields, columns, place, first_row)
-        for place in events.places:
+        for place in found.places:
             self._take(Kind.EVENT, rules.event_fields, columns, named[place], first_row)
 
     def _take(self, kind: Kind, fields: Sequence[FieldMap], columns: Columns, place: int, first_row: int) -> None:
@@ -126,7 +128,7 @@ class Sampler:
 
 def _identity(value: Any, rules: Rules) -> str | None:
     try:
-        return payloads.identity(value, rules)
+        return identity(value, rules)
     except InvalidRecord:
         return None
 

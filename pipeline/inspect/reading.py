@@ -17,9 +17,8 @@ from pipeline.model.records import Kind
 from pipeline.report.progress import ReadingProgress
 from pipeline.run.reading import Rows, finish_plan, open_rows, planned, with_slower_decoder
 from pipeline.source import read_query
-from pipeline.transform.payloads import Rules
 from pipeline.transform.planner import Planner
-from pipeline.transform.rules import make_rules
+from pipeline.transform.rules import Rules, make_rules
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pipeline.model.ownership import owner_hint
 
 LEDGER_NAME = "iterable_ledger.sqlite3"
 LOCK_NAME = "iterable_ledger.lock"
-FORMAT = 2
+FORMAT = 3
 READERS_WAIT_S = 5.0
 _HEADER_BYTES = 20
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
@@ -51,19 +51,31 @@ CREATE TABLE projects (
     id INTEGER PRIMARY KEY, server BLOB NOT NULL, first_key BLOB NOT NULL UNIQUE, name BLOB UNIQUE,
     secret_by_name BLOB, last_key BLOB NOT NULL, secret_by_last_key BLOB NOT NULL
 );
-CREATE TABLE accepted (
+CREATE TABLE users (  -- what was accepted last; `run`: of runs, 0 where none is known
+    project INTEGER NOT NULL, key BLOB NOT NULL, fingerprint BLOB NOT NULL, fields BLOB NOT NULL, person BLOB,
+    address BLOB, origin BLOB, moving_to BLOB, query INTEGER NOT NULL, accepted_at INTEGER NOT NULL,
+    run INTEGER NOT NULL, seen_day INTEGER NOT NULL, PRIMARY KEY (project, key)
+) WITHOUT ROWID;
+CREATE INDEX users_by_person ON users (project, person) WHERE person IS NOT NULL;
+CREATE INDEX users_by_address ON users (project, address) WHERE address IS NOT NULL;
+CREATE TABLE events (  -- whose ids are made of what they say
     project INTEGER NOT NULL, key BLOB NOT NULL, fingerprint BLOB NOT NULL, accepted_at INTEGER NOT NULL,
-    seen_day INTEGER NOT NULL, PRIMARY KEY (project, key)
+    run INTEGER NOT NULL, seen_day INTEGER NOT NULL, PRIMARY KEY (project, key)
+) WITHOUT ROWID;
+CREATE TABLE given_events (  -- whose ids the query gives; `person`: the beginning of the user's key
+    project INTEGER NOT NULL, key BLOB NOT NULL, person BLOB NOT NULL, fingerprint BLOB NOT NULL,
+    accepted_at INTEGER NOT NULL, run INTEGER NOT NULL, seen_day INTEGER NOT NULL, PRIMARY KEY (project, key)
 ) WITHOUT ROWID;
 CREATE TABLE past_failures (
     project INTEGER NOT NULL, key BLOB NOT NULL, query BLOB NOT NULL, fingerprint BLOB NOT NULL, reasons BLOB NOT NULL,
     outcome TEXT NOT NULL, status_code INTEGER, code TEXT, streak INTEGER NOT NULL, noted_at INTEGER NOT NULL,
     first_at INTEGER NOT NULL, window_from INTEGER, PRIMARY KEY (project, key)
 ) WITHOUT ROWID;
-CREATE TABLE queries (
-    project INTEGER NOT NULL, query BLOB NOT NULL, used_day INTEGER NOT NULL, full_day INTEGER, cursor_at INTEGER,
-    holds_for BLOB, last_full_at INTEGER, PRIMARY KEY (project, query)
-) WITHOUT ROWID;
+CREATE TABLE queries (  -- full_users: how many users the last full read found
+    id INTEGER PRIMARY KEY, project INTEGER NOT NULL, query BLOB NOT NULL, used_day INTEGER NOT NULL,
+    full_day INTEGER, full_users INTEGER, cursor_at INTEGER, holds_for BLOB, last_full_at INTEGER,
+    UNIQUE (project, query)
+);
 CREATE TABLE id_schemes (
     id INTEGER PRIMARY KEY, project INTEGER NOT NULL, query BLOB NOT NULL, description TEXT NOT NULL,
     accepted INTEGER NOT NULL, UNIQUE (project, query, description)

@@ -1,8 +1,9 @@
 """What this Iterable project has already accepted, in every run so far; what keeps failing; and how the runs ended.
 
 A SQLite file that outlives the run and holds keyed hashes, no personal data: (user or event) -> fingerprint of the
-payload last accepted. Beside it: records that were refused or not acknowledged, the cursors of :since, the schemes of
-event ids, and one line for each run. Knows nothing of HTTP. Only the thread that opened it uses it.
+payload last accepted (see `accepted`). Beside it: records that were refused or not acknowledged, the cursors of
+:since, the schemes of event ids, and one line for each run. Knows nothing of HTTP. Only the thread that opened it uses
+it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
+from pipeline.ledger.accepted import REFRESH_DAYS, Accepted
 from pipeline.ledger.failures import Failed, FailureHistory, PastFailure
 from pipeline.ledger.file import (
     LEDGER_NAME,
@@ -44,9 +44,9 @@ from pipeline.ledger.runs import (
     run_ids_after,
     update_run,
 )
-from pipeline.model.keys import HASH_BYTES, KEY_BYTES, USER_BYTES
+from pipeline.model.keys import USER_BYTES
 from pipeline.model.records import Kind, Record
-from pipeline.model.sql import KEYS_PER_STATEMENT, insert_many, rows_of_keys, run_for_keys
+from pipeline.model.sql import KEYS_PER_STATEMENT, insert_many
 
 __all__ = [
     "LEDGER_NAME",
@@ -70,9 +70,6 @@ __all__ = [
 
 DAY_S = 86_400
 FORGET_AFTER_DAYS = 400  # what no query has shown for so long is dropped; runs and failures, too
-REFRESH_DAYS = 30  # how far "last seen" may lag behind, so that a run without news writes nothing
-
-_KEY_FINGERPRINT = itemgetter(3, 4)  # at the speed of C: every event passes through it
 
 
 @dataclass(frozen=True)
@@ -118,8 +115,11 @@ class Ledger:
         self.note = found.note  # what the user should know about key and name, if anything
         self.commit()
         hasher = Hasher(found.secret)
+        self.hasher = hasher
         self.user_key, self.event_keys, self.fingerprints = hasher.user_key, hasher.event_keys, hasher.fingerprints
         self._hash = hasher.text
+        self.accepted = Accepted(database, self._project, self._today)
+        self.known, self.accepted_at = self.accepted.known, self.accepted.accepted_at
         self.is_new_key_for_known_host = is_new_key_for_known_host(database, project, self._project)
         self._failure_history = FailureHistory(database, self._project, self._hash)
         self.failed_before, self.past_failures, self.are_new = (
@@ -127,7 +127,6 @@ class Ledger:
             self._failure_history.past_failures,
             self._failure_history.are_new,
         )
-        self._has_stale: bool | None = None  # whether any entry's day lags too far behind
 
     def _begin(self) -> None:
         if not self._is_read_only:
@@ -144,47 +143,31 @@ class Ledger:
 
     # What was accepted ----------------------------------------------------------------------------------------
 
-    def known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The fingerprints last accepted, of those of these keys that are known; an empty one for what is void."""
-        return dict(self._of_keys("key, fingerprint", keys))
-
-    def accepted_at(self, keys: Sequence[bytes]) -> dict[bytes, int]:
-        """When each of these keys that are known was accepted last, in Unix seconds."""
-        return dict(self._of_keys("key, accepted_at", keys))
-
-    def accepted_of(self, user_key: bytes) -> dict[bytes, int]:
-        """When a user and each of their events were accepted last, by key, in Unix seconds."""
-        rows = self._database.execute(
-            "SELECT key, accepted_at FROM accepted WHERE project = ? AND key >= ? AND key < ?",
-            (self._project, user_key[:USER_BYTES], user_key[:USER_BYTES] + b"\xff" * HASH_BYTES),
-        )
-        return dict(rows.fetchall())
-
     def accept(self, records: Sequence[Record]) -> None:
         """Iterable has accepted these: enter them. `commit` makes it last."""
-        insert_many(
-            self._database,
-            "INSERT INTO accepted (key, fingerprint, project, accepted_at, seen_day) VALUES",
-            list(map(_KEY_FINGERPRINT, records)),
-            "ON CONFLICT (project, key) DO UPDATE SET fingerprint = excluded.fingerprint,"
-            " accepted_at = excluded.accepted_at, seen_day = excluded.seen_day",
-            constants=(self._project, self._now(), self._today),
-        )
+        self.accepted.accept(records, self._now())
         if self._failure_history.exist:
             self._failure_history.forget([record.key for record in records])
 
-    def invalidate(self, keys: Sequence[bytes]) -> None:
-        """A request with these may leave now. What was accepted before may be overwritten, so it counts no more.
+    def invalidate(self, records: Sequence[Record]) -> None:
+        """A request with these may leave now. What was accepted before may be overwritten, so it counts no more; of a
+        user, that is what the request contains.
 
         Lasts when this returns, even if the power fails. Costs nothing where none of these is known.
         """
-        if not any(self.known(keys).values()):
+        if not self.accepted.holds_any(records):
             return
+        with self._durably():
+            self.accepted.invalidate(records)
+
+    @contextmanager
+    def _durably(self) -> Iterator[None]:
+        """What is changed within lasts afterwards, even if the power fails."""
         self._database.execute("COMMIT")
         self._database.execute("PRAGMA synchronous = FULL")  # a commit in WAL mode waits for the disk only then
         try:
             self._database.execute("BEGIN")
-            self._with_keys("UPDATE accepted SET fingerprint = x'' WHERE", keys)
+            yield
             self._database.execute("COMMIT")
         finally:
             self._database.execute("PRAGMA synchronous = NORMAL")
@@ -193,50 +176,79 @@ class Ledger:
     @property
     def is_empty(self) -> bool:
         """Whether it knows nothing of this project, so that no look-up can find anything."""
-        return not self._has("accepted", "true")
+        return self.accepted.is_empty
 
     def count_known(self, kind: Kind | None = None) -> int:
         """Records of this project that the ledger knows, of this kind or in all."""
-        lengths = {None: "", Kind.USER: f"AND length(key) = {HASH_BYTES}", Kind.EVENT: f"AND length(key) = {KEY_BYTES}"}
-        return self._count(f"accepted WHERE project = ? {lengths[kind]}", self._project)
+        return self.accepted.count(kind)
+
+    def begin_move(self, user_key: bytes, address: bytes) -> None:
+        """A request may leave now that moves this user to another address; lasts when this returns."""
+        with self._durably():
+            self.accepted.begin_move(user_key, address)
+
+    def use_query(self, query: str) -> None:
+        """What is accepted from now on was found by this query file."""
+        if not self._is_read_only:  # in use it is only once it was read
+            self._database.execute(
+                "INSERT OR IGNORE INTO queries (project, query, used_day) VALUES (?, ?, 0)",
+                (self._project, self._hash(query)),
+            )
+        row = self._database.execute(
+            "SELECT id FROM queries WHERE project = ? AND query = ?", (self._project, self._hash(query))
+        ).fetchone()
+        self.accepted.query = 0 if row is None else int(row[0])
 
     # What the query shows -------------------------------------------------------------------------------------
 
     def mark_seen(self, keys: Sequence[bytes]) -> None:
         """The query of this run shows these: they are still in use."""
         self._failure_history.note_seen(keys)
-        if self._has_stale_entries():
-            stale = f"seen_day < {self._today - REFRESH_DAYS:d}"
-            self._with_keys(f"UPDATE accepted SET seen_day = {self._today:d} WHERE {stale} AND", keys)
+        if self.accepted.has_stale():
+            self.accepted.mark_seen(keys)
 
-    def end_reading(self, query: str, *, full_read: bool, window_from: int | None = None) -> None:
-        """The query was read to its end, and all that it found was `shown`. full_read: it showed all that it has.
+    def end_reading(
+        self, query: str, *, full_read: bool, window_from: int | None = None, users: int | None = None
+    ) -> None:
+        """The query was read to its end, and all that it found was `mark_seen`. full_read: it showed all that it has.
+        users: how many it found; None where that says nothing to later runs.
 
-        A full read makes the ledger forget: records that no query file has shown for FORGET_AFTER_DAYS, and failures
-        of what this one no longer shows. Each query file in use must have had a full read since. A window of
-        :since, which starts at window_from, forgets the failures that it or later windows have shown, and it does not.
+        A full read makes the ledger forget: records that no query file has shown for FORGET_AFTER_DAYS, and failures of
+        what this one no longer shows. Each query file in use must have had a full read since. A window of :since, which
+        starts at window_from, forgets the failures that it or later windows have shown, and it does not.
         """
         if not full_read:
             self._update_query(query)
             if window_from is not None:
                 self._failure_history.forget_gone(self._hash(query), window_from=window_from)
             return
-        self._update_query(query, full_day=self._today)
+        found = {} if users is None else {"full_users": users}
+        self._update_query(query, full_day=self._today, **found)
         self._failure_history.forget_gone(self._hash(query))
         self._forget_unseen()
 
-    def refresh(self, keys: Iterable[bytes], query: str, *, full_read: bool, window_from: int | None = None) -> None:
+    def last_full_users(self, query: str) -> int | None:
+        """How many users the last full read of a query file found; None where there was none."""
+        row = self._database.execute(
+            "SELECT full_users FROM queries WHERE project = ? AND query = ?", (self._project, self._hash(query))
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def refresh(
+        self,
+        keys: Iterable[bytes],
+        query: str,
+        *,
+        full_read: bool,
+        window_from: int | None = None,
+        users: int | None = None,
+    ) -> None:
         """`shown` and `end_reading` in one. The keys are read only where something is to be noted about them."""
-        if self._failure_history.exist or self._has_stale_entries():
+        if self._failure_history.exist or self.accepted.has_stale():
             keys = iter(keys)
             while chunk := list(islice(keys, KEYS_PER_STATEMENT)):
                 self.mark_seen(chunk)
-        self.end_reading(query, full_read=full_read, window_from=window_from)
-
-    def _has_stale_entries(self) -> bool:
-        if self._has_stale is None:
-            self._has_stale = self._has("accepted", f"seen_day < {self._today - REFRESH_DAYS:d}")
-        return self._has_stale
+        self.end_reading(query, full_read=full_read, window_from=window_from, users=users)
 
     def _forget_unseen(self) -> None:
         oldest = self._today - FORGET_AFTER_DAYS
@@ -247,7 +259,7 @@ class Ledger:
         if None not in full_days:
             # What a query shows is at most REFRESH_DAYS older than its last full read.
             before = min(oldest, min(full_days) - REFRESH_DAYS)
-            self._database.execute("DELETE FROM accepted WHERE project = ? AND seen_day < ?", (self._project, before))
+            self.accepted.delete_before(before)
 
     def _update_query(self, query: str, **values: object) -> None:
         """Note that it is in use, and these values of it."""
@@ -359,6 +371,7 @@ class Ledger:
             delete_runs_before(self._database, oldest)
             self._failure_history.forget_before(oldest)
             self._run = insert_run(self._database, self._project, run_id, started_at, query_file)
+            self.accepted.run = self._run
             self.commit()
         except sqlite3.Error as error:
             raise LedgerError(f"The ledger can't be written ({error}); nothing was sent.") from error
@@ -391,24 +404,6 @@ class Ledger:
     def last_success(self, query_file: str) -> float | None:
         """When the last run of this query file that ended with 0 did so, Unix seconds."""
         return last_success(self._database, self._project, query_file)
-
-    # ----------------------------------------------------------------------------------------------------------
-
-    def _of_keys(self, columns: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
-        return rows_of_keys(self._database, columns, "accepted", self._project, keys)
-
-    def _with_keys(self, statement: str, keys: Sequence[bytes]) -> None:
-        run_for_keys(self._database, statement, self._project, keys)
-
-    def _has(self, table: str, condition: str) -> bool:
-        rows = self._database.execute(
-            f"SELECT 1 FROM {table} WHERE project = ? AND {condition} LIMIT 1", (self._project,)
-        )
-        return rows.fetchone() is not None
-
-    def _count(self, source: str, *values: object) -> int:
-        (count,) = self._database.execute(f"SELECT count(*) FROM {source}", values).fetchone()
-        return int(count)
 
 
 # Opening --------------------------------------------------------------------------------------------------------------

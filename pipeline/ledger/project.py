@@ -12,9 +12,20 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.model.keys import EVENT_BYTES, HASH_BYTES, USER_BYTES
+from pipeline.model.keys import (
+    EVENT_BYTES,
+    FIELD_BYTES,
+    FIELD_NAME_BYTES,
+    GIVEN_KEY,
+    HASH_BYTES,
+    MADE_KEY,
+    ORIGIN_BYTES,
+    PERSON_BYTES,
+    USER_BYTES,
+)
 
 SECRET_BYTES = 32
+HEAD_BYTES = 8  # of the fingerprint of an event with a given id
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,9 @@ def _digest(purpose: str, text: str, size: int = HASH_BYTES) -> bytes:
     return hashlib.blake2b(text.encode("utf-8"), digest_size=size, person=purpose.encode()).digest()
 
 
+# A secret is sealed by a one-time pad: 32 bytes that BLAKE2b derives from the key's or the name's text for this purpose
+# alone (`person=b"seal"`), as HKDF-Expand derives keys. What it protects is as guessable as that text: an API key is
+# not, a name may be, which is why the ledger is a private file and holds hashes only.
 def _exclusive_or(one: bytes, other: bytes) -> bytes:
     return bytes(a ^ b for a, b in zip(one, other, strict=True))
 
@@ -72,15 +86,70 @@ class Hasher:
 
     def __init__(self, secret: bytes) -> None:
         # Hashers that have read the secret already, by the size of their digests: a copy saves a third of each hash.
-        self._hashers = {size: hashlib.blake2b(digest_size=size, key=secret) for size in (EVENT_BYTES, HASH_BYTES)}
+        sizes = {
+            EVENT_BYTES - 1,
+            HASH_BYTES,
+            HEAD_BYTES,
+            PERSON_BYTES,
+            FIELD_NAME_BYTES,
+            FIELD_BYTES - FIELD_NAME_BYTES,
+        }
+        self._hashers = {size: hashlib.blake2b(digest_size=size, key=secret) for size in sizes}
+        self._field_names: dict[str, bytes] = {}
 
     def user_key(self, identity: str) -> bytes:
         return self._hash([identity.encode("utf-8")], HASH_BYTES)[0]
 
-    def event_keys(self, user_keys: Iterable[bytes], event_ids: Iterable[str]) -> list[bytes]:
-        """They begin like their users', so that a user and its events lie together; their length tells them apart."""
-        hashes = self._hash([event_id.encode("utf-8") for event_id in event_ids], EVENT_BYTES)
-        return [user_key[:USER_BYTES] + each for user_key, each in zip(user_keys, hashes, strict=True)]
+    def event_keys(self, user_keys: Iterable[bytes], contents: Iterable[str]) -> list[bytes]:
+        """They begin like their users', so that a user and its events lie together; their length tells them apart.
+
+        contents: all that each event says but for its person.
+        """
+        hashes = self._hash([content.encode("utf-8") for content in contents], EVENT_BYTES - 1)
+        return [user_key[:USER_BYTES] + MADE_KEY + each for user_key, each in zip(user_keys, hashes, strict=True)]
+
+    def given_event_keys(self, user_keys: Iterable[bytes], event_ids: Iterable[str]) -> list[bytes]:
+        """The same for ids that the query gives; see `is_given`."""
+        hashes = self._hash([event_id.encode("utf-8") for event_id in event_ids], EVENT_BYTES - 1)
+        return [user_key[:USER_BYTES] + GIVEN_KEY + each for user_key, each in zip(user_keys, hashes, strict=True)]
+
+    def given_fingerprints(self, heads: Iterable[str], fields: Iterable[str]) -> list[bytes]:
+        """Of events with given ids: a hash of what an id may not change (name and time), and one of the fields."""
+        return list(
+            map(
+                bytes.__add__,
+                self._hash([each.encode("utf-8") for each in heads], HEAD_BYTES),
+                self._hash([each.encode("utf-8") for each in fields], HASH_BYTES - HEAD_BYTES),
+            )
+        )
+
+    def person(self, who: str) -> bytes:
+        """Who somebody is, whatever the address."""
+        return self._hash([b"person\n" + who.encode("utf-8")], PERSON_BYTES)[0]
+
+    def field_hashes(self, name: str, values: Iterable[str]) -> list[bytes]:
+        """Of one field, the values of several users in JSON -> FIELD_BYTES for each; for "", nothing."""
+        name_hash = self.field_name(name)
+        lead = name.encode("utf-8") + b"\n"
+        size = FIELD_BYTES - FIELD_NAME_BYTES
+        known: dict[str, bytes] = {"": b""}
+        for value in values:
+            if value not in known:
+                known[value] = name_hash + self._hash([lead + value.encode("utf-8")], size)[0]
+        return [known[value] for value in values]
+
+    def field_name(self, name: str) -> bytes:
+        if name not in self._field_names:
+            self._field_names[name] = self._hash([name.encode("utf-8")], FIELD_NAME_BYTES)[0]
+        return self._field_names[name]
+
+    def sealed_origin(self, user_key: bytes, origin: bytes) -> bytes:
+        """What made event ids say of a person, hidden from those who have only the file; a hidden one comes out again.
+
+        The ids hold an unkeyed hash of an address, which could be found by trying addresses. A keyed hash of the user's
+        key, used for this one origin alone, covers it as a one-time pad.
+        """
+        return _exclusive_or(origin, self._hash([b"origin\n" + user_key], ORIGIN_BYTES)[0])
 
     def fingerprints(self, payloads: Iterable[bytes]) -> list[bytes]:
         return self._hash(payloads, HASH_BYTES)
@@ -150,7 +219,9 @@ def _note_on_moved_name(database: sqlite3.Connection, project: Project, number: 
 
 
 def _knows_records(database: sqlite3.Connection, number: int) -> bool:
-    return database.execute("SELECT 1 FROM accepted WHERE project = ? LIMIT 1", (number,)).fetchone() is not None
+    tables = ("users", "events", "given_events")
+    rows = [database.execute(f"SELECT 1 FROM {table} WHERE project = ? LIMIT 1", (number,)) for table in tables]
+    return any(row.fetchone() is not None for row in rows)
 
 
 def _by_name(database: sqlite3.Connection, project: Project) -> Found | None:

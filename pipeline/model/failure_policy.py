@@ -87,6 +87,7 @@ UNKNOWN_USER_CODES = frozenset({"UnknownEmailError", "UnknownUserIdError", "notF
 # Codes of rejections whose reason lies in the row itself: once that is fixed, the row has changed, and will be read.
 FIXED_BY_EDITING_ROW = frozenset(
     {"InvalidRecord", "InvalidEmailAddressError", "invalidEmails", "InvalidUserIdError", "invalidUserIds"}
+    | {"EventIdConflict", "OmittedValue"}
 )
 IN_THE_FUTURE = "is more than a day in the future"  # an InvalidRecord that time makes valid
 
@@ -106,4 +107,4 @@ _DOCUMENTED_CODES = """
     invalidDataUserIds conflictEmails conflictUserIds forgottenEmails forgottenUserIds disallowedEventNames
 """
 ITERABLE_CODES = frozenset(_DOCUMENTED_CODES.split())  # [swagger]; any other text may quote a person
-OUR_CODES = frozenset({"InvalidRecord", KEEPS_FAILING, "EmailChanged", "EventIdConflict"})
+OUR_CODES = frozenset({"InvalidRecord", KEEPS_FAILING, "EmailChanged", "EventIdConflict", "OmittedValue"})

@@ -24,6 +24,21 @@ class Outcome(str, Enum):
     NOT_ATTEMPTED = "not_attempted"
 
 
+class UserDetails(NamedTuple):
+    """What the ledger keeps of a user once the update is accepted; all of it hashes.
+
+    fields: of all fields that Iterable then has of us. sent: the names of those that the request contains. person: who
+    it is, whatever the address. address: the present one, where the user's key is made of an earlier one. origin: what
+    made event ids say of the person, sealed. None: nothing is known of it.
+    """
+
+    fields: bytes = b""
+    sent: bytes = b""
+    person: bytes | None = None
+    address: bytes | None = None
+    origin: bytes | None = None
+
+
 class Record(NamedTuple):
     """A user update or an event that can be sent. `row`: its line in the CSV, 1 for the first under the header."""
 
@@ -33,6 +48,7 @@ class Record(NamedTuple):
     key: bytes
     fingerprint: bytes
     payload: bytes  # JSON in UTF-8, as it goes to Iterable
+    details: UserDetails | None = None  # of a user
 
 
 class FailedRecord(NamedTuple):

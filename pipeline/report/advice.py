@@ -21,6 +21,8 @@ CODE_ADVICE = {
     "disallowedEventNames": "allow the event's name in the project's settings, or send another one (EVENT_NAME)",
     "UniqueFieldsLimitExceeded": "the project has as many fields as it may; send fewer (USER_FIELDS, EVENT_FIELDS)",
     "BadApiKey": CHECK_KEY[0].lower() + CHECK_KEY[1:].rstrip("."),
+    "EmailChanged": "change the address in Iterable, then run with --baseline --only; or set EMAIL_CHANGES",
+    "EventIdConflict": "give each event an id of its own, as ids are unique in the whole project",
     KEEPS_FAILING: "see what the message says; each run offers them again, after all others",
     "JwtUserIdentifiersMismatched": "check that these people are in the project under this address or id",
     "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",

@@ -100,16 +100,34 @@ class Results:
     reasons: list[Reason]
     failures_total: int
     failures: list[dict[str, Any]]
+    email_changes: list[dict[str, Any]]
+    shared_addresses: list[dict[str, Any]]
+    merged_users_rows: list[dict[str, Any]]
+    omitted_values: list[dict[str, Any]]
 
 
 def counts_as_json(
-    outcomes: Mapping[Kind, Mapping[Outcome, int]], *, rows: int = 0, duplicate_events: int = 0, merged_users: int = 0
+    outcomes: Mapping[Kind, Mapping[Outcome, int]],
+    *,
+    rows: int = 0,
+    duplicate_events: int = 0,
+    corrected_events: int = 0,
+    merged_users: int = 0,
+    gone_users: int | None = None,
 ) -> dict[str, Any]:
+    """gone_users: None where not all was read."""
     by_kind = {
         f"{kind.value}s": {outcome.value: outcomes.get(kind, {}).get(outcome, 0) for outcome in Outcome}
         for kind in Kind
     }
-    return {"rows": rows, "duplicate_events": duplicate_events, "merged_users": merged_users, **by_kind}
+    return {
+        "rows": rows,
+        "duplicate_events": duplicate_events,
+        "corrected_events": corrected_events,
+        "merged_users": merged_users,
+        "gone_users": gone_users,
+        **by_kind,
+    }
 
 
 def count_failures(counts: Mapping[str, Any], *, without_not_attempted: bool) -> int:

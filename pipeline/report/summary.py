@@ -15,13 +15,16 @@ SHOWN_REASONS = 5
 MAX_REASON_CHARS = 300
 
 
-def summary(results: Results, reasons: Sequence[Reason], *, left_users: int = 0) -> list[str]:
-    """The lines. left_users: known users whom --limit kept from being updated."""
+def summary(
+    results: Results, reasons: Sequence[Reason], *, left_users: int = 0, people: Sequence[str] = ()
+) -> list[str]:
+    """The lines. left_users: known users whom --limit kept from being updated. people: sentences about people."""
     return [
         "",
         f"Summary of run {results.run_id}: {results.status}",
         *_counts(results.counts),
         *_notes(results.counts, left_users),
+        *(line for sentence in people for line in _wrapped(sentence)),
         *_reasons(results, reasons),
         *_fields(results.fields),
         *(f"  {name:<8} {path}" for name, path in results.files.items() if path),
@@ -41,6 +44,9 @@ def _notes(counts: Mapping[str, Any], left_users: int) -> Iterator[str]:
     if repeats := counts["duplicate_events"]:
         rows = "1 row repeats" if repeats == 1 else f"{repeats:,} rows repeat"
         yield f"  {rows} an event of another row; each event was sent once"
+    if corrected := counts["corrected_events"]:
+        rows = "1 row changes" if corrected == 1 else f"{corrected:,} rows change"
+        yield f"  {rows} the fields of an event of another row; the last one was used"
     if merged := counts["merged_users"]:
         who = "1 user has" if merged == 1 else f"{merged:,} users have"
         yield f"  {who} rows with different values; the last ones were used"

@@ -30,6 +30,7 @@ from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.earlier_runs import project_mark
 from pipeline.run.heartbeat import account_of
 from pipeline.run.opening import Run, project_of
+from pipeline.run.people import gone_users, people_as_json, people_lines
 from pipeline.run.reading import Read
 from pipeline.run.remember import close_books, let_go_note, moves_cursor
 from pipeline.run.steps import Plan, mode_for
@@ -97,8 +98,10 @@ def _count_all(run: Run, account: Account, ending: Ending) -> dict[str, Any]:
     return results.counts_as_json(
         run.stage.count_outcomes(),
         rows=account.read.rows,
-        duplicate_events=run.stage.duplicate_events,
+        duplicate_events=run.stage.doubled.repeated,
+        corrected_events=run.stage.doubled.corrected,
         merged_users=run.stage.merged_users,
+        gone_users=gone_users(run, account.read),
     )
 
 
@@ -158,6 +161,7 @@ def _results(run: Run, account: Account, ending: Ending, counts: dict[str, Any],
         failures=results.failures_as_json(
             left.failures, run.console.redactor, by_user_id=settings.iterable_identifier == "userId"
         ),
+        **people_as_json(read, run.stage),
     )
 
 
@@ -194,7 +198,9 @@ def _show(run: Run, account: Account, ending: Ending, written: results.Results) 
     if ending.code is not ExitCode.SUCCESS:
         console.error(ending.reason)
     reasons = reasons_of(run, SHOWN_REASONS)
-    for line in summary(written, reasons, left_users=run.stage.left_users):
+    for line in summary(
+        written, reasons, left_users=run.stage.left_users, people=list(people_lines(run, account.read))
+    ):
         console.say(line)
     if note := let_go_note(run, account.read):
         console.say(note)

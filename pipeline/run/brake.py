@@ -24,9 +24,13 @@ from pipeline.run.id_schemes import id_scheme_of, ids_have_changed
 from pipeline.run.opening import project_of
 from pipeline.run.resends import OVERRIDE_HINT, KnownRuns, full_over_accepted, sent_again
 from pipeline.stage.stage import Stage
-from pipeline.transform.payloads import Rules
+from pipeline.transform.people import PeopleReport
+from pipeline.transform.rules import Rules
 
 DAY_S = 86_400
+LEAST_PART = 10  # a full read that finds less than a tenth of the users of the last one stops
+MOST_CHANGED_PERSONS = 20
+MOST_CHANGED_PART = 0.1  # of the known persons
 KEYS_PER_LOOKUP = 500
 
 
@@ -50,7 +54,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Brake:
-    """All that it decides from. now: Unix seconds."""
+    """All that it decides from. now: Unix seconds. people: what the read says of them. is_whole: it has read all."""
 
     options: argparse.Namespace
     settings: Settings
@@ -58,11 +62,14 @@ class Brake:
     ledger: Ledger
     stage: Stage
     now: float
+    people: PeopleReport
+    is_whole: bool
 
     def ending(self) -> Ending | None:
         """What stops the run; None: nothing."""
-        if not any(self._numbers.values()):
-            return None
+        found = self._too_few() or persons_have_changed(self.people, self.rules.person_column)
+        if found is not None or not any(self._numbers.values()):
+            return found
         return (
             sent_again(
                 self._known_runs(),
@@ -108,6 +115,10 @@ class Brake:
         knows_records = self.ledger.count_known() > 0
         return ids_have_changed(id_scheme_of(self.rules), used, self._numbers[Kind.EVENT], knows_records=knows_records)
 
+    def _too_few(self) -> Ending | None:
+        before = self.ledger.last_full_users(str(self.settings.query_file)) if self.is_whole else None
+        return too_few(self.stage.count_users(), before) if before else None
+
     def _too_old(self) -> Ending | None:
         days = self.settings.max_event_age_days
         if days is None or not self._numbers[Kind.EVENT]:
@@ -126,6 +137,29 @@ class Brake:
 def pending_records(stage: Stage, kind: Kind) -> Iterator[Record]:
     """All of a kind; those that failed in an earlier run come last."""
     return chain(*(stage.pending(kind, late=late) for late in (False, True)))
+
+
+def too_few(users: int, before: int) -> Ending | None:
+    """Stops where a full read finds much less than the last one did: a broken join is no success."""
+    if users * LEAST_PART >= before:
+        return None
+    return Ending(
+        ExitCode.BRAKE,
+        f"The query finds {counted(users, 'user')}, and its last full read found {before:,}. Nothing was sent. "
+        f"Check the query and the database. {OVERRIDE_HINT}",
+    )
+
+
+def persons_have_changed(people: PeopleReport, column: str | None) -> Ending | None:
+    """Stops where so many people have another address that the column can hardly say who they are."""
+    if people.changed <= max(MOST_CHANGED_PERSONS, people.known * MOST_CHANGED_PART):
+        return None
+    return Ending(
+        ExitCode.BRAKE,
+        f"{people.changed:,} of {counted(people.known, 'known person')} have another address than before, by the "
+        f"column {column}. Nothing was sent. If {column} does not say who somebody is, set PERSON_COLUMN to the "
+        f"column that does, or to - for none. {OVERRIDE_HINT}",
+    )
 
 
 def too_old(days: float, times: Iterator[int], now: float) -> Ending | None:

@@ -59,8 +59,12 @@ def conclude(run: Run, read: Read, delivered: Delivered) -> Ending:
         return Ending(ExitCode.TEMPORARY, f"{left} {_example(run, Outcome.UNACKNOWLEDGED)}".rstrip())
     if numbers[Outcome.REJECTED]:
         return _conclude_rejected(run, numbers[Outcome.REJECTED])
+    if omitted := run.stage.outcomes.count_omitted():
+        return _conclude_omitted(run, *omitted)
     if run.options.dry_run:
         return Ending(ExitCode.SUCCESS, DRY_RUN_REASON)
+    if not read.rows and run.options.only:
+        return Ending(ExitCode.REJECTED, "The query finds no rows of the person that --only names.")
     if not read.rows:
         return Ending(ExitCode.SUCCESS, "The query found no rows.")
     if run.options.baseline:
@@ -81,6 +85,14 @@ def _conclude_rejected(run: Run, rejected: int) -> Ending:
     known = "" if new == rejected else f", {new:,} of them new" if new else ", all known from earlier runs"
     code = ExitCode.SUCCESS if run.settings.exit_on_rejected == "new" and not new else ExitCode.REJECTED
     return Ending(code, f"{_records(rejected)} rejected{known}; see {path}.")
+
+
+def _conclude_omitted(run: Run, values: int, new: int) -> Ending:
+    """Values that were left out (BAD_VALUES=omit) end a run as rejected records do."""
+    known = "" if new == values else f", {new:,} of them new" if new else ", all known from earlier runs"
+    code = ExitCode.SUCCESS if run.settings.exit_on_rejected == "new" and not new else ExitCode.REJECTED
+    were = "1 value was" if values == 1 else f"{values:,} values were"
+    return Ending(code, f"{were} left out, as they can't be sent{known}; see omitted_values in the results.")
 
 
 def _records(number: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.model.records import Kind, Outcome, Record
 from pipeline.model.text import counted, shown
-from pipeline.transform.payloads import ID_VERSION
+from pipeline.transform.events import ID_VERSION
 
 SHOWN_OF_EACH_KIND = 3
 MOST_MEMBERS = 50  # of an object

@@ -9,7 +9,7 @@ from pipeline.ledger.ledger import IdScheme
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.text import counted
 from pipeline.run.resends import OVERRIDE_HINT
-from pipeline.transform.payloads import Rules
+from pipeline.transform.rules import Rules
 
 
 def id_scheme_of(rules: Rules) -> str:

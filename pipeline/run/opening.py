@@ -66,6 +66,11 @@ class Run:
         return self.options.dry_run or self.options.before is not None
 
     @property
+    def takes_part_of_rows(self) -> bool:
+        """Whether it was asked to ignore some of the rows that the query finds."""
+        return self.options.limit is not None or self.options.only is not None
+
+    @property
     def authentication(self) -> str:
         return "JWT" if self.settings.use_jwt_auth else "API key"
 
@@ -97,6 +102,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         delete_old(folder, settings.keep_days, time.time(), console.warn)
     if not (options.sandbox or options.dry_run):
         ledger.begin_run(run_id, started_at.timestamp(), settings.query_file.name)
+    ledger.use_query(str(settings.query_file))
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
     breaker = Breaker()
     client = make_client(settings, breaker)

@@ -27,9 +27,9 @@ from pipeline.run.opening import Run
 from pipeline.run.since import ALL, Since, cursor_fingerprint, decide
 from pipeline.source import Query, UndecodableText, open_query, read_query
 from pipeline.stage.stage import Stage
-from pipeline.transform.payloads import Rules
+from pipeline.transform.identity import is_meant
 from pipeline.transform.planner import Planner
-from pipeline.transform.rules import make_rules
+from pipeline.transform.rules import Rules, make_rules
 
 Rows = Sequence[tuple[Any, ...]]
 _T = TypeVar("_T")
@@ -94,7 +94,7 @@ def choose_since(
         if options.since is not None:
             raise UsageError(f"--since needs a query that contains :since; {query.name} has none.")
         return None
-    asked = options.since or (ALL if options.full else None)
+    asked = options.since or (ALL if options.full or options.only else None)
     path = str(settings.query_file)
     fingerprint = cursor_fingerprint(settings, query)
     return decide(settings, ledger.cursor(path), fingerprint, now, asked, held_from=ledger.held_from(path))
@@ -123,12 +123,12 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
             found.columns,
             full=resent(options),
             leave_known_users=options.limit is not None,
+            enters=options.baseline,
         )
         name = CSV_NAME.format(run.run_id)
         try:
-            blocks = (
-                csv_block(rows, by_column) for rows, by_column in planned(planner, progress.passing(found.blocks))
-            )
+            chosen = _chosen(progress.passing(found.blocks), found.columns, rules, options.only)
+            blocks = (csv_block(rows, by_column) for rows, by_column in planned(planner, chosen))
             write_csv(settings.output_dir / name, found.columns, blocks, verbatim=True)
         except (OSError, sqlite3.Error) as error:  # the CSV, or the stage beside it
             raise OutputError(f"{name} can't be written ({reason_of(error)}); nothing was sent.") from error
@@ -199,6 +199,17 @@ def finish_plan(planner: Planner, stage: Stage, rules: Rules) -> None:
     """All rows were read: put together what those of each user say, and drop what stands in more than one row."""
     planner.finish()
     stage.finish_staging(ids_are_given=rules.id_column is not None)
+
+
+def _chosen(blocks: Iterable[Rows], columns: Sequence[str], rules: Rules, who: str | None) -> Iterator[Rows]:
+    """The rows of one person; None: all."""
+    if who is None:
+        yield from blocks
+        return
+    place, meant = columns.index(rules.identity_column), is_meant(who, rules)
+    for rows in blocks:
+        if chosen := [row for row in rows if meant(row[place])]:
+            yield chosen
 
 
 def _first(blocks: Iterable[Rows], limit: int | None) -> Iterator[Rows]:

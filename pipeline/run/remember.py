@@ -6,7 +6,7 @@ import logging
 import sqlite3
 
 from iterable.answers import without_words
-from pipeline.delivery import Delivered, note_refusals, report_rejections
+from pipeline.delivery import Delivered, note_omitted, note_refusals, report_rejections
 from pipeline.ledger.failures import HELD_DAYS
 from pipeline.ledger.ledger import Cursor, RunResult
 from pipeline.model.exits import Ending, ExitCode
@@ -18,7 +18,7 @@ from pipeline.run.id_schemes import id_scheme_of
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
 from pipeline.run.since import cursor_fingerprint, why_cursor_stays
-from pipeline.transform.payloads import Rules
+from pipeline.transform.rules import Rules
 
 MAX_REASON_CHARS = 300
 
@@ -31,6 +31,7 @@ def remember(run: Run, read: Read, delivered: Delivered) -> None:
     try:
         keep = not run.options.dry_run
         note_refusals(run.ledger, run.stage, run.query_path, keep=keep, window_from=read.window_from)
+        note_omitted(run.ledger, run.stage, run.query_path, keep=keep, window_from=read.window_from)
         if not run.options.dry_run:
             _remember_read(run, read, delivered)
             run.ledger.commit()
@@ -40,9 +41,18 @@ def remember(run: Run, read: Read, delivered: Delivered) -> None:
 
 def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
     is_whole = _is_whole(run, read)
-    window_from = read.window_from if run.options.limit is None else None
-    run.ledger.refresh(run.stage.keys(), run.query_path, full_read=is_whole, window_from=window_from)
-    if delivered.stopped is None or delivered.stopped.code is not ExitCode.BRAKE:
+    window_from = read.window_from if not run.takes_part_of_rows else None
+    has_braked = delivered.stopped is not None and delivered.stopped.code is ExitCode.BRAKE
+    for users in run.stage.stale_users():
+        run.ledger.accepted.restamp(users)
+    run.ledger.refresh(
+        run.stage.keys(),
+        run.query_path,
+        full_read=is_whole,
+        window_from=window_from,
+        users=None if has_braked else run.stage.count_users(),
+    )
+    if not has_braked:
         events = run.stage.count_outcomes()[Kind.EVENT]
         # The ids of these are made so. A part may be known by chance, such as the events without a field that is new.
         if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
@@ -52,7 +62,7 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
 
 def _is_whole(run: Run, read: Read) -> bool:
     """Whether all was read that there is."""
-    return read.is_full and run.options.limit is None
+    return read.is_full and not run.takes_part_of_rows
 
 
 def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None:
@@ -99,7 +109,7 @@ def let_go_note(run: Run, read: Read | None) -> str:
 
 def _partial_option(run: Run) -> str:
     """The option for which this run reads or sends only a part, if any."""
-    for name in ("limit", "sandbox", "dry_run", "before"):
+    for name in ("limit", "only", "sandbox", "dry_run", "before"):
         if getattr(run.options, name):
             return f"--{name.replace('_', '-')}"
     return ""

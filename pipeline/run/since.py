@@ -96,6 +96,10 @@ def cursor_fingerprint(settings: Settings, query: Query) -> bytes:
         str(settings.event_timezone),
         settings.null_values,
         settings.merge_nested,
+        settings.bad_values,
+        settings.person_column,
+        settings.email_changes,
+        settings.send_user_id,
         settings.iterable_identifier,
         settings.since_start.isoformat(),
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +24,7 @@ from pipeline.run.brake import Brake, pending_records
 from pipeline.run.forgotten import reject_forgotten
 from pipeline.run.id_schemes import id_scheme_of
 from pipeline.run.journeys import count_by_name, journeys_in_words
+from pipeline.run.moves import Mover, move_addresses
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read, finish_plan
 
@@ -106,7 +109,16 @@ def brake(run: Run, read: Read) -> Delivered | None:
     """Stop a run that would send something large and probably unwanted; None lets it go on."""
     if run.options.yes or run.options.sandbox or (run.options.baseline and not run.ledger.damage):
         return None
-    ending = Brake(run.options, run.settings, read.rules, run.ledger, run.stage, run.started_at.timestamp()).ending()
+    ending = Brake(
+        run.options,
+        run.settings,
+        read.rules,
+        run.ledger,
+        run.stage,
+        run.started_at.timestamp(),
+        read.planner.people,
+        is_whole=read.is_full and not run.takes_part_of_rows,
+    ).ending()
     if ending is None:
         return None
     if not run.options.dry_run:  # which has named them before
@@ -129,10 +141,15 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
         run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
         run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
-    return _make_delivery(run, read, plan.mode).run()
+    mover = Mover(run.client, run.ledger, run.stage, read.planner.people, interrupted=run.interrupt.ending)
+    moved = move_addresses(mover, read.planner.moves, run.console)
+    if moved.stopped is not None:
+        return Delivered(stopped=moved.stopped, has_accepted=moved.moved > 0)
+    return _make_delivery(run, read, plan.mode, has_moved=moved.moved > 0).run()
 
 
-def _make_delivery(run: Run, read: Read, mode: Mode) -> Delivery:
+def _make_delivery(run: Run, read: Read, mode: Mode, *, has_moved: bool) -> Delivery:
+    settle_s = run.settings.user_settle_seconds
     by_user_id = run.settings.iterable_identifier == "userId"
     paces = rates(run.settings.rate_limit_percent)
     progress = DeliveryProgress(
@@ -145,7 +162,8 @@ def _make_delivery(run: Run, read: Read, mode: Mode) -> Delivery:
         run.stage,
         BulkSender(run.client) if mode.is_bulk else SingleSender(run.client, by_user_id=by_user_id),
         mode,
-        settle_s=run.settings.user_settle_seconds,
+        settle_s=settle_s,
+        late_from=time.monotonic() + settle_s if has_moved else -math.inf,
         breaker=run.breaker,
         interrupted=run.interrupt.ending,
         is_urgent=lambda: run.interrupt.is_urgent,

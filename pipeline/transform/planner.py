@@ -1,54 +1,104 @@
 """Rows -> pending records in the stage, block by block, while they pass on their way to the CSV.
 
 Decides what each row becomes: at most one user update and one event. What can't be sent is rejected with its reason.
-Sends nothing.
+Of a user whom Iterable has, only the fields are sent that differ. Sends nothing.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from iterable.export import types_of
 from pipeline.ledger.ledger import Ledger
-from pipeline.model.keys import USER_BYTES
-from pipeline.model.records import FailedRecord, Kind, Outcome, Record
-from pipeline.stage.stage import UNCHANGED, Failure, Stage, UserRow
-from pipeline.transform import payloads
-from pipeline.transform.payloads import Columns, MergedUser, Rules
+from pipeline.model.keys import MADE, USER_BYTES, is_given
+from pipeline.model.records import FailedRecord, Kind, Outcome
+from pipeline.stage.duplicates import EVENT_ID_CONFLICT
+from pipeline.stage.outcomes import Failure, Omitted
+from pipeline.stage.stage import Stage, UserRow
+from pipeline.stage.states import UNCHANGED
+from pipeline.transform import events
+from pipeline.transform.identity import identity, origin_of
+from pipeline.transform.people import Move, People, PeopleReport
+from pipeline.transform.rules import Columns, Rules
+from pipeline.transform.updates import Merged, Updates, omitted_of
+from pipeline.transform.users import MergedUser, merge, user_values
 from pipeline.transform.values import InvalidRecord, canonical, cell_text
 
 RECORDS_PER_STAGING = 2_000
 BYTES_PER_STAGING = 2**20
 REMEMBERED_USERS = 40_000
 SLOTS = 2**19
+NOBODY = frozenset([hash(None), hash(repr(None)), hash(""), hash(repr(""))])
 _TEXT_OR_NULL = frozenset({str, type(None)})
 BETWEEN_VALUES = "\n"  # JSON has none
 
 
-class _Merged(NamedTuple):
-    """A user, and what all rows say of it."""
+@dataclass
+class _Waiting:
+    """What is to be staged, in the order of its rows."""
+
+    user_rows: list[UserRow] = field(default_factory=list)
+    refusals: list[Failure] = field(default_factory=list)
+    omitted: list[Omitted] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)  # of events, as all that follows
+    keys: list[bytes] = field(default_factory=list)
+    fingerprints: list[bytes] = field(default_factory=list)
+    payloads: list[bytes] = field(default_factory=list)
+    states: bytearray = field(default_factory=bytearray)
+    size: int = 0  # in bytes
+
+    @property
+    def is_enough(self) -> bool:
+        count = len(self.user_rows) + len(self.rows) + len(self.refusals)
+        return count >= RECORDS_PER_STAGING or self.size >= BYTES_PER_STAGING
+
+
+class _Person(NamedTuple):
+    """How the ledger knows somebody: the user's key, and what made event ids say of them."""
 
     key: bytes
-    who: str
-    said: MergedUser
+    origin: bytes | None
 
 
-class _Events(NamedTuple):
-    """Events to be staged, in the order of their rows."""
+class _PersonsSeen:
+    """Which rows name another person, or another earlier address, than the row of their user before.
 
-    rows: list[int]
-    keys: list[bytes]
-    fingerprints: list[bytes]
-    payloads: list[bytes]
-    states: bytearray
+    Of more than two persons at one address, no more is learnt from a third; so a column with another value in each row,
+    such as a row number, stages each user twice, and not once for each row.
+    """
+
+    def __init__(self) -> None:
+        self._owners, self._persons, self._previous = (array("q", bytes(8 * SLOTS)) for _ in range(3))
+        self._seen = bytearray(SLOTS)
+
+    def changed(self, people: Sequence[str], persons: Sequence[Any], previous: Sequence[Any] = ()) -> list[int]:
+        places = []
+        for place, who in enumerate(people):
+            owner, person = hash(who), hash(persons[place])
+            slot = owner % SLOTS
+            earlier = hash(previous[place]) if previous else 0
+            if self._owners[slot] != owner:
+                self._owners[slot], self._seen[slot] = owner, 0
+            elif self._previous[slot] == earlier and (
+                person in NOBODY or self._persons[slot] == person or self._seen[slot] > 1
+            ):
+                continue
+            if person not in NOBODY and (not self._seen[slot] or self._persons[slot] != person):
+                self._seen[slot] = min(self._seen[slot] + 1, 2)
+                self._persons[slot] = person
+            self._previous[slot] = earlier
+            places.append(place)
+        return places
 
 
-def _no_events() -> _Events:
-    return _Events([], [], [], [], bytearray())
+def _comparable(values: Sequence[Any]) -> Sequence[Any]:
+    """Values whose hashes tell them apart, as hash(-1) == hash(-2)."""
+    return values if types_of(values) <= _TEXT_OR_NULL else list(map(repr, values))
 
 
 class Planner:
@@ -61,30 +111,40 @@ class Planner:
         rules: Rules,
         columns: Sequence[str],
         *,
-        full: Container[Kind] = (),
+        full: Collection[Kind] = (),
         leave_known_users: bool = False,
+        enters: bool = False,
     ) -> None:
-        """full: the kinds of which all is sent, also what the ledger knows. leave_known_users: users that it knows are
-        not."""
+        """full: the kinds of records that are sent although Iterable has them. leave_known_users: users that the ledger
+        knows are not updated. enters: everything will be entered as accepted (--baseline)."""
         stage.begin(
-            None if ledger.is_empty else ledger.known,
+            None if Kind.EVENT in full or ledger.is_empty else self._known_events,
             ledger.failed_before if ledger.has_failure_history else None,
-            resend=full,
-            leave_known_users=leave_known_users,
+            made_ids_only=rules.id_column is None,
         )
         self.rows = 0
+        self.people = PeopleReport()
         self._ledger = ledger
         self._stage = stage
         self._rules = rules
         self._columns = columns
-        self._user_rows: list[UserRow] = []
-        self._events = _no_events()
-        self._refusals: list[Failure] = []
-        self._waiting_bytes = 0
+        self._waiting = _Waiting()
+        self._people = People(ledger, stage, rules, self.people, enters=enters)
+        self._updates = Updates(
+            ledger, stage, rules, self._people, self.people,
+            is_full=Kind.USER in full, leave_known=leave_known_users, refuse=self._refuse,
+        )  # fmt: skip
         self._keys: dict[str, bytes] = {}  # of users, by identity
+        self._origins: dict[str, bytes] = {}  # of those whose address has changed
         # Most rows repeat what the row before said about their user. In the slot of a user, and of others that share
         # it: a hash of who was last staged there, and with what. A user who shares one may be staged more than once.
-        self._said = array("q", bytes(8 * SLOTS))
+        self._last_said = array("q", bytes(8 * SLOTS))
+        self._persons = _PersonsSeen() if rules.person_column is not None else None
+
+    @property
+    def moves(self) -> Sequence[Move]:
+        """Addresses that Iterable is to change first."""
+        return self._people.moves
 
     def plan(self, block: Sequence[Sequence[Any]]) -> None:
         """Plan some rows, given by the column."""
@@ -95,12 +155,11 @@ class Planner:
         people = self._identify(columns, names, numbers)
         if None in people:
             places = [place for place, who in enumerate(people) if who is not None]
-            columns, numbers = payloads.selected(columns, places), [numbers[place] for place in places]
+            columns, numbers = events.selected(columns, places), [numbers[place] for place in places]
         named = [who for who in people if who is not None]
         user_keys = self._plan_users(columns, numbers, named)
         self._plan_events(columns, numbers, named, user_keys)
-        waiting = len(self._user_rows) + len(self._events.rows) + len(self._refusals)
-        if waiting >= RECORDS_PER_STAGING or self._waiting_bytes >= BYTES_PER_STAGING:
+        if self._waiting.is_enough:
             self._flush()
 
     def end_reading(self) -> None:
@@ -109,16 +168,22 @@ class Planner:
         self._stage.end_reading()
 
     def finish(self) -> None:
-        """All rows are staged: put together what those of each user say."""
-        self._keys, self._said = {}, array("q")
-        users: list[_Merged] = []
+        """All rows are staged: put together what those of each user say, and see who has another address."""
+        self._keys, self._last_said, self._persons = {}, array("q"), None
+        users: list[Merged] = []
+        size = 0
         for user in self._merged_users():
             users.append(user)
-            self._waiting_bytes += sum(map(len, user.said.values))
-            if len(users) >= RECORDS_PER_STAGING or self._waiting_bytes >= BYTES_PER_STAGING:
+            size += sum(map(len, user.said.values))
+            if len(users) >= RECORDS_PER_STAGING or size >= BYTES_PER_STAGING:
                 self._stage_merged(users)
-                users = []
+                users, size = [], 0
         self._stage_merged(users)
+        if self._rules.person_column is not None:
+            self._people.settle()
+        if self._rules.id_column is not None and not self._ledger.is_empty:
+            self._reject_ids_of_others()
+        self.people.gone = self._ledger.accepted.count_users_of_query() - self.people.found
 
     # Users ----------------------------------------------------------------------------------------------------
 
@@ -135,7 +200,7 @@ class Planner:
                 people.append(name)
                 continue
             try:
-                people.append(payloads.identity(name, self._rules))
+                people.append(identity(name, self._rules))
             except InvalidRecord as problem:
                 people.append(None)
                 self._reject_unidentified_row(columns, place, numbers[place], problem)
@@ -143,36 +208,63 @@ class Planner:
 
     def _learn(self, names: Iterable[str]) -> None:
         """Remember those users who are written as Iterable has them."""
+        found = []
         for name in names:
             try:
-                if payloads.identity(name, self._rules) == name:
-                    self._key_of(name)
+                if identity(name, self._rules) == name:
+                    found.append(name)
             except InvalidRecord:
                 continue
+        self._remember(found)
+
+    def _remember(self, people: Sequence[str]) -> None:
+        if len(self._keys) + len(people) > REMEMBERED_USERS:
+            self._keys.clear()
+            self._origins.clear()
+        self._keys.update(zip(people, map(self._ledger.user_key, people), strict=True))
+        if people and self._ledger.accepted.any_moved:
+            for who, person in followed_moves(self._ledger, people).items():
+                self._keys[who] = person.key
+                if person.origin is not None:
+                    self._origins[who] = person.origin
 
     def _plan_users(self, columns: Columns, numbers: Sequence[int], people: Sequence[str]) -> list[bytes]:
         """Stages what each row says about its user, unless the user's row before said the same; returns the keys."""
-        keys = [self._keys.get(who) or self._key_of(who) for who in people]
+        unknown = [who for who in dict.fromkeys(people) if who not in self._keys]
+        if unknown:
+            self._remember(unknown)
+        try:
+            keys = [self._keys[who] for who in people]
+        except KeyError:  # one block has more people than are remembered
+            keys = [self._key_of(who) for who in people]
         places = self._changed_indexes(columns, people)
         if len(places) < len(people):
-            columns = payloads.selected(columns, places)
-        values = payloads.user_values(columns, len(places), self._rules)
+            columns = events.selected(columns, places)
+        values = user_values(columns, len(places), self._rules)
         for place, each in zip(places, values, strict=True):
             content = BETWEEN_VALUES.join(each)
-            self._user_rows.append((keys[place], numbers[place], people[place], content))
-            self._waiting_bytes += len(content)
+            self._waiting.user_rows.append((keys[place], numbers[place], people[place], content))
+            self._waiting.size += len(content)
         return keys
+
+    def _key_of(self, who: str) -> bytes:
+        if who not in self._keys:
+            self._remember([who])
+        return self._keys[who]
 
     def _changed_indexes(self, columns: Columns, people: Sequence[str]) -> list[int]:
         """The places of the rows that do not say of their user what the user's row before has said."""
-        remembered = self._said
+        remembered = self._last_said
         places = []
         for place, (who, said) in enumerate(zip(people, self._hashes(columns, people), strict=True)):
             slot = hash(who) % SLOTS
             if remembered[slot] != said:
                 remembered[slot] = said
                 places.append(place)
-        return places
+        if self._persons is None:
+            return places
+        cells = [_comparable(columns[column]) for column in self._rules.person_columns]
+        return sorted({*places, *self._persons.changed(people, *cells)})
 
     def _hashes(self, columns: Columns, people: Sequence[str]) -> Iterator[int]:
         """A hash for what each row says of its user. Of text alone, as numbers share theirs: hash(-1) == hash(-2)."""
@@ -184,74 +276,87 @@ class Planner:
         ]
         return map(hash, zip(people, *cells, repeat(hash(tuple(is_text)))))
 
-    def _key_of(self, who: str) -> bytes:
-        if len(self._keys) >= REMEMBERED_USERS:
-            self._keys.clear()
-        self._keys[who] = key = self._ledger.user_key(who)
-        return key
-
-    def _merged_users(self) -> Iterator[_Merged]:
+    def _merged_users(self) -> Iterator[Merged]:
         """What the rows of each user say together."""
         for key, rows in groupby(self._stage.user_rows(), key=itemgetter(0)):
             _, row, who, content = next(rows)
-            said = MergedUser(row, content.split(BETWEEN_VALUES))
+            said = MergedUser(row, content.split(BETWEEN_VALUES), (row,))
             for _, row, _, later in rows:  # noqa: B031 (it goes on behind the first)
-                said = payloads.merge(said, row, later.split(BETWEEN_VALUES), self._rules)
-            self._stage.merged_users += said.disagreed
-            yield _Merged(key, who, said)
+                said = merge(said, row, later.split(BETWEEN_VALUES), self._rules)
+            self._stage.merged_users += bool(said.disagreed)
+            yield Merged(key, who, said)
 
-    def _stage_merged(self, users: Sequence[_Merged]) -> None:
-        people = [user.who for user in users]
-        found = payloads.user_payloads(people, [user.said.values for user in users], self._rules)
-        contents = [
-            payload if isinstance(payload, bytes) else BETWEEN_VALUES.join(user.said.values).encode()
-            for user, payload in zip(users, found, strict=True)
-        ]
-        records = []
-        for user, payload, fingerprint in zip(users, found, self._ledger.fingerprints(contents), strict=True):
-            key, who, said = user
-            if isinstance(payload, InvalidRecord):
-                self._refuse(Kind.USER, said.row, who, payload, key, fingerprint)
-                payload = b""  # the user is staged all the same, as its events may be sent
-            records.append(Record(Kind.USER, said.row, who, key, fingerprint, payload))
-        self._flush()
-        self._stage.stage_users(records)
+    def _stage_merged(self, users: Sequence[Merged]) -> None:
+        if users:
+            self._flush()
+            self._waiting.omitted += self._updates.stage(users)
+            self._flush()
 
     # Events ---------------------------------------------------------------------------------------------------
 
     def _plan_events(
         self, columns: Columns, numbers: Sequence[int], people: Sequence[str], user_keys: Sequence[bytes]
     ) -> None:
-        found = payloads.events(columns, people, self._rules)
+        found = events.events(columns, people, self._rules)
         for place, problem in found.problems:
             self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
-        keys = self._ledger.event_keys(
-            [user_keys[place] for place in found.places], payloads.event_identities(found, self._rules)
-        )
-        if self._rules.id_column is None:
-            # A key that stands for all that the event says tells its content from any other.
-            fingerprints = [key[USER_BYTES:] for key in keys]
-            states = self._stage.first_states(Kind.EVENT, keys, fingerprints)
-            contents = self._payloads_of_news(found, states)
-        else:
-            contents = payloads.event_payloads(found, self._rules)
-            fingerprints = self._ledger.fingerprints(contents)
-            states = self._stage.first_states(Kind.EVENT, keys, fingerprints)
-        waiting = self._events
+        keys, fingerprints = self._keys_of_events(found, [user_keys[place] for place in found.places])
+        states = self._stage.first_states(keys, fingerprints)
+        contents = self._payloads_of_news(found, states)
+        waiting = self._waiting
         waiting.rows.extend([numbers[place] for place in found.places])
         waiting.keys.extend(keys)
         waiting.fingerprints.extend(fingerprints)
         waiting.payloads.extend(contents)
         waiting.states.extend(states)
-        self._waiting_bytes += sum(map(len, contents))
+        waiting.size += sum(map(len, contents))
+        for each in found.omitted:
+            place = each.place
+            waiting.omitted.append(omitted_of(self._ledger, Kind.EVENT, numbers[place], user_keys[place], each))
 
-    def _payloads_of_news(self, found: payloads.Events, states: bytes) -> list[bytes]:
+    def _keys_of_events(self, found: events.Events, user_keys: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+        """Keys and fingerprints. A key that stands for all that the event says tells its content from any other."""
+        ledger = self._ledger
+        if self._rules.id_column is None:
+            return ledger.event_keys(user_keys, found.contents), [MADE] * len(found.contents)
+        made = ledger.event_keys(user_keys, found.contents)
+        given = ledger.hasher.given_event_keys(user_keys, found.given_ids)
+        prints = ledger.hasher.given_fingerprints(events.given_heads(found), found.fields)
+        return (
+            [its if event_id else other for event_id, its, other in zip(found.given_ids, given, made, strict=True)],
+            [its if event_id else MADE for event_id, its in zip(found.given_ids, prints, strict=True)],
+        )
+
+    def _known_events(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """What Iterable has accepted of these, where an id is not that of another person's event."""
+        accepted = self._ledger.accepted
+        if self._rules.id_column is None:
+            return accepted.known_made(keys)
+        known = accepted.known_made([key for key in keys if not is_given(key)])
+        given = accepted.known_given([key for key in keys if is_given(key)])
+        nobody_says = self._rules.person_column is None and not self._rules.by_user_id
+        for key, each in given.items():
+            if each.person == key[:USER_BYTES] or nobody_says:
+                known[key] = each.fingerprint
+        return known
+
+    def _reject_ids_of_others(self) -> None:
+        """Events whose given id is that of another person's event, which they would overwrite."""
+        text = "event_id is that of an event of another person, which Iterable has accepted."
+        rest = (Outcome.REJECTED, None, EVENT_ID_CONFLICT, text, 0)
+        for page in self._stage.pending_given():
+            known = self._ledger.accepted.known_given([key for _, key, _ in page])
+            others = [event for event in page if known.get(event[1], event[1])[0] != event[1][:USER_BYTES]]
+            self._stage.note([FailedRecord(Kind.EVENT, row, None, *rest) for row, key, _ in others if key in known])
+
+    def _payloads_of_news(self, found: events.Events, states: bytes) -> list[bytes]:
         """What is unchanged needs no payload."""
         if UNCHANGED not in states:
-            return payloads.event_payloads(found, self._rules)
+            return events.event_payloads(found, self._rules, self._origins)
         news = [at for at, state in enumerate(states) if state != UNCHANGED]
         contents = [b""] * len(states)
-        for at, payload in zip(news, payloads.event_payloads(found.take(news), self._rules), strict=True):
+        payloads = events.event_payloads(found.take(news), self._rules, self._origins)
+        for at, payload in zip(news, payloads, strict=True):
             contents[at] = payload
         return contents
 
@@ -265,7 +370,7 @@ class Planner:
         key = self._ledger.user_key(cells)
         (fingerprint,) = self._ledger.fingerprints([cells.encode()])
         self._refuse(Kind.USER, number, None, problem, key, fingerprint)
-        if payloads.has_event(columns, place, rules):
+        if events.has_event(columns, place, rules):
             self._refuse_event(columns, place, number, None, key, problem)
 
     def _refuse_event(
@@ -283,15 +388,33 @@ class Planner:
         self, kind: Kind, number: int, who: str | None, problem: InvalidRecord, key: bytes, fingerprint: bytes
     ) -> None:
         undelivered = FailedRecord(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", f"{problem}.", 0)
-        self._refusals.append(Failure(key, fingerprint, undelivered))
+        self._waiting.refusals.append(Failure(key, fingerprint, undelivered))
 
     def _flush(self) -> None:
-        self._stage.stage_user_rows(self._user_rows)
-        events = self._events
-        self._stage.stage_events(*events[:-1], states=bytes(events.states))
-        self._stage.note_refusals(self._refusals)
-        self._user_rows, self._events, self._refusals = [], _no_events(), []
-        self._waiting_bytes = 0
+        waiting = self._waiting
+        self._stage.stage_user_rows(waiting.user_rows)
+        self._stage.stage_events(
+            waiting.rows, waiting.keys, waiting.fingerprints, waiting.payloads, states=bytes(waiting.states)
+        )
+        self._stage.note_refusals(waiting.refusals)
+        self._stage.outcomes.note_omitted(waiting.omitted)
+        self._waiting = _Waiting()
+
+
+def followed_moves(ledger: Ledger, people: Sequence[str]) -> dict[str, _Person]:
+    """People whom the ledger first knew under another address, or who have an address that was somebody else's."""
+    own = {who: ledger.user_key(who) for who in people}
+    here = ledger.accepted.users_at(list(own.values()))
+    left = ledger.accepted.known_users(list(own.values()))
+    found = {}
+    for who, key in own.items():
+        user = here.get(key)
+        if user is not None:
+            origin = ledger.hasher.sealed_origin(user.key, user.origin) if user.origin is not None else None
+            found[who] = _Person(user.key, origin)
+        elif key in left and left[key].address is not None:  # whose user has moved on
+            found[who] = _Person(ledger.user_key(f"{who}\n2"), origin_of(f"{who}\n2"))
+    return found
 
 
 def _cells(columns: Columns, place: int, names: Sequence[str]) -> str:

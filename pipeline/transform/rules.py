@@ -7,18 +7,79 @@ and is listed in `Rules.not_sent` otherwise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+from functools import cached_property
+from typing import Any
 
 from pipeline.config import Settings
 from pipeline.config.fields import EVERY_OTHER, FieldMap, expand, find_clash, find_own_field, is_writable
 from pipeline.model.exits import ExitCode, RunError
-from pipeline.transform.payloads import Rules
+from pipeline.transform.data_fields import FieldTemplate
 
 logger = logging.getLogger("pipeline.rules")
 
 FUTURE_TOLERANCE_S = 86_400
 WHO = ("id", "user_id", "email")  # they say who, whichever of them the project goes by
+PREVIOUS_EMAIL = "previous_email"  # an optional column: the address before the present one
 OF_EVENTS = ("event_time", "event_name", "event_id")
+
+
+Columns = Mapping[str, Sequence[Any]]  # the values of some rows, by the column
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How rows become payloads.
+
+    zone: of times without an offset. latest_s: events after this (Unix seconds) are refused. id_column, name_column,
+    time_column: None where the query has no such column. merge_nested: objects in a profile are merged, not replaced.
+    swept: the columns that `*` stands for. not_sent: those that no setting names. person_column: says who somebody is,
+    whatever the address; guessed: only where the read shows that it does. previous_column: the address before the
+    present one.
+    """
+
+    by_user_id: bool
+    identity_column: str
+    user_fields: tuple[FieldMap, ...]
+    event_fields: tuple[FieldMap, ...]
+    event_name: str
+    zone: tzinfo
+    clear_nulls: bool
+    latest_s: float
+    time_column: str | None = "event_time"
+    name_column: str | None = None
+    id_column: str | None = None
+    merge_nested: bool = False
+    swept: frozenset[str] = frozenset()
+    not_sent: tuple[str, ...] = ()
+    person_column: str | None = None
+    person_is_guessed: bool = False
+    previous_column: str | None = None
+    sends_user_id: bool = False
+    email_changes: str = "hold"
+    omits_bad_values: bool = False
+
+    @cached_property
+    def user_template(self) -> FieldTemplate:
+        return FieldTemplate(self.user_fields)
+
+    @cached_property
+    def event_template(self) -> FieldTemplate:
+        return FieldTemplate(self.event_fields)
+
+    @property
+    def person_columns(self) -> tuple[str, ...]:
+        """What a row says of its user beside the fields, in this order."""
+        return tuple(filter(None, (self.person_column, self.previous_column)))
+
+    @cached_property
+    def columns_of_events(self) -> tuple[str, ...]:
+        """The columns that say something about an event alone, and nothing about its user."""
+        others = {self.identity_column, *(field.column for field in self.user_fields), *self.swept}
+        columns = [field.column for field in self.event_fields if field.column not in others]
+        return (*columns, self.id_column) if self.id_column is not None else tuple(columns)
 
 
 class ColumnsError(RunError):
@@ -35,8 +96,10 @@ def make_rules(columns: Sequence[str], settings: Settings, now: float) -> Rules:
     """now: Unix seconds. Raises ColumnsError."""
     by_user_id = settings.iterable_identifier == "userId"
     identity_column = _identity_column(columns, by_user_id)
-    others = _columns_without_use(columns, settings)
-    user_fields = _available("USER_FIELDS", settings.user_fields, columns, others, settings)
+    person_column = None if by_user_id else _person_column(columns, settings)
+    previous_column = _optional(PREVIOUS_EMAIL, columns) if person_column is not None else None
+    others = _columns_without_use(columns, settings, {person_column, previous_column})
+    user_fields = _available("USER_FIELDS", _with_address(columns, settings), columns, others, settings)
     event_fields = _available("EVENT_FIELDS", settings.event_fields, columns, others, settings)
     free = [column for column in others if find_own_field(column) is None]
     swept = frozenset(free if EVERY_OTHER in settings.user_fields + settings.event_fields else ())
@@ -62,7 +125,35 @@ def make_rules(columns: Sequence[str], settings: Settings, now: float) -> Rules:
         merge_nested=settings.merge_nested,
         swept=swept,
         not_sent=not_sent,
+        person_column=person_column,
+        person_is_guessed=person_column == "id" and settings.person_column is None,
+        previous_column=previous_column,
+        sends_user_id=settings.send_user_id and not by_user_id,
+        email_changes=settings.email_changes,
+        omits_bad_values=settings.bad_values == "omit",
     )
+
+
+def _person_column(columns: Sequence[str], settings: Settings) -> str | None:
+    """The column that says who somebody is, whatever the address."""
+    named = settings.person_column
+    if named == "-":
+        return None
+    if named is None:
+        return next((column for column in ("user_id", "id") if column in columns), None)
+    if named not in columns:
+        raise ColumnsError(
+            f"PERSON_COLUMN names {named}, which the query does not have; its columns are {_listed(columns)}.",
+            "fix PERSON_COLUMN, or add the column to the query",
+        )
+    return named
+
+
+def _with_address(columns: Sequence[str], settings: Settings) -> tuple[FieldMap, ...]:
+    """A project that knows people by userId has the address as a field like others, by default, too."""
+    if settings.iterable_identifier != "userId" or "email" not in columns or "USER_FIELDS" in settings.given:
+        return settings.user_fields
+    return (FieldMap("email", "email"), *settings.user_fields)
 
 
 def _identity_column(columns: Sequence[str], by_user_id: bool) -> str:
@@ -81,10 +172,15 @@ def _optional(column: str, columns: Sequence[str]) -> str | None:
     return column if column in columns else None
 
 
-def _columns_without_use(columns: Sequence[str], settings: Settings) -> tuple[str, ...]:
+def _columns_without_use(
+    columns: Sequence[str], settings: Settings, says_who: Collection[str | None]
+) -> tuple[str, ...]:
     """What `*` stands for: neither setting names it, given or by default, and it says neither who nor what happened."""
-    used = {field.column for field in settings.user_fields + settings.event_fields} | {*WHO, *OF_EVENTS}
-    return tuple(column for column in columns if column not in used)
+    used = {field.column for field in _with_address(columns, settings) + settings.event_fields}
+    used |= {*WHO, *OF_EVENTS}
+    if settings.iterable_identifier == "userId" and "email" not in {field.column for field in settings.user_fields}:
+        used -= {"email"} if "USER_FIELDS" in settings.given else set()
+    return tuple(column for column in columns if column not in used and column not in says_who)
 
 
 def _available(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timezone
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,8 @@ from pipeline.ledger.ledger import LEDGER_NAME
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind, Outcome, Record
 from pipeline.sandbox import Fault, StandIn
-from pipeline.transform.payloads import MAX_RECORD_BYTES, Rules
+from pipeline.transform.rules import Rules
+from pipeline.transform.users import MAX_RECORD_BYTES
 from tests.job import (
     MODES,
     SIGINT,
@@ -52,6 +53,7 @@ from tests.job import (
 )
 from tests.opened import Opened
 from tests.processes import file_size_limit
+from tests.records import count_accepted
 
 ROOT = Path(__file__).parent.parent.parent
 ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
@@ -635,10 +637,8 @@ def child_main(folder: str, url: str, mode: str) -> None:
 
 
 def committed(folder: Path) -> int:
-    database = sqlite3.connect(folder / LEDGER_NAME)
-    (count,) = database.execute("SELECT count(*) FROM accepted").fetchone()
-    database.close()
-    return int(count)
+    with closing(sqlite3.connect(folder / LEDGER_NAME)) as database:
+        return count_accepted(database)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")

@@ -20,7 +20,7 @@ from pipeline.ledger.lock import hold_lock
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
-from pipeline.transform.payloads import Rules
+from pipeline.transform.rules import Rules
 from tests.program import Program, make_table, use_query
 
 
@@ -33,7 +33,9 @@ def test_a_run_that_would_start_is_all_good_and_sends_nothing(program: Program, 
     assert (run.code, run.err) == (0, "")
     assert [line for line in lines(run.out) if line[:6] != "[ ok ]"] == [
         "[note] database: while a run reads this SQLite file, other programs can't write to it -> "
-        "PRAGMA journal_mode=WAL, run once on it, changes that"
+        "PRAGMA journal_mode=WAL, run once on it, changes that",
+        "[note] rows: without a column event_id, a correction in the database becomes a second event -> "
+        "alias the event's key AS event_id",
     ]
     assert run.out.endswith("Ready to run.\n")
     assert dict(iterable.project.request_counts) == {

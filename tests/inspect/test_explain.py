@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import load_settings
 from pipeline.ledger.ledger import Failed, Ledger, open_ledger
-from pipeline.model.records import Outcome
+from pipeline.model.records import Kind, Outcome, Record, UserDetails
 from pipeline.run.opening import project_of
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
 from tests.program import Finished, Program, make_table, use_query, wait_until
@@ -114,6 +114,7 @@ def test_a_person_of_whom_nothing_was_sent_yet(people: Program) -> None:
         },
         "user": {
             "row": 2, "state": "new", "reason": None, "accepted_at": None, "before": None,
+            "fields_to_send": None,
             "payload": {"email": "bob@example.com", "dataFields": {"first_name": "Bob", "plan_type": "pro"}},
         },
         "events": {
@@ -122,6 +123,7 @@ def test_a_person_of_whom_nothing_was_sent_yet(people: Program) -> None:
             "shown": [
                 {
                     "row": 2, "state": "new", "reason": None, "accepted_at": None, "before": None,
+                    "fields_to_send": None,
                     "payload": {
                         "email": "bob@example.com", "eventName": "page_view", "createdAt": 1768298400,
                         "id": found["events"]["shown"][0]["payload"]["id"], "dataFields": {"page": "docs"},
@@ -300,7 +302,9 @@ def note_trouble(program: Program, who: str) -> None:
 def test_a_record_that_was_sent_again_without_an_answer(people: Program) -> None:
     people.run()
     with held_ledger(people) as ledger:
-        ledger.invalidate([ledger.user_key("ada@example.com")])
+        hasher = ledger.hasher
+        sent = UserDetails(sent=hasher.field_name("first_name") + hasher.field_name("plan_type"))
+        ledger.invalidate([Record(Kind.USER, 1, ADA[0][0], ledger.user_key("ada@example.com"), b"", b"", sent)])
     text = explained(people.run("--explain", "ada@example.com"))
     assert "User: to be sent; accepted <then>, and sent again later" in text
 
@@ -323,10 +327,11 @@ def test_an_event_id_that_belongs_to_another_person_too(people: Program, tmp_pat
     people.settings["DATABASE_URL"] = f"sqlite:///{tmp_path}/ids.db"
     found = as_json(people, "ada@example.com")
     assert found["events"]["shown"][0] == {
-        "row": 2, "state": "rejected", "reason": "event_id is the same as in row 1, which is about another user.",
-        "accepted_at": None, "before": None, "payload": None,
+        "row": 2, "state": "rejected",
+        "reason": "event_id is also that of row 1, which has another name, person or time.",
+        "accepted_at": None, "before": None, "fields_to_send": None, "payload": None,
     }  # fmt: skip
-    assert (states(as_json(people, "bob@example.com")), found["events"]["repeated"]) == (["new"], None)
+    assert (states(as_json(people, "bob@example.com")), found["events"]["repeated"]) == (["rejected"], None)
 
 
 def test_rows_that_repeat_an_event(people: Program, tmp_path: Path) -> None:

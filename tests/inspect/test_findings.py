@@ -12,7 +12,7 @@ from pipeline.inspect.findings import Mark, about_dropped, about_fields
 from pipeline.inspect.mapping import Sample
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
-from pipeline.transform.payloads import Rules
+from pipeline.transform.rules import Rules
 
 FIELDS = (FieldMap("x", "x"),)
 RULES = Rules(False, "email", FIELDS, FIELDS, "visit", timezone.utc, False, 0)

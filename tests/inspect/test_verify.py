@@ -39,7 +39,8 @@ def fill(tmp_path: Path, rows: list[tuple[Any, ...]]) -> None:
 def age(program: Program, seconds: int) -> None:
     """Put back when everything was accepted."""
     with sqlite3.connect(program.folder / "iterable_ledger.sqlite3") as ledger:
-        ledger.execute("UPDATE accepted SET accepted_at = accepted_at - ?", (seconds,))
+        for table in ("users", "events"):
+            ledger.execute(f"UPDATE {table} SET accepted_at = accepted_at - ?", (seconds,))
     ledger.close()
 
 

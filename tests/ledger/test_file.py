@@ -73,13 +73,37 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             for (table,) in tables
             for rows in [database.execute(f"PRAGMA table_info({table})").fetchall()]
         }
-    assert version == 2
+    assert version == 3
     assert columns == {
-        "accepted": [
+        "users": [
+            "project INTEGER NOT NULL",
+            "key BLOB NOT NULL",
+            "fingerprint BLOB NOT NULL",
+            "fields BLOB NOT NULL",
+            "person BLOB",
+            "address BLOB",
+            "origin BLOB",
+            "moving_to BLOB",
+            "query INTEGER NOT NULL",
+            "accepted_at INTEGER NOT NULL",
+            "run INTEGER NOT NULL",
+            "seen_day INTEGER NOT NULL",
+        ],
+        "events": [
             "project INTEGER NOT NULL",
             "key BLOB NOT NULL",
             "fingerprint BLOB NOT NULL",
             "accepted_at INTEGER NOT NULL",
+            "run INTEGER NOT NULL",
+            "seen_day INTEGER NOT NULL",
+        ],
+        "given_events": [
+            "project INTEGER NOT NULL",
+            "key BLOB NOT NULL",
+            "person BLOB NOT NULL",
+            "fingerprint BLOB NOT NULL",
+            "accepted_at INTEGER NOT NULL",
+            "run INTEGER NOT NULL",
             "seen_day INTEGER NOT NULL",
         ],
         "dropped_fields": ["project INTEGER NOT NULL", "kind TEXT NOT NULL", "name TEXT NOT NULL"],
@@ -93,10 +117,12 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "secret_by_last_key BLOB NOT NULL",
         ],
         "queries": [
+            "id INTEGER",
             "project INTEGER NOT NULL",
             "query BLOB NOT NULL",
             "used_day INTEGER NOT NULL",
             "full_day INTEGER",
+            "full_users INTEGER",
             "cursor_at INTEGER",
             "holds_for BLOB",
             "last_full_at INTEGER",
@@ -261,7 +287,7 @@ import os, signal, sqlite3, sys
 database = sqlite3.connect(sys.argv[1], isolation_level=None)
 database.execute("PRAGMA cache_size = 5")  # pages; so that most of the change is in the file before it is committed
 database.execute("BEGIN")
-database.execute("UPDATE accepted SET fingerprint = x'00'")
+database.execute("UPDATE users SET fingerprint = x'00'")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -462,7 +488,7 @@ while True:
             ledger.commit()
             first += 40
             print(first, flush=True)
-        ledger.invalidate([record.key for record in records(40, first - 40)])
+        ledger.invalidate(records(40, first - 40))
         print(f"void {first}", flush=True)
 """
 

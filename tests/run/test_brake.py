@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.run.brake import Pending, too_many
 from pipeline.run.id_schemes import ids_have_changed
 from pipeline.sandbox import Fault, StandIn
 from tests.program import Program, make_table, sent, use_query, wait_until
+from tests.records import count_accepted
 
 EVENTS_QUERY = "SELECT email, plan_type, page, event_time FROM users JOIN user_events ON user_id = users.id"
 FIELDS = {"USER_FIELDS": "plan_type", "EVENT_FIELDS": "page"}
@@ -177,10 +179,8 @@ def test_a_killed_run_leaves_its_way_of_making_ids_behind(program: Program, iter
 
 
 def known_records(program: Program) -> int:
-    with sqlite3.connect(f"file:{program.folder}/iterable_ledger.sqlite3?mode=ro", uri=True) as database:
-        (count,) = database.execute("SELECT count(*) FROM accepted").fetchone()
-    database.close()
-    return int(count)
+    with closing(sqlite3.connect(f"file:{program.folder}/iterable_ledger.sqlite3?mode=ro", uri=True)) as database:
+        return count_accepted(database)
 
 
 def test_the_order_of_fields_and_new_events_are_no_change(program: Program, iterable: StandIn, sample: Path) -> None:

@@ -38,7 +38,7 @@ def test_counts_and_whole_payloads_without_what_is_personal(
     assert run.code == 1
     assert sent(iterable) == []
     lines = shown(run.out)
-    event_id = next(line for line in lines if '"id": "ue1-' in line)
+    event_id = next(line for line in lines if '"id": "ue2-' in line)
     lines[lines.index(event_id)] = "(its id)"
     assert lines == [
         "1 user would be sent, 0 unchanged, 1 rejected",
@@ -124,7 +124,7 @@ def test_an_object_of_many_members_is_cut() -> None:
 
 def test_an_event_id_of_the_query_is_masked_and_a_derived_one_is_not() -> None:
     assert '  "id": "o***"' in list(first_lines(event_with_id("order-of-ada")))
-    assert '  "id": "ue1-12ab"' in list(first_lines(event_with_id("ue1-12ab")))
+    assert '  "id": "ue2-12ab"' in list(first_lines(event_with_id("ue2-12ab")))
 
 
 def event_with_id(event_id: str) -> Record:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.model.keys import MADE
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
-from pipeline.stage.stage import Failure
-from tests.ledger.test_ledger import (
+from pipeline.stage.duplicates import Doubled
+from pipeline.stage.outcomes import Failure
+from tests.opened import Opened, open_both
+from tests.processes import child
+from tests.records import (
     ADA,
     BOB,
     CY,
+    NOON_S,
     event,
     holder,
     opening,
@@ -26,11 +33,12 @@ from tests.ledger.test_ledger import (
     run,
     shown,
     stage,
-    stage_events,
     user,
 )
-from tests.opened import Opened, open_both
-from tests.processes import child
+
+
+def stage_events(opened: Opened, *events: Record) -> None:
+    opened.stage_events(events)
 
 
 @pytest.fixture
@@ -76,7 +84,7 @@ def test_memory_stays_flat_however_many_events_are_staged(tmp_path: Path) -> Non
 def test_doubled_events_are_found_however_many_keys_are_compared_in_memory(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr("pipeline.stage.stage.MOST_KEYS", most)
+    monkeypatch.setattr("pipeline.stage.duplicates.MOST_KEYS", most)
     opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
     ids = ["a", "b", "a", "c", "a", "d"]
     stage_events(opened, *(event(opened, row, each) for row, each in enumerate(ids, start=1)))
@@ -154,49 +162,60 @@ def test_doubled_events_are_counted_and_sent_once_with_the_last_content(opened: 
     stage_events(opened, event(opened, 1, "same"), event(opened, 2, "same"), event(opened, 3, "changed", page="old"))
     stage_events(opened, event(opened, 4, "changed", page="new"), event(opened, 5, "same"))
     opened.stage.finish_staging()
-    assert opened.stage.duplicate_events == 3
+    assert opened.stage.doubled == Doubled(repeated=2, corrected=1)
     assert [(each.row, json.loads(each.payload)["dataFields"]) for each in opened.stage.pending(Kind.EVENT)] == [
         (1, {"page": "pricing"}),
         (4, {"page": "new"}),
     ]
 
 
-def test_event_id_of_another_user_is_refused_in_the_later_row(opened: Opened) -> None:
+def conflict(row: int, other: int) -> FailedRecord:
+    message = f"event_id is also that of row {other}, which has another name, person or time."
+    return FailedRecord(Kind.EVENT, row, None, Outcome.REJECTED, None, "EventIdConflict", message, 0)
+
+
+@pytest.mark.parametrize(
+    "others", [{"email": BOB}, {"name": "order"}, {"seconds": NOON_S + 1}], ids=["person", "name", "time"]
+)
+def test_events_with_one_id_and_another_person_name_or_time_are_all_rejected(
+    opened: Opened, others: dict[str, Any]
+) -> None:
     stage(
         opened,
         user(opened, 1, ADA),
         user(opened, 2, BOB),
         event(opened, 1, "same", ADA),
-        event(opened, 2, "same", BOB),
+        event(opened, 2, "same", **others),
         event(opened, 3, "own", BOB),
+        event(opened, 4, "same", ADA, page="home"),
         ids_are_given=True,
     )
-    assert shown(list(opened.stage.pending(Kind.EVENT))) == [
-        "event ada@example.com row 1: same",
-        "event bob@example.com row 3: own",
-    ]
-    message = "event_id is the same as in row 1, which is about another user."
-    assert list(opened.stage.undelivered()) == [
-        FailedRecord(Kind.EVENT, 2, None, Outcome.REJECTED, None, "InvalidRecord", message, 0)
-    ]
+    assert shown(list(opened.stage.pending(Kind.EVENT))) == ["event bob@example.com row 3: own"]
+    assert list(opened.stage.undelivered()) == [conflict(1, 2), conflict(2, 1), conflict(4, 2)]
+    assert opened.stage.doubled == Doubled()
 
 
-def test_shared_event_id_is_refused_also_where_iterable_has_it_from_that_user_already(tmp_path: Path) -> None:
+def test_ids_that_are_made_never_conflict(opened: Opened) -> None:
+    keys = [opened.ledger.user_key(who) for who in (ADA, BOB)]
+    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
+    made = opened.ledger.event_keys(keys, ["content", "content"])
+    opened.stage.stage_events([1, 2], made, [MADE, MADE], [b"{}", b"{}"])
+    opened.stage.finish_staging(ids_are_given=True)
+    assert sorted(each.key for each in opened.stage.pending(Kind.EVENT)) == sorted(made)
+    assert list(opened.stage.undelivered()) == []
+
+
+@pytest.mark.parametrize("order", [(ADA, BOB), (BOB, ADA)])
+def test_of_events_in_conflict_what_iterable_has_already_is_unchanged(tmp_path: Path, order: Sequence[str]) -> None:
     run(tmp_path, (ADA, "pro", "same"))
     with opening(tmp_path) as opened:
-        stage(
-            opened,
-            user(opened, 1, BOB),
-            user(opened, 2, ADA),
-            event(opened, 1, "same", BOB),
-            event(opened, 2, "same", ADA),
-            ids_are_given=True,
-        )
-        opened.accept(pending(opened))
-        assert {outcome: count for outcome, count in opened.stage.count_outcomes()[Kind.EVENT].items() if count} == {
-            Outcome.DELIVERED: 1,
-            Outcome.REJECTED: 1,
-        }
+        users = [user(opened, row, who) for row, who in enumerate(order, 1)]
+        events = [event(opened, row, "same", who) for row, who in enumerate(order, 1)]
+        stage(opened, *users, *events, ids_are_given=True)
+        assert list(opened.stage.pending(Kind.EVENT)) == []
+        assert states(opened)["event"] == {"unchanged": 1, "rejected": 1}
+        row = order.index(BOB) + 1
+        assert list(opened.stage.undelivered()) == [conflict(row, 3 - row)]
 
 
 def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_reasons(opened: Opened) -> None:
@@ -235,6 +254,12 @@ def test_events_have_their_own_user_also_behind_users_without_any(opened: Opened
     }
 
 
+def doubled(pages: str) -> Doubled:
+    """Of one event, whose rows have these pages one after the other."""
+    corrected = sum(page != before for before, page in pairwise(pages))
+    return Doubled(len(pages) - 1 - corrected, corrected)
+
+
 @pytest.mark.parametrize("first_row", [1, 300, 70_000])
 @pytest.mark.parametrize(
     ("pages", "kept"), [("aab", 2), ("abb", 1), ("aba", 2), ("abab", 3), ("aaa", 0), ("baa", 1), ("abbcc", 3)]
@@ -247,7 +272,7 @@ def test_of_doubled_events_the_first_with_the_last_content_is_sent(
     opened.stage.finish_staging()
     assert [each.row for each in opened.stage.pending(Kind.EVENT)] == [first_row + kept]
     assert opened.stage.count_pending(Kind.EVENT) == 1
-    assert opened.stage.duplicate_events == len(pages) - 1
+    assert opened.stage.doubled == doubled(pages)
 
 
 def test_held_events_are_settled_until_they_are_released(opened: Opened) -> None:
@@ -352,22 +377,8 @@ def test_of_doubled_events_the_last_content_is_compared_with_what_was_accepted(
     with opening(tmp_path) as opened:
         stage(opened, user(opened, 1), *(event(opened, row, "e", page=page) for row, page in enumerate(pages, 1)))
         assert [each.row for each in opened.stage.pending(Kind.EVENT)] == ([sent] if sent else [])
-        assert opened.stage.duplicate_events == len(pages) - 1
+        assert opened.stage.doubled == doubled(pages)
         assert sum(states(opened)["event"].values()) == (0 if sent else 1)
-
-
-def test_users_that_are_known_are_left_alone_where_only_a_part_is_read(tmp_path: Path) -> None:
-    with opening(tmp_path) as opened:
-        stage(opened, user(opened, 1), user(opened, 2, BOB))
-        opened.accept(pending(opened))
-        opened.ledger.commit()
-    with opening(tmp_path) as opened:
-        opened.stage.begin(opened.ledger.known, leave_known_users=True)
-        opened.stage.stage_users([user(opened, 1, plan="free"), user(opened, 2, BOB), user(opened, 3, CY)])
-        stage_events(opened, event(opened, 1, "e1"))
-        opened.stage.finish_staging()
-        assert shown(pending(opened)) == ["user cy@example.com row 3: pro", "event ada@example.com row 1: e1"]
-        assert opened.stage.left_users == 1
 
 
 def test_user_without_a_payload_is_no_record_and_names_its_events(opened: Opened) -> None:
@@ -392,7 +403,7 @@ def test_each_event_is_once_pending_dropped_or_unchanged_whatever_comes(
         last = {each.key: each for each in events}
         found = list(opened.stage.pending(Kind.EVENT))
         assert {each.key: each.fingerprint for each in found} == {key: each.fingerprint for key, each in last.items()}
-        assert len(found) + opened.stage.duplicate_events == len(events)
+        assert len(found) + opened.stage.doubled.repeated + opened.stage.doubled.corrected == len(events)
         in_order = [(each.key[:8], each.row) for each in found]
         assert in_order == sorted(in_order)
 
@@ -408,6 +419,7 @@ def test_refusals_are_those_that_never_left_each_with_what_tells_it_again(opened
     opened.stage.note([rejected(Kind.USER, 1)])
     found = [each for page in opened.stage.refusals() for each in page]
     assert [(each.key, each.fingerprint, each.undelivered.row) for each in found] == [
+        (one.key, one.fingerprint, 1),
         (other.key, other.fingerprint, 2),
         (b"k" * 20, b"f" * 16, 3),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -12,18 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config import FieldMap
-from pipeline.model.keys import USER_BYTES
-from pipeline.model.records import FailedRecord, Kind, Outcome, Record, Unreadable
-from pipeline.transform import payloads
-from pipeline.transform.payloads import MAX_RECORD_BYTES, Rules
+from pipeline.model.keys import MADE
+from pipeline.model.records import FailedRecord, Kind, Outcome, Record, Unreadable, UserDetails
+from pipeline.stage.duplicates import Doubled
+from pipeline.transform import events
 from pipeline.transform.planner import Planner
+from pipeline.transform.rules import Rules
+from pipeline.transform.users import MAX_RECORD_BYTES
 from tests.opened import Opened, open_both
 
 NOW_S = 1_768_293_912.0  # 2026-01-13 08:45:12 in UTC
+# A change of this id would send every event of every project again, as another event.
+PINNED_ID = "ue2-b5fc85e55755f9e0d030-ba1c09a7a7bc386e6ebd0f9798c54aea"
 # A change of this key would send every event of every project once more.
-PINNED_KEY = "9e5b2f6943190cafd3e788c5caafe8e48c3b314b"
+PINNED_KEY = "9e5b2f6943190caf003d947ae97ecae5969de5a1"
 ROW: dict[str, Any] = {
     "id": 1,
     "email": "ada@example.com",
@@ -45,6 +52,7 @@ RULES = Rules(
 )
 BY_USER_ID = replace(RULES, by_user_id=True, identity_column="id")
 WITH_EVENT_ID = replace(RULES, id_column="event_id")
+BY_USER_ID_AND_EVENT_ID = replace(BY_USER_ID, id_column="event_id")
 
 
 @pytest.fixture
@@ -53,6 +61,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
         yield opened
 
 
+NONE_DOUBLED = Doubled()
 Refused = list[tuple[Kind, int, str | None, str]]  # kind, row, identity, reason
 
 
@@ -63,19 +72,21 @@ class Plan:
     users: list[tuple[int, dict[str, Any]]]  # row, payload
     events: list[tuple[int, dict[str, Any]]]
     refused: Refused
-    duplicate_events: int
+    doubled: Doubled = NONE_DOUBLED
 
 
 def plan(opened: Opened, rows: Sequence[dict[str, Any]], rules: Rules = RULES, *, rows_per_block: int = 100) -> Plan:
     opened.plan(rules, rows, rows_per_block=rows_per_block)
     opened.stage.finish_staging(ids_are_given=rules.id_column is not None)
     undelivered = list(opened.stage.undelivered())
-    assert {undelivered[3:6] for undelivered in undelivered} <= {(Outcome.REJECTED, None, "InvalidRecord")}
+    assert {undelivered[3:6] for undelivered in undelivered} <= {
+        (Outcome.REJECTED, None, code) for code in ("InvalidRecord", "EventIdConflict")
+    }
     return Plan(
         users=[(each.row, json.loads(each.payload)) for each in opened.stage.pending(Kind.USER)],
         events=[(each.row, json.loads(each.payload)) for each in opened.stage.pending(Kind.EVENT)],
         refused=[(each.kind, each.row, each.identity, each.message) for each in undelivered],
-        duplicate_events=opened.stage.duplicate_events,
+        doubled=opened.stage.doubled,
     )
 
 
@@ -89,22 +100,42 @@ def user(email: str = "ada@example.com", **fields: Any) -> dict[str, Any]:
 def test_row_becomes_a_user_and_an_event(opened: Opened) -> None:
     plan(opened, [ROW])
     (found,) = opened.stage.pending(Kind.USER)
-    user_payload = b'{"email":"ada@example.com","dataFields":{"first_name":"Ada","plan_type":"pro"}}'
+    text = b'"first_name":"Ada","plan_type":"pro"'
     key = opened.ledger.user_key("ada@example.com")
+    hasher = opened.ledger.hasher
+    details = UserDetails(
+        fields=hasher.field_hashes("first_name", ['"Ada"'])[0] + hasher.field_hashes("plan_type", ['"pro"'])[0],
+        sent=hasher.field_name("first_name") + hasher.field_name("plan_type"),
+    )
     assert found == Record(
-        Kind.USER, 1, "ada@example.com", key, opened.ledger.fingerprints([user_payload])[0], user_payload
+        Kind.USER,
+        1,
+        "ada@example.com",
+        key,
+        opened.ledger.fingerprints([text])[0],
+        b'{"email":"ada@example.com","dataFields":{' + text + b"}}",
+        details,
     )
     (found,) = opened.stage.pending(Kind.EVENT)
-    event_id = json.loads(found.payload)["id"]
+    (content,) = events.event_contents(['"page_view"'], [1768293912000000], ['"page":"pricing"'])
     event_payload = (
-        f'{{"email":"ada@example.com","eventName":"page_view","id":"{event_id}","createdAt":1768293912,'
+        f'{{"email":"ada@example.com","eventName":"page_view","id":"{PINNED_ID}","createdAt":1768293912,'
         '"dataFields":{"page":"pricing"}}'
     ).encode()
-    content = payloads.event_contents(['"page_view"'], ['"ada@example.com"'], [1768293912000000], ['"page":"pricing"'])
-    assert [event_id] == payloads.event_ids(content)
-    (key,) = opened.ledger.event_keys([key], content)
+    assert events.event_ids(["ada@example.com"], [content], {}) == [PINNED_ID]
+    (key,) = opened.ledger.event_keys([key], [content])
     assert key.hex() == PINNED_KEY
-    assert found == Record(Kind.EVENT, 1, "ada@example.com", key, key[USER_BYTES:], event_payload)
+    assert found == Record(Kind.EVENT, 1, "ada@example.com", key, MADE, event_payload)
+
+
+def test_event_with_an_id_of_the_query_is_known_by_it_with_what_it_says(opened: Opened) -> None:
+    plan(opened, [ROW | {"event_id": "e1"}], WITH_EVENT_ID)
+    (found,) = opened.stage.pending(Kind.EVENT)
+    user_keys = [opened.ledger.user_key("ada@example.com")]
+    (key,) = opened.ledger.hasher.given_event_keys(user_keys, ["e1"])
+    (fingerprint,) = opened.ledger.hasher.given_fingerprints(['1768293912,"page_view"'], ['"page":"pricing"'])
+    assert (found.key, found.fingerprint) == (key, fingerprint)
+    assert json.loads(found.payload) == event_payload(id="e1")
 
 
 @pytest.mark.parametrize(
@@ -122,18 +153,18 @@ def test_later_value_of_a_user_counts_also_where_its_hash_is_the_same(
 
 
 def test_no_rows_plan_nothing(opened: Opened) -> None:
-    assert plan(opened, []) == Plan([], [], [], 0)
+    assert plan(opened, []) == Plan([], [], [])
 
 
 def test_row_of_a_left_join_without_event_is_a_user_only(opened: Opened) -> None:
-    assert plan(opened, [ROW | NO_EVENT]) == Plan([(1, user())], [], [], 0)
+    assert plan(opened, [ROW | NO_EVENT]) == Plan([(1, user())], [], [])
 
 
 def test_user_in_many_rows_is_one_update_with_the_values_of_the_last(opened: Opened) -> None:
     rows = [ROW | {"plan_type": plan_type} for plan_type in ("pro", "pro", "free", "free")]
     found = plan(opened, rows)
     assert found.users == [(3, user(plan_type="free"))]
-    assert (len(found.events), found.duplicate_events) == (1, 3)
+    assert (len(found.events), found.doubled) == (1, Doubled(repeated=3))
 
 
 def test_rows_of_one_user_are_put_together_field_by_field(opened: Opened) -> None:
@@ -268,14 +299,14 @@ def test_row_that_names_nobody_is_refused_once_for_the_user_and_once_for_its_eve
 
 def test_row_of_nothing_but_null_is_one_refused_user(opened: Opened) -> None:
     refused: Refused = [(Kind.USER, 1, None, "email is empty.")]
-    assert plan(opened, [dict.fromkeys(ROW), ROW]) == Plan([(2, user())], [(2, event_payload())], refused, 0)
+    assert plan(opened, [dict.fromkeys(ROW), ROW]) == Plan([(2, user())], [(2, event_payload())], refused)
 
 
 def event_payload(**changes: Any) -> dict[str, Any]:
     return {
         "email": "ada@example.com",
         "eventName": "page_view",
-        "id": "ue1-5d203c8b0dc7f19ea44f17aace38f9d1aa9b999a",
+        "id": PINNED_ID,
         "createdAt": int(NOW_S),
         "dataFields": {"page": "pricing"},
     } | changes
@@ -313,7 +344,7 @@ def test_bad_event_leaves_its_user_and_bad_user_leaves_its_event(opened: Opened)
 def test_user_whose_last_row_is_invalid_is_refused_and_no_earlier_row_is_sent(opened: Opened) -> None:
     rows = [ROW | NO_EVENT, ROW | NO_EVENT | {"plan_type": float("nan")}]
     reason = "plan_type is nan, which JSON can't hold."
-    assert plan(opened, rows) == Plan([], [], [(Kind.USER, 2, "ada@example.com", reason)], 0)
+    assert plan(opened, rows) == Plan([], [], [(Kind.USER, 2, "ada@example.com", reason)])
 
 
 def test_field_whose_last_value_is_invalid_refuses_the_user_unless_a_later_row_has_a_valid_one(opened: Opened) -> None:
@@ -328,7 +359,7 @@ def test_field_whose_last_value_is_invalid_refuses_the_user_unless_a_later_row_h
 
 def test_user_whose_last_row_is_valid_is_updated_despite_an_earlier_one(opened: Opened) -> None:
     rows = [ROW | NO_EVENT | {"plan_type": float("nan")}, ROW | NO_EVENT]
-    assert plan(opened, rows) == Plan([(2, user())], [], [], 0)
+    assert plan(opened, rows) == Plan([(2, user())], [], [])
 
 
 def test_invalid_row_counts_also_when_its_user_was_staged_long_before(
@@ -469,24 +500,150 @@ def test_identical_rows_are_one_event(opened: Opened) -> None:
     same = ROW | {"event_time": datetime(2026, 1, 13, 8, 45, 12)}
     found = plan(opened, [ROW, ROW, same, ROW | {"page": "home"}])
     assert [row for row, _ in found.events] == [1, 4]
-    assert found.duplicate_events == 2
+    assert found.doubled == Doubled(repeated=2)
 
 
 def test_event_id_with_other_content_of_the_same_user_is_the_last_one(opened: Opened) -> None:
     found = plan(opened, [ROW | {"event_id": 7, "page": page} for page in ("a", "b", "b")], WITH_EVENT_ID)
     assert found.events == [(2, event_payload(id="7", dataFields={"page": "b"}))]
-    assert (found.refused, found.duplicate_events) == ([], 2)
+    assert (found.refused, found.doubled) == ([], Doubled(repeated=1, corrected=1))
 
 
-def test_event_id_of_another_user_is_refused(opened: Opened) -> None:
-    rows = [ROW | {"email": f"{name}@example.com", "event_id": 7} for name in ("ada", "bob", "ada")]
+@pytest.mark.parametrize(
+    "other", [{"email": "bob@example.com"}, {"event_time": "2026-01-13 08:45:13"}, {"event_name": "order"}]
+)
+def test_rows_with_one_event_id_and_another_person_time_or_name_are_all_refused(
+    opened: Opened, other: dict[str, Any]
+) -> None:
+    first = ROW | {"event_id": 7, "event_name": "visit"}
+    rows = [first, first | other, first | {"page": "home"}, first | {"event_id": 8}]
+    found = plan(opened, rows, replace(WITH_EVENT_ID, name_column="event_name"))
+    assert [row for row, _ in found.events] == [4]
+    reasons = dict.fromkeys((1, 3), "event_id is also that of row 2, which has another name, person or time.")
+    reasons[2] = "event_id is also that of row 1, which has another name, person or time."
+    assert found.refused == [(Kind.EVENT, row, None, reasons[row]) for row in (1, 2, 3)]
+
+
+def test_time_within_a_second_is_no_other_time_as_iterable_has_none(opened: Opened) -> None:
+    rows = [ROW | {"event_id": 7, "event_time": f"2026-01-13 08:45:12.{n}"} for n in (1, 9)]
     found = plan(opened, rows, WITH_EVENT_ID)
-    assert found.events == [(1, event_payload(id="7"))]
-    reason = "event_id is the same as in row 1, which is about another user."
-    assert found.refused == [(Kind.EVENT, 2, None, reason)]
+    assert ([row for row, _ in found.events], found.refused) == ([1], [])
+    assert found.doubled == Doubled(repeated=1)
+
+
+PERSONAL = replace(WITH_EVENT_ID, person_column="id")
+
+
+def accept_all(folder: Path, rules: Rules, *rows: dict[str, Any]) -> None:
+    """A run in which Iterable accepts everything."""
+    with open_both(folder, now=NOW_S) as opened:
+        plan(opened, rows, rules)
+        opened.accept([*opened.stage.pending(Kind.USER), *opened.stage.pending(Kind.EVENT)])
+        opened.ledger.commit()
+
+
+@pytest.mark.parametrize("rules", [PERSONAL, BY_USER_ID_AND_EVENT_ID])
+def test_event_id_that_iterable_has_of_another_person_is_refused(tmp_path: Path, rules: Rules) -> None:
+    accept_all(tmp_path, rules, ROW | {"event_id": 7})
+    with open_both(tmp_path, now=NOW_S) as opened:
+        found = plan(opened, [ROW | {"id": 2, "email": "bob@example.com", "event_id": 7}], rules)
+    reason = "event_id is that of an event of another person, which Iterable has accepted."
+    assert (found.events, found.refused) == ([], [(Kind.EVENT, 1, None, reason)])
+
+
+def test_where_no_column_says_who_a_person_is_an_accepted_event_is_unchanged_under_another_address(
+    tmp_path: Path,
+) -> None:
+    accept_all(tmp_path, WITH_EVENT_ID, ROW | {"event_id": 7})
+    for values, is_refused in (({}, False), ({"page": "home"}, True), ({"event_time": "2026-01-13 08:45:13"}, True)):
+        with open_both(tmp_path, now=NOW_S) as opened:
+            found = plan(opened, [ROW | {"email": "new@example.com", "event_id": 7} | values], WITH_EVENT_ID)
+            unchanged = opened.stage.count_outcomes()[Kind.EVENT][Outcome.UNCHANGED]
+        assert (found.events, len(found.refused), unchanged) == ([], int(is_refused), int(not is_refused))
+
+
+def test_event_of_the_same_person_with_another_time_is_an_update(tmp_path: Path) -> None:
+    accept_all(tmp_path, PERSONAL, ROW | {"event_id": 7})
+    with open_both(tmp_path, now=NOW_S) as opened:
+        found = plan(opened, [ROW | {"event_id": 7, "event_time": "2026-01-13 08:45:10"}], PERSONAL)
+    assert [payload["createdAt"] for _, payload in found.events] == [int(NOW_S) - 2]
+    assert found.refused == []
 
 
 def test_without_event_id_the_same_event_of_two_users_is_two(opened: Opened) -> None:
     found = plan(opened, [ROW, ROW | {"email": "bob@example.com"}])
     first, second = (payload["id"] for _, payload in found.events)
     assert first != second
+
+
+# Rows that repeat the row before --------------------------------------------------------------------------------------
+
+said = st.tuples(
+    st.sampled_from(["ada@example.com", "bob@example.com", "cy@example.com"]),
+    st.sampled_from([None, "pro", "free", 1, True]),
+    st.sampled_from([None, 1, 2, 3]),
+    st.sampled_from([None, "old@example.com", "older@example.com"]),
+)
+
+
+@given(st.lists(said, min_size=1, max_size=12), st.integers(1, 3), st.integers(1, 5), st.booleans())
+def test_nothing_that_a_row_says_is_lost_where_users_share_a_slot(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str, Any, int | None, str | None]],
+    slots: int,
+    rows_per_block: int,
+    clear_nulls: bool,
+) -> None:
+    rules = replace(
+        RULES,
+        user_fields=(FieldMap("plan_type", "plan"),),
+        time_column=None,
+        person_column="id",
+        previous_column="previous_email",
+        clear_nulls=clear_nulls,
+    )
+    plans: dict[str, Any] = {}  # the plain way
+    persons: dict[str, set[int]] = {}
+    previous: dict[str, str] = {}
+    for who, plan_type, person, earlier in rows:
+        if plan_type is not None or clear_nulls or who not in plans:
+            plans[who] = plan_type
+        persons.setdefault(who, set()).update(() if person is None else {person})
+        if earlier is not None:
+            previous[who] = earlier
+    names = ("email", "plan_type", "id", "previous_email")
+    with ExitStack() as stack:
+        monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
+        monkeypatch.setattr("pipeline.transform.planner.SLOTS", slots)
+        opened = stack.enter_context(open_both(tmp_path_factory.getbasetemp(), now=NOW_S, lasting=False))
+        planner = Planner(opened.ledger, opened.stage, rules, names)
+        for start in range(0, len(rows), rows_per_block):
+            planner.plan(list(zip(*rows[start : start + rows_per_block], strict=True)))
+        planner.end_reading()
+        found = {each.who: each.said for each in planner._merged_users()}
+    assert {who: said.values[0] for who, said in found.items()} == {
+        who: "" if value is None else json.dumps(value) for who, value in plans.items()
+    }
+    assert {who: said.persons for who, said in found.items()} == {
+        who: {f'"{person}"' for person in several} if len(several) > 1 else set() for who, several in persons.items()
+    }
+    assert {who: json.loads(said.values[2] or '""') for who, said in found.items()} == {
+        who: previous.get(who, "") for who in plans
+    }
+
+
+def test_rows_that_repeat_what_the_row_before_said_of_their_user_are_not_staged(opened: Opened) -> None:
+    rows = [ROW | NO_EVENT | {"id": 1, "page": None}] * 5
+    planner = Planner(opened.ledger, opened.stage, replace(RULES, person_column="id"), list(ROW))
+    planner.plan(list(zip(*(row.values() for row in rows), strict=True)))
+    planner.end_reading()
+    assert [row for _, row, _, _ in opened.stage.user_rows()] == [1]
+
+
+def test_column_with_another_value_in_each_row_stages_each_user_twice(opened: Opened) -> None:
+    """An event's id in `id`, say, is no person's."""
+    rows = [ROW | {"id": number} for number in range(20)]
+    planner = Planner(opened.ledger, opened.stage, replace(RULES, person_column="id"), list(ROW))
+    planner.plan(list(zip(*(row.values() for row in rows), strict=True)))
+    planner.end_reading()
+    assert [row for _, row, _, _ in opened.stage.user_rows()] == [1, 2]

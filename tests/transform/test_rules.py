@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import FieldMap, FieldType, Settings, load_settings
-from pipeline.transform.payloads import Rules
-from pipeline.transform.rules import ColumnsError, make_rules
+from pipeline.transform.rules import ColumnsError, Rules, make_rules
 
 NOW_S = 1_768_293_912.0  # 2026-01-13 08:45:12 in UTC
 COLUMNS = ["id", "email", "first_name", "last_name", "plan_type", "candidate", "page", "device", "browser", "location"]
@@ -35,6 +34,8 @@ def test_default_query_gives_the_default_rules() -> None:
         time_column="event_time",
         name_column=None,
         id_column=None,
+        person_column="id",
+        person_is_guessed=True,
     )
 
 
@@ -59,7 +60,7 @@ def test_settings_and_further_columns_shape_the_rules() -> None:
         time_column="event_time",
         name_column="event_name",
         id_column="event_id",
-        not_sent=("first_name", "last_name", "candidate", "page", "device", "browser", "location"),
+        not_sent=("email", "first_name", "last_name", "candidate", "page", "device", "browser", "location"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Values by the type that their field is declared to have; those by their own type are in test_payloads.py."""
+"""Values by the type that their field is declared to have; those by their own type are in test_users.py."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import FieldMap, FieldType
 from pipeline.model.records import Unreadable
-from pipeline.transform.values import InvalidRecord, cell_text, field_value, json_column
-from tests.transform.test_payloads import anything
+from pipeline.transform.values import InvalidRecord, canonical, cell_text, field_value, json_column
+from tests.transform.rows import anything
 
 UTC = timezone.utc
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -184,6 +184,19 @@ def test_a_column_becomes_the_same_together_as_each_value_alone(values: list[Any
     alone = [json_or_problem([value], field) for value in values]
     problems = [each for each in alone if isinstance(each, str)]
     assert json_or_problem(values, field) == (problems[0] if problems else [each[0] for each in alone])
+
+
+@given(columns | st.lists(st.text() | st.none()) | st.lists(st.integers()), st.sampled_from([None, *FieldType]))
+def test_a_column_becomes_what_its_values_are_one_by_one(values: list[Any], kind: FieldType | None) -> None:
+    """Columns of text and of whole numbers are converted at once; this is the plain way."""
+    field = FieldMap("age", "age", kind)
+    expected: list[str] | str = []
+    try:
+        converted = [field_value(value, field, BERLIN) for value in values]
+        expected = ["" if each is None else canonical(each) for each in converted]
+    except InvalidRecord as problem:
+        expected = str(problem)
+    assert json_or_problem(values, field) == expected
 
 
 @given(anything, st.sampled_from([None, *FieldType]))

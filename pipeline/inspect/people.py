@@ -1,0 +1,59 @@
+"""What `--check` says about people and about the ids of events. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pipeline.inspect.findings import Area, Finding, good, note
+from pipeline.model.exits import ExitCode
+from pipeline.model.text import counted
+from pipeline.transform.people import PeopleReport
+from pipeline.transform.rules import Columns, Rules
+
+_DOCUMENTED_ID = re.compile(r"[A-Za-z0-9-]+")  # Iterable's article "Custom Event Properties"
+
+
+def about_people(people: PeopleReport, rules: Rules) -> Iterator[Finding]:
+    if not rules.by_user_id:
+        yield from _about_person_column(people, rules)
+    if people.shared:
+        where = "1 address stands" if people.shared == 1 else f"{people.shared:,} addresses stand"
+        yield note(Area.ROWS, f"{where} in rows of more than one person", "each is one user in Iterable")
+    if held := people.done["held"]:
+        text = f"{counted(held, 'person')} would be held, as the address has changed"
+        remedy = "change it in Iterable and run with --baseline --only and the new address, or set EMAIL_CHANGES"
+        yield note(Area.ROWS, text, remedy, ExitCode.REJECTED)
+
+
+def _about_person_column(people: PeopleReport, rules: Rules) -> Iterator[Finding]:
+    column = rules.person_column
+    if column is None:
+        text = "no column says who somebody is, so a changed address makes a second profile"
+        yield note(Area.ROWS, text, "add a column user_id, or name one in PERSON_COLUMN")
+    elif rules.person_is_guessed and not people.trusts_guess:
+        text = f"{column} stands beside most addresses with different values, so it says nothing about people"
+        yield note(Area.ROWS, text, "add a column user_id, or name one in PERSON_COLUMN")
+    else:
+        yield good(Area.ROWS, f"{column} says who somebody is, whatever the address (PERSON_COLUMN)")
+
+
+def count_odd_ids(columns: Columns, rules: Rules) -> int:
+    """Event ids with characters that Iterable does not document."""
+    if rules.id_column is None:
+        return 0
+    ids = (str(value) for value in columns[rules.id_column] if value not in (None, ""))
+    return sum(_DOCUMENTED_ID.fullmatch(each) is None for each in ids)
+
+
+def about_event_ids(rules: Rules, odd: int) -> Iterator[Finding]:
+    if rules.time_column is None:
+        return
+    if rules.id_column is None:
+        text = "without a column event_id, a correction in the database becomes a second event"
+        yield note(Area.ROWS, text, "alias the event's key AS event_id")
+    elif odd:
+        text = (
+            f"{counted(odd, 'event id')} with characters beyond letters, digits and hyphens, which Iterable documents"
+        )
+        yield note(Area.ROWS, text, "build the ids of those characters")

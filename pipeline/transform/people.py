@@ -1,0 +1,294 @@
+"""Who is who: users of this read whom the ledger knows under another address, and what is done about them.
+
+A query's column may say who somebody is, whatever the address. Where a known person has another address, Iterable would
+make a second profile of it, subscribed to everything that the person had left. So the change is held, carried out by
+Iterable (users/updateEmail), or sent as a new profile, as EMAIL_CHANGES says; in all three, what was accepted under the
+old address counts as accepted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipeline.ledger.accepted import KnownUser
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.project import Hasher
+from pipeline.model.keys import merged_fields, split_fields
+from pipeline.model.records import Record, UserDetails
+from pipeline.stage.stage import Stage
+from pipeline.stage.states import LATE, PENDING, UNCHANGED
+from pipeline.transform.events import id_prefix
+from pipeline.transform.identity import origin_of
+from pipeline.transform.rules import Rules
+from pipeline.transform.users import USER_ID_FIELD
+
+EMAIL_CHANGED = "EmailChanged"
+MAX_LISTED = 1000
+GUESS_HOLDS_BELOW = 0.1  # of the addresses may stand beside two ids, where `id` is taken for the person's
+_HOW_TO_ENTER = "change it in Iterable, and then run with --baseline --only and the new address"
+
+
+class Found(NamedTuple):
+    """A user of this read. key: made of the address, or where that has moved, what it leads to. person: a hash of who
+    it is, None where that is not known; text: the same, as the query has it. previous: the address before this one."""
+
+    record: Record
+    own_key: bytes
+    person: bytes | None
+    text: str
+    previous: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """An address to be changed in Iterable before the records of this user are sent. key: the user's in the ledger.
+    address: a hash of the new one. old: the old one; None: it is known by user_id. text: the person. full: the update
+    with all fields, for a profile that turns out to be new."""
+
+    key: bytes
+    row: int
+    address: bytes
+    new: str
+    old: str | None
+    user_id: str | None
+    text: str
+    has_begun: bool
+    full: Record
+
+
+class EmailChange(NamedTuple):
+    row: int
+    person: str
+    done: str  # "held", "moved" or "new"
+
+
+class SharedAddress(NamedTuple):
+    rows: tuple[int, ...]
+
+
+class Disagreement(NamedTuple):
+    """A user whose rows give one field two values."""
+
+    rows: tuple[int, ...]
+    fields: tuple[str, ...]
+
+
+@dataclass
+class PeopleReport:
+    """What a run says about people; of each list, the first MAX_LISTED.
+
+    known: persons of this read whom the ledger knows. changed: those of them who have another address. found: users of
+    this read that the ledger knows from the same query file. gone: those that it knows and this read does not find, if
+    it has read all. done: how many changes ended how. trusts_guess: whether the column
+    that was taken for the person's is one.
+    """
+
+    done: Counter[str] = field(default_factory=Counter)
+    known: int = 0
+    changed: int = 0
+    found: int = 0
+    email_changes: list[EmailChange] = field(default_factory=list)
+    shared: int = 0
+    shared_addresses: list[SharedAddress] = field(default_factory=list)
+    disagreements: list[Disagreement] = field(default_factory=list)
+    gone: int = 0
+    trusts_guess: bool = True
+
+    def note_change(self, row: int, person: str, done: str) -> None:
+        """done: "held", "moved" or "new"."""
+        self.done[done] += 1
+        if len(self.email_changes) < MAX_LISTED:
+            self.email_changes.append(EmailChange(row, person, done))
+
+
+@dataclass
+class _Changed:
+    """A known person with another address than before."""
+
+    found: Found
+    old: KnownUser
+    owner: bytes | None  # whose the new address is, as far as the ledger knows
+
+
+class People:
+    """Looks up the persons of a read, and settles those who have another address."""
+
+    def __init__(
+        self, ledger: Ledger, stage: Stage, rules: Rules, report: PeopleReport, *, enters: bool = False
+    ) -> None:
+        """enters: everything is entered as accepted, other addresses, too (--baseline)."""
+        self._ledger = ledger
+        self._stage = stage
+        self._rules = rules
+        self._report = report
+        self._enters = enters
+        self._changed: list[_Changed] = []
+        self._rejected: set[bytes] = set()
+        self.moves: list[Move] = []
+        self.users = 0
+        self.users_of_two_ids = 0
+
+    def look_up(self, users: Sequence[Found], known: Mapping[bytes, KnownUser]) -> None:
+        """Find those whom the ledger knows as the same person under another key. known: users, by their own keys."""
+        unknown = []
+        for user in users:
+            row = known.get(user.record.key)
+            if user.person is None:
+                continue
+            if row is not None and row.person == user.person:
+                self._report.known += 1
+            else:
+                unknown.append(user)
+        by_person = self._ledger.accepted.users_of_persons([user.person for user in unknown if user.person is not None])
+        for user in unknown:
+            others = [each for each in by_person.get(user.person or b"", ()) if each.key != user.record.key]
+            if len(others) == 1:  # of several, none says anything
+                row = known.get(user.record.key)
+                self._changed.append(_Changed(user, others[0], row.person if row is not None else None))
+
+    def settle(self) -> None:
+        """Call it when all users of the read are staged."""
+        if self._rules.person_is_guessed and self.users_of_two_ids > GUESS_HOLDS_BELOW * self.users:
+            self._stage.forget_persons()
+            self._report.trusts_guess = False
+            self._report.shared, self._report.shared_addresses = 0, []
+            self._report.known = 0
+            return
+        several = self._stage.persons_of_several([each.found.person or b"" for each in self._changed])
+        changed = [each for each in self._changed if each.found.person not in several]
+        self._report.changed = len(changed)
+        self._report.known += len(changed)
+        for each in changed:
+            self._settle(each)
+
+    def _settle(self, changed: _Changed) -> None:
+        mode = "enter" if self._enters else self._rules.email_changes
+        problem = self._whose_address(changed) if mode != "enter" else ""
+        if problem:
+            self._hold(changed, problem, changed.found.record.key)
+            if self._stage.has_user(changed.old.key):  # who would overwrite the profile of the one who has left
+                self._reject(changed.old.key, "the address is another person's in Iterable")
+            return
+        if mode == "move":
+            problem = self._why_not_moved(changed)
+        elif mode == "hold":
+            problem = f"{_HOW_TO_ENTER}, or set EMAIL_CHANGES"
+        moves = mode == "move" and not problem
+        self._take_over(changed, moves=moves)
+        if problem:
+            self._hold(changed, problem, changed.old.key)
+        elif moves:
+            self.moves.append(self._move_of(changed))
+        else:
+            self._note(changed, "new" if mode == "new" else "moved")
+
+    def _whose_address(self, changed: _Changed) -> str:
+        """Why one of the two addresses is not this person's alone; empty where both are."""
+        if changed.owner is not None and changed.owner != changed.found.person:
+            return "the new address is another person's in Iterable; change or merge them there"
+        if self._stage.has_user(changed.old.key):
+            return "another person has the old address in this read; change or merge them in Iterable"
+        return ""
+
+    def _hold(self, changed: _Changed, problem: str, key: bytes) -> None:
+        self._reject(key, problem)
+        self._note(changed, "held")
+
+    def _reject(self, key: bytes, problem: str) -> None:
+        if key not in self._rejected:
+            self._rejected.add(key)
+            self._stage.reject_user(key, EMAIL_CHANGED, _message(problem))
+
+    def _note(self, changed: _Changed, done: str) -> None:
+        self._report.note_change(changed.found.record.row, changed.found.text, done)
+
+    def _why_not_moved(self, changed: _Changed) -> str:
+        """Why Iterable can't be told to change the address; empty where it can."""
+        previous, old = changed.found.previous, changed.old
+        if previous:
+            key = self._ledger.user_key(previous)
+            if key not in (old.address or old.key, old.moving_to):
+                return (
+                    "previous_email is not the address that the ledger knows; fix it, or change it in Iterable by hand"
+                )
+            return ""
+        if old.moving_to not in (None, changed.found.own_key):
+            return "whether an earlier change of it arrived is not known; look in Iterable, and enter the result"
+        name = self._ledger.hasher.field_name(USER_ID_FIELD)
+        if self._rules.sends_user_id and name in split_fields(old.fields):
+            return ""
+        return (
+            "EMAIL_CHANGES=move needs the old address, in a column previous_email, or SEND_USER_ID=true from the start"
+        )
+
+    def _take_over(self, changed: _Changed, *, moves: bool) -> None:
+        """The user of this read becomes the one whom the ledger knows, with the events. moves: so does the profile."""
+        record, old = changed.found.record, changed.old
+        replaced = self._known_as(changed)
+        self._report.found += old.query == self._ledger.accepted.query
+        if moves and record.payload:
+            replaced = changes_only(replaced, old.fields, self._ledger.hasher)
+        own = origin_of(record.identity)
+        origin = self._ledger.hasher.sealed_origin(old.key, old.origin) if old.origin else own
+        state = LATE if moves else PENDING
+        if moves and not replaced.details.sent:  # type: ignore[union-attr]
+            state = UNCHANGED
+        self._stage.replace_user(record.key, replaced, state, id_prefix(own), id_prefix(origin), is_late=moves)
+
+    def _known_as(self, changed: _Changed) -> Record:
+        """The update with all fields, under the key by which the ledger knows the person."""
+        record, old = changed.found.record, changed.old
+        details = (record.details or UserDetails())._replace(address=changed.found.own_key, origin=old.origin)
+        return record._replace(key=old.key, details=details)
+
+    def _move_of(self, changed: _Changed) -> Move:
+        found = changed.found
+        return Move(
+            key=changed.old.key,
+            row=found.record.row,
+            address=found.own_key,
+            new=found.record.identity,
+            old=found.previous or None,
+            user_id=None if found.previous else found.text,
+            text=found.text,
+            has_begun=changed.old.moving_to is not None,
+            full=self._known_as(changed),
+        )
+
+
+def changes_only(record: Record, known: bytes, hasher: Hasher) -> Record:
+    """An update with all fields -> one with just those that differ from what is known of the profile."""
+    details = record.details or UserDetails()
+    payload = json.loads(record.payload)
+    ours, theirs = split_fields(details.fields), split_fields(known)
+
+    def differs(name: str) -> bool:
+        hashed = hasher.field_name(name)
+        return ours.get(hashed) != theirs.get(hashed)
+
+    sent = [name for name in payload["dataFields"] if differs(name)]
+    payload["dataFields"] = {name: payload["dataFields"][name] for name in sent}
+    if "email" in payload and "userId" in payload:
+        if differs(USER_ID_FIELD):
+            sent.append(USER_ID_FIELD)
+        else:
+            del payload["userId"]
+    return record._replace(
+        payload=json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode(),
+        details=details._replace(
+            fields=merged_fields(known, details.fields), sent=b"".join(map(hasher.field_name, sent))
+        ),
+    )
+
+
+def _message(problem: str) -> str:
+    return f"This person is known under another address, so this would make a second profile; {problem}."
+
+
+def person_of(value: str) -> str:
+    """A person's text out of what a row says of its user; empty where it says nothing."""
+    return str(json.loads(value)) if value else ""
