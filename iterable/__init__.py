@@ -4,5 +4,5 @@ bodies: payload -> JSON. answers: an HTTP answer -> success or Failure. pacing: 
 session. connection: the pool beneath it. redaction: no secrets and no people in logs. export: rows -> a harmless CSV.
 """
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 __version__ = VERSION

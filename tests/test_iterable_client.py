@@ -479,7 +479,7 @@ def test_each_call_is_one_request_with_this_body(
     assert (request.path, request.body) == (path, body)
     assert request.headers == {
         "host": f"127.0.0.1:{iterable.port}",
-        "user-agent": "iterable-integration/1.1.0",
+        "user-agent": "iterable-integration/1.2.0",
         "accept": "application/json",
         "accept-encoding": "identity",
         "content-type": "application/json",

@@ -208,7 +208,7 @@ def test_git_ignores_what_runs_and_builds_leave(tmp_path: Path) -> None:
         "iterable_ledger.sqlite3-wal",
         "iterable_ledger-lock",
         "build/lib/iterable_client.py",
-        "dist/iterable_integration-1.1.0.tar.gz",
+        "dist/iterable_integration-1.2.0.tar.gz",
         "iterable_integration.egg-info/PKG-INFO",
     ]
     assert run("git", "check-ignore", *left, cwd=tmp_path).stdout.splitlines() == left
