@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -105,17 +105,19 @@ def about_fields(rules: Rules, samples: Sequence[Sample], types: Mapping[str, st
         yield note(Area.FIELDS, f"not sent, as Iterable keeps these fields itself: {', '.join(own)}")
 
 
-def about_dropped(rules: Rules, dropped: Iterable[tuple[Kind, str]]) -> Iterator[Finding]:
+def about_dropped(rules: Rules, dropped: Collection[tuple[Kind, str]]) -> Iterator[Finding]:
     """dropped: the fields that Iterable has dropped in earlier runs."""
     sent = {(Kind.USER, each.name) for each in rules.user_fields}
     sent |= {(Kind.EVENT, each.name) for each in rules.event_fields}
-    names = sorted(name for kind, name in dropped if (kind, name) in sent)
-    if names:
-        yield note(
-            Area.FIELDS,
-            f"Iterable dropped {', '.join(names)} in earlier runs",
-            "allow them in the project's settings, then run once with --full; or stop sending them",
-        )
+    for kind in Kind:
+        names = sorted(name for each, name in dropped if each is kind and (each, name) in sent)
+        if names:
+            yield note(
+                Area.FIELDS,
+                f"Iterable dropped {', '.join(names)} of {kind.value}s in earlier runs",
+                f"allow them in the project's settings, then run once with --full {kind.value}s --yes; or stop sending "
+                "them",
+            )
 
 
 def _by_name(samples: Iterable[Sample]) -> list[list[Sample]]:

@@ -184,8 +184,8 @@ class FirstRows:
     def _about_rows(self, stage: Stage) -> Iterator[Finding]:
         users, events = (stage.count_pending(kind) for kind in Kind)
         unchanged = sum(counts[Outcome.UNCHANGED] for counts in stage.count_outcomes().values())
-        told = f"{counted(users, 'user')} and {counted(events, 'event')} to send, {unchanged:,} unchanged"
-        yield good(Area.ROWS, f"in {self._rows_phrase}: {told}")
+        plan = f"{counted(users, 'user')} and {counted(events, 'event')} to send, {unchanged:,} unchanged"
+        yield good(Area.ROWS, f"in {self._rows_phrase}: {plan}")
         reasons: dict[str, int] = {}  # each with the first row that has it
         rows = set()
         for each in stage.undelivered(with_not_attempted=False):
@@ -207,7 +207,7 @@ class FirstRows:
         return note(Area.ROWS, text, remedy, ExitCode.REJECTED)
 
     def _about_brake(self, rules: Rules, stage: Stage) -> Iterator[Finding]:
-        if self._options.yes or self._options.sandbox or self._ledger.damage:  # which is said
+        if self._options.yes or self._options.sandbox or self._ledger.damage:  # which has a finding of its own
             return
         is_whole = self._is_all and (self.since is None or self.since.is_full)
         stopped = Brake(

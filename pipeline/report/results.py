@@ -69,7 +69,7 @@ class Reason:
 class Results:
     """The whole account of a run, as it stands in the results JSON.
 
-    project_mark: tells results of one Iterable project from another's. delivered_total: users and events that were
+    project_mark: the same in all results of one Iterable project. delivered_total: users and events that were
     delivered, or entered by --baseline.
     """
 

@@ -44,7 +44,7 @@ def sweep(folder: Path, warn: Callable[[str], None]) -> None:
 
 def delete_old(folder: Path, keep_days: float, now: float, warn: Callable[[str], None]) -> int:
     """Delete the outputs of runs that began more than `keep_days` ago, by the local time in their names, and rotated
-    logs as old as that. Returns how many. 0 days: keep everything. now: Unix seconds. warn: told what can't be deleted.
+    logs as old as that. Returns how many. 0 days: keep everything. now: Unix seconds. warn: for what can't go.
     """
     if not keep_days:
         return 0

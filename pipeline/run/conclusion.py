@@ -69,8 +69,8 @@ def conclude(run: Run, read: Read, delivered: Delivered) -> Ending:
         return Ending(ExitCode.SUCCESS, "The query found no rows.")
     if run.options.baseline:
         return _conclude_baseline(run, numbers[Outcome.UNCHANGED])
-    told = [f"{numbers[each]:,} {each.value}" for each in (Outcome.DELIVERED, Outcome.UNCHANGED) if numbers[each]]
-    return Ending(ExitCode.SUCCESS, f"All records are in Iterable: {', '.join(told)}.")
+    done = [f"{numbers[each]:,} {each.value}" for each in (Outcome.DELIVERED, Outcome.UNCHANGED) if numbers[each]]
+    return Ending(ExitCode.SUCCESS, f"All records are in Iterable: {', '.join(done)}.")
 
 
 def _conclude_baseline(run: Run, known: int) -> Ending:

@@ -1,4 +1,4 @@
-"""What earlier runs have left in OUTPUT_DIR that tells of a ledger that is lost, or older than they are."""
+"""What earlier runs have left in OUTPUT_DIR that shows a lost ledger, or one that is older than they are."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HEAD_BYTES = 4096  # of a results file; the mark stands at its top
 
 
 def project_mark(project: Project) -> str:
-    """What tells an Iterable project's results from another's: by ITERABLE_PROJECT, so that a key may be rotated; else
-    by the key. Neither can be read from it."""
+    """The same in all results of one Iterable project: from ITERABLE_PROJECT, so that a key may be rotated; else from
+    the key. Neither can be read from it."""
     name = f"name\n{project.name}" if project.name is not None else f"key\n{project.credential}"
     return hmac.digest(name.encode(), project.base_url.encode(), hashlib.sha256)[:MARK_BYTES].hex()
 

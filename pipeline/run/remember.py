@@ -1,4 +1,4 @@
-"""What the ledger is told at the end of a run, so that later runs know it."""
+"""What enters the ledger at the end of a run, so that later runs know it."""
 
 from __future__ import annotations
 

@@ -69,4 +69,5 @@ def test_types_that_are_not_known_are_let_pass() -> None:
 
 def test_fields_that_iterable_dropped_are_noted_while_they_are_sent() -> None:
     (found,) = about_dropped(RULES, {(Kind.USER, "x"), (Kind.EVENT, "gone")})
-    assert found.text == "Iterable dropped x in earlier runs"
+    assert found.text == "Iterable dropped x of users in earlier runs"
+    assert "run once with --full users --yes" in found.remedy

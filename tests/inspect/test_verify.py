@@ -86,9 +86,9 @@ eve@example.com: not found in Iterable; accepted <then>
 first_name was sent, and is missing in Iterable for 1 user.
 3 users compared with Iterable: 0 the same, 3 different. Chosen from 3 accepted
 and unchanged.
-The next run does not send what was accepted and is unchanged; with --full it
-sends everything again. A field that is missing may have been dropped: a project
-can be set to ignore unknown fields.
+The next run does not send what was accepted and is unchanged; --full users
+--yes sends all fields again. A field that is missing may have been dropped: a
+project can be set to ignore unknown fields.
 """
 
 
