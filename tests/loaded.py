@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,8 @@ def run_here(command: list[str], environment: dict[str, str], folder: str, strea
         stream = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(stream, number)
         os.close(stream)
+    # The kernel ends the process after so many seconds, as SIGKILL would: nobody handles that alarm.
+    signal.setitimer(signal.ITIMER_REAL, float(environment.pop("KILLED_AFTER_S", 0)))
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
