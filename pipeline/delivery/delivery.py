@@ -133,9 +133,7 @@ class Delivery:
         try:
             self._send_everything()
         except sqlite3.Error as error:
-            if self._stop is None:
-                problem = f"The ledger can't be written ({error}); make room and run again."
-                self._begin_stop(Ending(ExitCode.TEMPORARY, f"{problem} {GO_ON}"))
+            self._begin_stop(_full_disk(error))
         finally:
             self._wind_up()
         return Delivered(self._stop, self._breaker.has_accepted, *self._fields.found())
@@ -376,15 +374,17 @@ class Delivery:
             self._decide()
         with suppress(sqlite3.Error):
             self._stage.give_up_held()
-        with suppress(sqlite3.Error):
-            note_failures(
-                self._ledger,
-                self._stage,
-                self._query,
-                counts=self._breaker.has_accepted,
-                window_from=self._window_from,
-            )
+        try:
+            counts = self._breaker.has_accepted
+            note_failures(self._ledger, self._stage, self._query, counts=counts, window_from=self._window_from)
+        except sqlite3.Error as error:  # the cursor must not move past what is not noted
+            self._stop = self._stop or _full_disk(error)
         self._progress.finish()
+
+
+def _full_disk(error: sqlite3.Error) -> Ending:
+    problem = f"The ledger can't be written ({error}); make room and run again."
+    return Ending(ExitCode.TEMPORARY, f"{problem} {GO_ON}")
 
 
 def _was_read(settled: Settled) -> bool:
