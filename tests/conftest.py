@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,12 @@ from pipeline.report.log import OUR_LOGGERS
 from pipeline.sandbox import StandIn, create_sample_database
 from tests.mysqld import SERVER, run_server
 from tests.program import Program
+
+if sys.platform == "win32":  # these play terminals, other users, and limits of a process
+    collect_ignore = [
+        *("test_faults.py", "test_ownership.py"),
+        *("report/test_progress.py", "report/test_results.py", "run/test_brake.py"),
+    ]
 
 # The same examples in each run: a change is what makes a test fail, not chance.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -7,6 +7,7 @@ end with, as far as that can be seen from the first rows. Locks and writes nothi
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sqlite3
 import sys
@@ -182,6 +183,13 @@ def check_output(settings: Settings) -> Iterator[Finding]:
         )
         return
     yield good(Area.OUTPUT, f"{folder} can be written, {free_bytes // 2**20:,} MiB are free")
+    metrics = settings.metrics_file
+    if metrics is not None and not os.access(metrics.parent, os.W_OK):
+        yield note(
+            Area.OUTPUT,
+            f"METRICS_FILE can't be written: {metrics.parent} is not a folder that this user may write to",
+            "create the folder, or give it to the user of the job",
+        )
     crowded = disk_space_warning(folder, free_bytes) if settings.keep_days == 0 else None
     if crowded is not None:
         yield note(Area.OUTPUT, crowded)

@@ -93,6 +93,12 @@ def test_a_file_that_can_not_be_written_is_a_warning(program: Program, sample: P
     assert (run.code, run.err) == (0, f"Warning: METRICS_FILE can't be written (No such file or directory): {path}\n")
 
 
+def test_check_says_that_the_folder_is_missing(program: Program, sample: Path, tmp_path: Path) -> None:
+    check = program.run("--check", METRICS_FILE=str(tmp_path / "missing" / "sync.prom"))
+    assert f"METRICS_FILE can't be written: {tmp_path}/missing is not a folder" in " ".join(check.out.split())
+    assert check.code == 0
+
+
 def test_the_file_is_replaced_whole_and_a_link_in_its_place_is_not_followed(tmp_path: Path, path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("precious")
