@@ -26,7 +26,7 @@ from pipeline.report.results import Results
 logger = logging.getLogger("pipeline.heartbeat")
 
 TIMEOUT_S = 5.0
-MAX_BODY_BYTES = 10_000
+MAX_BODY_BYTES = 9_999
 MAX_REASON_CHARS = 300
 WORDS_FOR_A_STATE = {"status", "state"}  # parameters by which an address says how things are
 
@@ -71,13 +71,19 @@ class Heartbeat:
             self._under_way.join(TIMEOUT_S)
 
     def _send(self, method: str, address: str, body: str) -> None:
-        data = body.encode("utf-8")[:MAX_BODY_BYTES] if method == "POST" else None
+        data = body.encode("utf-8")[:MAX_BODY_BYTES].decode("utf-8", "ignore").encode("utf-8")  # no half characters
         headers = {"Content-Type": "text/plain; charset=utf-8"} if data else {}
         try:
             with requests.Session() as session:
                 session.trust_env = False
                 answer = session.request(
-                    method, address, data=data, headers=headers, timeout=TIMEOUT_S, allow_redirects=False, stream=True
+                    method,
+                    address,
+                    data=data or None,
+                    headers=headers,
+                    timeout=TIMEOUT_S,
+                    allow_redirects=False,
+                    stream=True,
                 )
                 answer.close()
         except (requests.RequestException, OSError, ValueError) as error:
