@@ -1,5 +1,5 @@
 """Settings: `.env` and the environment, or every problem at once; which columns become which fields. May import
-`model`. Used by the main thread only."""
+`model` and `iterable`. Used by the main thread only."""
 
 from pipeline.config.fields import FieldMap, FieldType
 from pipeline.config.load import SettingsError, load_settings

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from iterable.transport import LOOPBACK_HOSTS
 from pipeline.config.env_file import read_env_file
 from pipeline.config.fields import EVERY_OTHER
-from pipeline.config.parsers import LOOPBACK_HOSTS, OFFICIAL_HOSTS, content_of, is_placeholder
+from pipeline.config.parsers import OFFICIAL_HOSTS, content_of, is_placeholder
 from pipeline.config.settings import SECRET_FILES, SETTINGS, Settings
 from pipeline.model.exits import ExitCode, RunError
 

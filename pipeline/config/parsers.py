@@ -17,11 +17,12 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
 
+from iterable.transport import LOOPBACK_HOSTS
+
 Parser = Callable[[str], Any]
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the folder of main.py
 OFFICIAL_HOSTS = ("api.iterable.com", "api.eu.iterable.com")
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 MAX_QUOTED_CHARS = 24
 MAX_SECRET_BYTES = 64 * 1024
 
