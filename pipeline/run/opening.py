@@ -86,21 +86,10 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
     ledger = _ledger(options, settings, stack)
     stage = stack.enter_context(open_stage(folder))
-    try:
-        run_id = stack.enter_context(reserved_run_id(folder))
-    except OSError as error:
-        raise OutputError(f"OUTPUT_DIR names {folder}, which can't be written ({reason_of(error)}).") from error
-    console.configure(console.redactor, log_format=settings.log_format, run_id=run_id)
-    try:
-        log = open_log(folder, console.redactor, log_format=settings.log_format, run_id=run_id)
-        stack.callback(close_log, log)
-    except OSError as error:
-        hint = owner_hint(folder / LOG_NAME) if isinstance(error, PermissionError) else "."
-        raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}){hint}") from error
+    run_id = _begin_log(settings, console, stack)
     if not (options.sandbox or options.dry_run):  # these may not hold the lock, and so not be alone
         sweep(folder, console.warn)
         delete_old(folder, settings.keep_days, time.time(), console.warn)
-    if not (options.sandbox or options.dry_run):
         ledger.begin_run(run_id, started_at.timestamp(), settings.query_file.name)
     ledger.use_query(str(settings.query_file))
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
@@ -126,6 +115,23 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         client,
         stand_in,
     )
+
+
+def _begin_log(settings: Settings, console: Console, stack: ExitStack) -> str:
+    """The id of this run, for itself alone, and the log that has it."""
+    folder = settings.output_dir
+    try:
+        run_id = stack.enter_context(reserved_run_id(folder))
+    except OSError as error:
+        raise OutputError(f"OUTPUT_DIR names {folder}, which can't be written ({reason_of(error)}).") from error
+    console.configure(console.redactor, log_format=settings.log_format, run_id=run_id)
+    try:
+        log = open_log(folder, console.redactor, log_format=settings.log_format, run_id=run_id)
+    except OSError as error:
+        hint = owner_hint(folder / LOG_NAME) if isinstance(error, PermissionError) else "."
+        raise OutputError(f"The log can't be written to {folder} ({reason_of(error)}){hint}") from error
+    stack.callback(close_log, log)
+    return run_id
 
 
 def project_of(settings: Settings) -> Project:
