@@ -184,7 +184,7 @@ def find_project(database: sqlite3.Connection, project: Project) -> Found:
     """The project that the settings mean. A key opens one Iterable project alone, so it counts for more than a name.
 
     A key that was only ever used under a name says nothing about another name: that may be the first run of another
-    project with a file of settings that was copied. To send too much is safer than to keep records back.
+    project with a file of settings that was copied. The brake stops what would be sent again.
     """
     by_first_key = _by_first_key(database, project)
     if by_first_key is not None and _knows_records(database, by_first_key):

@@ -123,7 +123,8 @@ def _begin_log(settings: Settings, console: Console, stack: ExitStack) -> str:
     try:
         run_id = stack.enter_context(reserved_run_id(folder))
     except OSError as error:
-        raise OutputError(f"OUTPUT_DIR names {folder}, which can't be written ({reason_of(error)}).") from error
+        hint = owner_hint(folder / "a new file") if isinstance(error, PermissionError) else "."
+        raise OutputError(f"OUTPUT_DIR names {folder}, which can't be written ({reason_of(error)}){hint}") from error
     console.configure(console.redactor, log_format=settings.log_format, run_id=run_id)
     try:
         log = open_log(folder, console.redactor, log_format=settings.log_format, run_id=run_id)
