@@ -32,7 +32,7 @@ from datetime import datetime
 
 from iterable import VERSION
 from pipeline.config import parse_moment
-from pipeline.model.exits import ExitCode
+from pipeline.model.exits import MEANINGS, ExitCode
 from pipeline.report import Console
 from pipeline.run import (
     ALL,
@@ -82,14 +82,17 @@ def run(options: argparse.Namespace) -> ExitCode:
 # The command line -----------------------------------------------------------------------------------------------------
 
 
+EPILOG = """\
+exit codes:
+{codes}
+
+Settings are read from .env beside main.py and from the environment; see .env.example.
+The handbook is in docs/, beside main.py.
+"""
+
+
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="main.py",
-        description="Syncs users and events from a SQL query to Iterable.",
-        epilog="Settings are read from .env beside main.py and from the environment; see .env.example.",
-    )
-    _add_options(parser)
-    _add_looks(parser)
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if options.baseline and (options.sandbox or options.dry_run or options.full):
         parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
@@ -100,14 +103,37 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def make_parser() -> argparse.ArgumentParser:
+    codes = "\n".join(f"  {code.value:>3}  {meaning}" for code, meaning in MEANINGS.items())
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Syncs users and events from a SQL query to Iterable.",
+        epilog=EPILOG.format(codes=codes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"iterable-integration {VERSION}")
+    _add_options_of_runs(parser.add_argument_group("run"))
+    _add_safety(parser.add_argument_group("safety"))
+    _add_looks(parser.add_argument_group("look, and send nothing"))
+    _add_output(parser.add_argument_group("settings and output"))
+    return parser
+
+
+def _add_options_of_runs(run: argparse._ArgumentGroup) -> None:
+    add = run.add_argument
     add(
         "--sandbox",
         action="store_true",
         help="the whole job against a stand-in Iterable on this machine, without a key",
     )
-    add("--dry-run", action="store_true", help="query, CSV and plan; show what would be sent, and send nothing")
+    add("--limit", type=_positive, metavar="N", help="take only the first N rows of the query")
+    add("--only", metavar="WHO", help="take only the rows of one person: an e-mail address, or a userId")
+    add(
+        "--since",
+        type=_when,
+        metavar="WHEN",
+        help="read from then on, this once: 2026-01-12, 2026-01-12T08:00:00, or all",
+    )
     add(
         "--full",
         choices=("users", "events"),
@@ -116,15 +142,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="send everything again, or all of one kind, also what Iterable has accepted unchanged",
     )
-    add("--limit", type=_positive, metavar="N", help="take only the first N rows of the query")
-    add(
-        "--since",
-        type=_when,
-        metavar="WHEN",
-        help="read from then on, this once: 2026-01-12, 2026-01-12T08:00:00, or all",
-    )
-    add("--yes", action="store_true", help="go on although the brake would stop this run; don't ask")
-    add("--only", metavar="WHO", help="take only the rows of one person: an e-mail address, or a userId")
+
+
+def _add_safety(safety: argparse._ArgumentGroup) -> None:
+    add = safety.add_argument
+    add("--dry-run", action="store_true", help="query, CSV and plan; show what would be sent, and send nothing")
     add("--baseline", action="store_true", help="enter everything as accepted by Iterable, and send nothing")
     add(
         "--before",
@@ -132,20 +154,23 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DATE",
         help="with --baseline: enter only events that happened before then (UTC), as 2026-01-01",
     )
-    add("--env-file", type=Path, metavar="PATH", help="read the settings from PATH instead of .env beside main.py")
-    add("--json", action="store_true", help="print the results as JSON on stdout, and nothing else there")
-    add("--quiet", action="store_true", help="print nothing unless something is wrong, for cron")
-    add("--verbose", action="store_true", help="show the log on stderr, too")
-    add("--version", action="version", version=f"iterable-integration {VERSION}")
+    add("--yes", action="store_true", help="go on although the brake would stop this run; don't ask")
 
 
-def _add_looks(parser: argparse.ArgumentParser) -> None:
-    look = parser.add_argument_group("look, and send nothing")
+def _add_looks(look: argparse._ArgumentGroup) -> None:
     add = look.add_mutually_exclusive_group().add_argument
     add("--check", action="store_true", help="look at everything that a run needs, and at field types")
     add("--history", type=_positive, nargs="?", const=20, metavar="N", help="the last N runs (20)")
     add("--explain", metavar="WHO", help="one person: their rows, what would be sent, what was accepted when")
     add("--verify", type=_positive, nargs="?", const=20, metavar="N", help="compare N users (20) with Iterable's copy")
+
+
+def _add_output(output: argparse._ArgumentGroup) -> None:
+    add = output.add_argument
+    add("--env-file", type=Path, metavar="PATH", help="read the settings from PATH instead of .env beside main.py")
+    add("--json", action="store_true", help="print the results as JSON on stdout, and nothing else there")
+    add("--quiet", action="store_true", help="print nothing unless something is wrong, for cron")
+    add("--verbose", action="store_true", help="show the log on stderr, too")
 
 
 def _is_at_terminal() -> bool:

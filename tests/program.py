@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from jsonschema import Draft202012Validator
 
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from tests.loaded import run_loaded
@@ -108,7 +111,17 @@ class Program:
     def _finished(self, code: int, out: str, err: str) -> Finished:
         written = sorted(self.folder.glob("integration_results_*.json"))
         results = json.loads(written[-1].read_text()) if written else {}
+        if results:
+            results_validator().validate(results)
         return Finished(code, out, err, self.folder, results)
+
+
+@cache
+def results_validator() -> Draft202012Validator:
+    """Of what stands in results files, by the schema that is published."""
+    schema = json.loads((ROOT / "docs/results.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
 def sent(stand_in: StandIn) -> list[str]:

@@ -1,12 +1,14 @@
-"""README and CONTRIBUTING against the program: what they say is what it does."""
+"""README, the handbook and CONTRIBUTING against the program: what they say is what it does."""
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -21,32 +23,43 @@ from pipeline.config.settings import SECRET_FILES
 from pipeline.delivery.modes import bulk_mode, single_mode
 from pipeline.model.records import Outcome
 from pipeline.report.metrics import METRICS, PREFIX
+from pipeline.report.results import RESULT_VERSION, Results
 from pipeline.sandbox import SANDBOX_KEY, StandIn
-from tests.config.example import readme_table, settings_table
-from tests.program import ROOT, Program, use_query
+from tests.handbook import MADE, printed_help
+from tests.program import ROOT, Program, results_validator, use_query
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 CHAPTERS = sorted((ROOT / "docs").glob("*.md"))
-OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *CHAPTERS]
+MOST_LINES, MOST_WORDS = 130, 1200  # of the README
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def chapter(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
-def table(heading: str, text: str = README) -> list[list[str]]:
-    """The cells of the rows of the table whose first column is called so."""
+OPERATIONS = chapter("operations")
+DATABASES = chapter("databases")
+TROUBLESHOOTING = chapter("troubleshooting")
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def tables(heading: str, text: str) -> list[list[str]]:
+    """The cells of the rows of all tables whose first column is called so."""
     lines = text.splitlines()
-    (start,) = (number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
     rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        # A | within code is no border of a cell; a cell ends with a space before it.
-        rows.append([cell.strip() for cell in re.split(r"(?<= )\|(?= |$)", line.strip().removeprefix("|"))[:-1]])
+    for start in (number for number, line in enumerate(lines) if line.startswith(f"| {heading} |")):
+        for line in lines[start + 2 :]:
+            if not line.startswith("|"):
+                break
+            # A | within code is no border of a cell; a cell ends with a space before it.
+            rows.append([cell.strip() for cell in re.split(r"(?<= )\|(?= |$)", line.strip().removeprefix("|"))[:-1]])
     return rows
 
 
@@ -82,12 +95,18 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-def test_the_readme_has_no_line_over_120_characters_but_in_tables_and_for_cron() -> None:
-    assert [line for line in README.splitlines() if len(line) > 120 and line[:1] not in ("|", "*")] == []
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= MOST_LINES
+    assert len(README.split()) <= MOST_WORDS
 
 
 def test_nothing_is_left_to_be_filled_in() -> None:
-    assert re.findall(r"MEASURED_CEILING|TODO|TBD|XXX", README + CONTRIBUTING) == []
+    assert (
+        re.findall(
+            r"MEASURED_CEILING|TODO|TBD|XXX", "".join(page.read_text(encoding="utf-8") for page in PAGES) + CONTRIBUTING
+        )
+        == []
+    )
 
 
 def test_the_first_two_commands_run_the_sandbox_and_the_tests() -> None:
@@ -118,42 +137,67 @@ def test_the_console_in_the_readme_is_that_of_a_sandbox_run(program: Program) ->
     assert printed[-2:] == fixed(after)
 
 
-def test_help_in_the_readme_is_what_the_program_prints() -> None:
-    (shown,) = (block for block in blocks("text") if block.startswith("usage:"))
-    printed = run(sys.executable, "main.py", "--help", COLUMNS="120")
-    assert words(shown) == words(printed.stdout)
+@pytest.mark.parametrize("path", MADE, ids=lambda path: str(path.name))
+def test_what_is_made_of_the_code_is_not_stale(path: Path) -> None:
+    """`python -m tests.handbook` writes it anew. Line breaks of --help are where Python's version puts them."""
+    assert words(path.read_text(encoding="utf-8")) == words(MADE[path]())
 
 
-def test_the_settings_table_names_every_setting_with_its_default() -> None:
+def test_help_names_every_exit_code_and_the_handbook() -> None:
+    printed = printed_help()
+    assert re.findall(r"^ +(\d+)  \w", printed, re.MULTILINE) == [str(code.value) for code in ExitCode]
+    assert "The handbook is in docs/" in printed
+    assert max(map(len, printed.splitlines())) <= 120
+
+
+def test_the_chapter_on_settings_names_every_setting_with_its_default() -> None:
     def plain(cell: str) -> str | None:
         return None if cell == "–" else cell.strip("`")
 
-    shown = [(plain(name), plain(default)) for name, default, _ in table("setting")]
+    shown = [(plain(name), plain(default)) for name, default, _ in tables("setting", chapter("settings"))]
     assert shown == [(name, setting.default) for name, setting in SETTINGS.items()]
 
 
-def test_the_settings_table_says_what_the_declarations_say() -> None:
-    assert readme_table() == settings_table()
-
-
-def test_the_table_of_exit_codes_has_every_code() -> None:
-    codes = [int(code) for cell, *_ in table("code") for code in cell.split(",")]
-    assert codes == [int(code) for code in ExitCode]
-
-
 def test_every_outcome_is_explained() -> None:
-    assert [cell.strip("`") for cell, _ in table("outcome")] == [outcome.value for outcome in Outcome]
+    assert [cell.strip("`") for cell, _ in tables("outcome", chapter("outputs"))] == [each.value for each in Outcome]
 
 
-@pytest.mark.parametrize("quoted", [re.findall("`(.*?)`", cell)[0] for cell, _ in table("message")])
+def test_every_key_of_the_results_that_is_explained_is_one() -> None:
+    schema = json.loads((ROOT / "docs/results.schema.json").read_text(encoding="utf-8"))
+    for cell, _ in tables("key", chapter("outputs")):
+        keys = schema["properties"]
+        *above, last = cell.strip("`").split(".")
+        for name in above:
+            keys = keys[name]["properties"]
+        assert last in keys
+
+
+def test_the_schema_has_the_keys_that_the_program_writes_and_its_exit_codes() -> None:
+    schema = json.loads((ROOT / "docs/results.schema.json").read_text(encoding="utf-8"))
+    assert schema["required"] == [each.name for each in fields(Results)]
+    assert set(schema["properties"]["exit_code"]["enum"]) == set(ExitCode) - {ExitCode.USAGE}
+    assert schema["properties"]["result_version"] == {"const": RESULT_VERSION}
+
+
+def test_the_example_of_results_is_of_the_schema_but_for_what_it_leaves_out() -> None:
+    (example,) = blocks("json", chapter("outputs"))
+    errors = [
+        error
+        for error in results_validator().iter_errors(json.loads(example))
+        if error.path or error.validator != "required"
+    ]
+    assert errors == []
+
+
+@pytest.mark.parametrize("quoted", [re.findall("`(.*?)`", cell)[0] for cell, _ in tables("message", TROUBLESHOOTING)])
 def test_every_message_in_the_table_is_one_of_the_program(quoted: str) -> None:
     """… stands for what the program fills in; all other parts are in one text of the source, in this order."""
     parts = re.compile(".*".join(re.escape(part.strip()) for part in quoted.split("…")), re.DOTALL)
     assert [text for text in source_texts() if parts.search(text)]
 
 
-@pytest.mark.parametrize("row", table("database"), ids=lambda row: str(row[0]))
-def test_the_program_tells_to_install_the_driver_that_the_readme_names(
+@pytest.mark.parametrize("row", tables("database", DATABASES), ids=lambda row: str(row[0]))
+def test_the_program_tells_to_install_the_driver_that_is_named(
     program: Program, tmp_path: Path, row: list[str]
 ) -> None:
     name, url, package = (cell.replace("`", "") for cell in row)
@@ -181,7 +225,7 @@ def _is_known(url: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("example", blocks("python"))
+@pytest.mark.parametrize("example", blocks("python", chapter("client")))
 def test_the_python_examples_run(example: str, iterable: StandIn) -> None:
     done = run(sys.executable, "-c", example, ITERABLE_API_KEY=SANDBOX_KEY, ITERABLE_BASE_URL=iterable.url)
     assert (done.stdout, done.stderr, done.returncode) == ("delivered\n", "", 0)
@@ -190,7 +234,7 @@ def test_the_python_examples_run(example: str, iterable: StandIn) -> None:
 
 
 def test_there_is_a_python_example() -> None:
-    assert len(blocks("python")) == 1
+    assert len(blocks("python", chapter("client"))) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="crontab lines are for sh")
@@ -198,7 +242,7 @@ def test_there_is_a_python_example() -> None:
     ("code", "printed", "mailed"), [(0, "", ""), (75, "down", ""), (77, "key", "key\n"), (0, "warning", "warning\n")]
 )
 def test_the_crontab_line_mails_what_it_should(tmp_path: Path, code: int, printed: str, mailed: str) -> None:
-    (line,) = (block for block in blocks("text") if block.startswith("*/15"))
+    (line,) = (block for block in blocks("text", OPERATIONS) if block.startswith("*/15"))
     command = line.strip().split(" ", 5)[5]
     program = re.findall(r"/opt/\S+ /opt/\S+", command)[0]
     stand_in = tmp_path / "job"
@@ -209,26 +253,37 @@ def test_the_crontab_line_mails_what_it_should(tmp_path: Path, code: int, printe
     assert (done.stdout, done.stderr) == (mailed, "")
 
 
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-def test_files_that_are_named_exist(text: str) -> None:
-    made_by_runs = re.compile(r"(query_results|integration_results|rejected_rows|iterable_integration|iterable_ledger)")
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.name))
+def test_files_that_are_named_exist(page: Path) -> None:
+    made_by_runs = re.compile(
+        r"(query_results|integration_results|rejected_rows|iterable_integration|iterable_ledger|queries/)"
+    )
+    text = page.read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:[\w.-]+/)*[\w.-]*\.(?:py|sql|txt|md|toml|example)|(?:[\w.-]+/)+(?:run)?)`", text))
-    named |= set(re.findall(r"\]\(([\w./-]+)\)", text))
-    assert named
     missing = [name for name in named if not made_by_runs.match(name) and not (ROOT / name).exists()]
     assert missing == []
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: str(chapter.name))
-def test_a_chapter_has_no_long_lines_and_its_links_lead_somewhere(chapter: Path) -> None:
-    text = chapter.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_a_page_has_no_long_lines_and_its_links_lead_somewhere(page: Path) -> None:
+    """Lines of tables, for cron, and of the program's own help may be long."""
+    text = page.read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if len(line) > 120 and line[:1] not in ("|", "*")] == []
     linked = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    assert [path for path, _, _ in linked if path and not (chapter.parent / path).exists()] == []
+    assert [path for path, _, _ in linked if path and not (page.parent / path).exists()] == []
     for path, _, anchor in linked:
-        assert not anchor or anchor in anchors(chapter.parent / path if path else chapter), anchor
-    if chapter.name != "README.md":
-        assert f"]({chapter.name})" in (ROOT / "docs/README.md").read_text(encoding="utf-8")
+        assert not anchor or anchor in anchors(page.parent / path if path else page), anchor
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: str(chapter.name))
+def test_a_chapter_is_in_the_contents_and_in_the_readme_and_says_what_it_answers(chapter: Path) -> None:
+    if chapter.name == "README.md":
+        return
+    assert f"]({chapter.name})" in (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    assert f"](docs/{chapter.name})" in README
+    title, blank, first = chapter.read_text(encoding="utf-8").splitlines()[:3]
+    assert (title[:2], blank) == ("# ", "")
+    assert first[:1].isalpha()
 
 
 def anchors(document: Path) -> set[str]:
@@ -238,16 +293,11 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_the_chapter_on_operations_has_every_exit_code_secret_and_metric() -> None:
-    codes = [int(code) for cell, *_ in table("code", OPERATIONS) for code in cell.split(",")]
+    codes = [int(code) for cell, *_ in tables("code", OPERATIONS) for code in cell.split(",")]
     assert codes == list(ExitCode)
-    assert sorted(cell.strip("`") for cell, _ in table("setting", OPERATIONS)) == sorted(SECRET_FILES)
-    named = [re.sub(r"\{.*", "", cell.strip("`")) for cell, _ in table("metric", OPERATIONS)]
+    assert sorted(cell.strip("`") for cell, _ in tables("setting", OPERATIONS)) == sorted(SECRET_FILES)
+    named = [re.sub(r"\{.*", "", cell.strip("`")) for cell, _ in tables("metric", OPERATIONS)]
     assert named == [f"{PREFIX}_{name}" for name in METRICS]
-
-
-def test_the_crontab_line_of_the_chapter_is_that_of_the_readme() -> None:
-    (line,) = (block for block in blocks("text") if block.startswith("*/15"))
-    assert line in OPERATIONS
 
 
 def test_which_file_to_open_is_said_for_twenty_usual_changes_and_the_files_exist() -> None:

@@ -1,7 +1,7 @@
 """Every setting, declared once: its name, default, parser, what it means, and whether it is a secret.
 
-`.env.example` and the README's table are made of these declarations (`python -m tests.config.example` writes them
-anew). Reads nothing; see load.py for that.
+`.env.example` and docs/settings.md are made of these declarations (`python -m tests.handbook` writes them anew). Reads
+nothing; see load.py for that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Setting:
 
     default: str | None
     parse: Parser
-    about: str  # one or two lines of .env.example, and the cell of README's table
+    about: str  # one or two lines of .env.example, and the cell in docs/settings.md
     section: str = ""  # of .env.example, where it begins with this setting
     is_secret: bool = False
     in_sandbox: bool = True  # else a sandbox run takes it from the stand-in, so that no real key is used
@@ -59,7 +59,7 @@ class Settings:
         None,
         parse.database_url,
         "Where the query runs: `sqlite:///users.db`, `postgresql+psycopg://user:password@host/name` or another "
-        "SQLAlchemy URL (README has more). In a password, write `@` as `%40`, `/` as `%2F`, `#` as `%23`, "
+        "SQLAlchemy URL (docs/databases.md has more). In a password, write `@` as `%40`, `/` as `%2F`, `#` as `%23`, "
         "`?` as `%3F`.",
         is_secret=True,
         placeholder="your-database-url",

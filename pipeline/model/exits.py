@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a run ends. Cron and the results JSON see it; the README explains it."""
+    """How a run ends. Cron and the results JSON see it; docs/operations.md explains it."""
 
     SUCCESS = 0
     REJECTED = 1
@@ -26,6 +26,24 @@ class ExitCode(IntEnum):
     SETTINGS = 78
     SIGINT = 130
     SIGTERM = 143
+
+
+MEANINGS = {  # a line each, for --help and the handbook
+    ExitCode.SUCCESS: "every record was delivered, or was there already",
+    ExitCode.REJECTED: "finished, and some records were rejected",
+    ExitCode.USAGE: "the command line is wrong",
+    ExitCode.BRAKE: "the brake: more, or other, than expected would be sent",
+    ExitCode.NO_INPUT: "the database or the query can't be read",
+    ExitCode.UNAVAILABLE: "75 for ALERT_AFTER runs in a row, with nothing accepted",
+    ExitCode.BUG: "a bug; the traceback is in the log",
+    ExitCode.NO_OUTPUT: "an output file can't be written; nothing was sent",
+    ExitCode.TEMPORARY: "temporary: the next run goes on where this one stopped",
+    ExitCode.NOT_ITERABLE: "what answers is not Iterable",
+    ExitCode.CREDENTIALS: "Iterable refused the key",
+    ExitCode.SETTINGS: "settings are missing or wrong",
+    ExitCode.SIGINT: "interrupted by Ctrl-C; what is known was saved",
+    ExitCode.SIGTERM: "ended by SIGTERM or SIGHUP; what is known was saved",
+}
 
 
 @dataclass(frozen=True)

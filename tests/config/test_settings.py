@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config import ROOT, SETTINGS, FieldMap, Settings, SettingsError, load_settings
 from pipeline.config.parsers import Number, OneOf
-from tests.config.example import env_example
+from tests.handbook import env_example
 
 EXAMPLE = ROOT / ".env.example"
 KEY = "0123456789abcdef0123456789abcdef"
