@@ -47,7 +47,13 @@ class World:
         use_query(self.program, QUERY)
         settings = {"DATABASE_URL": f"sqlite:///{self.path}", "EXIT_ON_REJECTED": "new", "PUSH_MODE": mode}
         fields = {"USER_FIELDS": "plan", "EVENT_FIELDS": "page", "SINCE_OVERLAP_HOURS": "0", "ALERT_AFTER": "0"}
-        self.program.settings |= {**settings, **fields, "MAX_WORKERS": "4", "INITIAL_BACKOFF": "0.001"}
+        self.program.settings |= {
+            **settings,
+            **fields,
+            "MAX_WORKERS": "4",
+            "INITIAL_BACKOFF": "0.001",
+            "RATE_LIMIT_PERCENT": "100000",
+        }
         self.plans: dict[str, str] = {}
         self.events = self.refused = 0
         self.ends = Counter[str]()

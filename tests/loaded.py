@@ -57,15 +57,24 @@ def run_loaded(command: list[str], environment: dict[str, str], folder: Path, st
 
 
 def serve() -> None:
-    """Forks a run for each line of the input, and says with which code it ended, as subprocess does."""
+    """Forks a run for each line of the input, and says with which code it ended, as subprocess does.
+
+    One whose environment has KILLED_AFTER_S is killed then, if it still runs.
+    """
     import main  # noqa: F401
 
     for line in sys.stdin:
+        command, environment, *rest = json.loads(line)
+        killed_after_s = float(environment.pop("KILLED_AFTER_S", 0))
         child = os.fork()
         if not child:
-            run_here(*json.loads(line))
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            run_here(command, environment, *rest)
             return
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))  # noqa: B023
+        signal.setitimer(signal.ITIMER_REAL, killed_after_s)
         _, status = os.waitpid(child, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
@@ -74,8 +83,6 @@ def run_here(command: list[str], environment: dict[str, str], folder: str, strea
         stream = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(stream, number)
         os.close(stream)
-    # The kernel ends the process after so many seconds, as SIGKILL would: nobody handles that alarm.
-    signal.setitimer(signal.ITIMER_REAL, float(environment.pop("KILLED_AFTER_S", 0)))
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()

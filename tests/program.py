@@ -94,6 +94,8 @@ class Program:
         command = [str(script), "--env-file", str(self.env_file), *arguments]
         with TemporaryDirectory() as scratch:
             out, err = Path(scratch, "out"), Path(scratch, "err")
+            out.touch()
+            err.touch()
             code = run_loaded(command, environment, self.folder.parent, [Path(os.devnull), out, err])
             return self._finished(code, out.read_text(), err.read_text())
 
