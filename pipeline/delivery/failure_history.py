@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import chain
 
 from pipeline.ledger.ledger import Failed, Ledger
-from pipeline.model.failure_policy import KEEPS_FAILING
+from pipeline.model.failure_policy import EVENT_ID_CONFLICT, KEEPS_FAILING
 from pipeline.model.records import Outcome
 from pipeline.stage.outcomes import Failure, Omitted
 from pipeline.stage.stage import Stage
@@ -76,6 +76,8 @@ def _failed(failure: Failure, hopeless: set[bytes]) -> Failed:
     key, fingerprint, undelivered = failure
     is_unacknowledged = undelivered.outcome is Outcome.UNACKNOWLEDGED
     outcome, code = undelivered.outcome, undelivered.code
+    if code == EVENT_ID_CONFLICT:  # several records have this key, and each of them has failed
+        key += fingerprint
     if key in hopeless:
         outcome, code = Outcome.REJECTED, KEEPS_FAILING
     return Failed(key, fingerprint, outcome, undelivered.status_code, code, undelivered.message, is_unacknowledged)

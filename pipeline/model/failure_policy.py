@@ -79,6 +79,7 @@ def stopped_by(failure: Failure, message: str, in_a_row: int) -> Ending:
     return Ending(policy.code, f"{message.rstrip('.')}.{count} {policy.advice}")
 
 
+EVENT_ID_CONFLICT = "EventIdConflict"  # our code for events that share an id
 KEEPS_FAILING = "KeepsFailing"  # our code for a record that was not acknowledged in three runs in a row
 
 # That Iterable does not know the user of an event, in single answers and in bulk ones.
@@ -87,7 +88,7 @@ UNKNOWN_USER_CODES = frozenset({"UnknownEmailError", "UnknownUserIdError", "notF
 # Codes of rejections whose reason lies in the row itself: once that is fixed, the row has changed, and will be read.
 FIXED_BY_EDITING_ROW = frozenset(
     {"InvalidRecord", "InvalidEmailAddressError", "invalidEmails", "InvalidUserIdError", "invalidUserIds"}
-    | {"EventIdConflict", "OmittedValue"}
+    | {"OmittedValue"}
 )
 IN_THE_FUTURE = "is more than a day in the future"  # an InvalidRecord that time makes valid
 
@@ -107,4 +108,4 @@ _DOCUMENTED_CODES = """
     invalidDataUserIds conflictEmails conflictUserIds forgottenEmails forgottenUserIds disallowedEventNames
 """
 ITERABLE_CODES = frozenset(_DOCUMENTED_CODES.split())  # [swagger]; any other text may quote a person
-OUR_CODES = frozenset({"InvalidRecord", KEEPS_FAILING, "EmailChanged", "EventIdConflict", "OmittedValue"})
+OUR_CODES = frozenset({"InvalidRecord", KEEPS_FAILING, "EmailChanged", EVENT_ID_CONFLICT, "OmittedValue"})

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
+from pipeline.model.failure_policy import EVENT_ID_CONFLICT
 from pipeline.model.keys import GIVEN_KEY, HASH_BYTES, USER_BYTES
 from pipeline.model.records import FailedRecord, Kind, Outcome
 from pipeline.stage.event_runs import USER_OF_RUN, EventRuns
 from pipeline.stage.states import NO_RECORD, REJECTED, UNCHANGED, States
 
 MOST_KEYS = 2**17  # that are compared in memory
-EVENT_ID_CONFLICT = "EventIdConflict"
 
 _ID_OF_KEY = f"substr(key, {USER_BYTES + 1})"
 _IS_GIVEN = f"substr(key, {USER_BYTES + 1}, 1) = x'{GIVEN_KEY.hex()}'"

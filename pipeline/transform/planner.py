@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from iterable.export import types_of
 from pipeline.ledger.ledger import Ledger
+from pipeline.model.failure_policy import EVENT_ID_CONFLICT
 from pipeline.model.keys import MADE, USER_BYTES, is_given
 from pipeline.model.records import FailedRecord, Kind, Outcome
-from pipeline.stage.duplicates import EVENT_ID_CONFLICT
 from pipeline.stage.outcomes import Failure, Omitted
 from pipeline.stage.stage import Stage, UserRow
 from pipeline.stage.states import UNCHANGED

@@ -145,3 +145,29 @@ def test_full_read_whose_cursor_stays_is_remembered_all_the_same(program: Progra
     iterable.clear_faults()
     run = program.run()
     assert "the last full read is" not in run.out
+
+
+def test_events_that_share_an_id_are_reported_once_and_all_read_again_when_one_of_them_was_fixed(
+    tmp_path: Path, iterable: StandIn
+) -> None:
+    program = Program(tmp_path / "out", iterable.url)
+    rows = [
+        ("ada@example.com", "e1", "p", "2026-01-13 08:00:00", moment(hours=-2)),
+        ("ada@example.com", "e1", "p", "2026-01-13 09:00:00", moment(hours=-2)),
+        ("bob@example.com", "e1", "p", "2026-01-13 10:00:00", moment(hours=-2)),
+    ]
+    make_table(tmp_path / "users.db", "email,event_id,page,event_time,updated_at", rows)
+    use_query(program, "SELECT email, event_id, page, event_time FROM rows WHERE updated_at >= :since")
+    settings = {"DATABASE_URL": f"sqlite:///{tmp_path}/users.db", "SINCE_OVERLAP_HOURS": "0", "FULL_READ_DAYS": "0"}
+    program.settings |= {**settings, "EXIT_ON_REJECTED": "new", "SINCE_START": moment(hours=-3)}
+    assert [program.run().code for _ in range(3)] == [1, 0, 0]
+    assert iterable.project.events == {}
+    with closing(sqlite3.connect(tmp_path / "users.db")) as database, database:
+        for number, hour in ((2, "09"), (3, "10")):
+            database.execute(
+                "UPDATE rows SET event_id = ?, updated_at = ? WHERE event_time = ?",
+                (f"e{number}", moment(), f"2026-01-13 {hour}:00:00"),
+            )
+    assert program.run().code == 0
+    assert sorted(iterable.project.events) == ["e1", "e2", "e3"]
+    assert program.run().results["counts"]["rows"] <= 2  # nothing is held any more
