@@ -51,14 +51,14 @@ class Alarm(BaseException):
 
 
 @contextmanager
-def alarm() -> Iterator[None]:
+def alarm(after_s: float = 0.2) -> Iterator[None]:
     """A signal in a moment, whatever goes on then."""
 
     def handle(*_: object) -> None:
         raise Alarm
 
     before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    signal.setitimer(signal.ITIMER_REAL, after_s)
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_FETCH = 1000
 MEMORY = Path(":memory:")
+MOTHERDUCK = "duckdb:///md:"  # DuckDB's own service
 MAGIC = b"DUCK"  # at byte 8 of each DuckDB file
 _EXAMPLES = "duckdb:///warehouse.duckdb, duckdb:////srv/warehouse.duckdb, or duckdb:///:memory: to query files"
 _MOMENTS = ("date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone")
@@ -64,6 +65,8 @@ def _find(database_url: str, root: Path) -> DatabaseFile:
     name, _, options = database_url.partition("?")
     if name == f"duckdb:///{MEMORY}":
         return DatabaseFile(MEMORY, dict(parse_qsl(options)))
+    if name.startswith(MOTHERDUCK):
+        return DatabaseFile(Path(name.removeprefix("duckdb:///")), dict(parse_qsl(options)))
     file = find_file(database_url, root, "DuckDB", _EXAMPLES)
     with file.path.open("rb") as opened:  # by itself, DuckDB would want to install an extension for SQLite's
         if opened.read(12)[8:] != MAGIC:
@@ -80,7 +83,8 @@ def _connect(file: DatabaseFile, spill_folder: str, root: Path) -> DuckDBPyConne
         "autoinstall_known_extensions": "false",
         "python_enable_replacements": "false",  # a table's name must not find one of this program's variables
     }
-    connection = duckdb.connect(str(file.path), read_only=file.path != MEMORY, config=config)
+    is_file = file.path != MEMORY and not str(file.path).startswith("md:")
+    connection = duckdb.connect(str(file.path), read_only=is_file, config=config)
     connection.execute("SET file_search_path = ?", [str(root)])
     connection.execute("SET TimeZone = 'UTC'")  # which is what :since is in; by itself, it is the machine's
     connection.execute("SET enable_progress_bar = false")  # it would be written to stdout

@@ -15,16 +15,28 @@ MAX_QUOTED_CHARS = 500
 # What to install, by the module that a driver is, and by the beginning of a URL that SQLAlchemy alone does not know.
 PACKAGES = {
     "MySQLdb": "mysqlclient",
+    "mssql_python": "mssql-python",
     "mysql": "mysql-connector-python",
     "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
 }
 DIALECTS = {
+    "awsathena": "'PyAthena[SQLAlchemy]'",
     "bigquery": "sqlalchemy-bigquery",
+    "cockroachdb": "sqlalchemy-cockroachdb 'psycopg[binary]'",
     "databricks": "databricks-sqlalchemy",
+    "impala": "impyla",
     "redshift": "sqlalchemy-redshift psycopg2-binary",
     "snowflake": "snowflake-sqlalchemy",
     "trino": "'trino[sqlalchemy]'",
+}
+# How the beginning of a URL is better written.
+BETTER_URLS = {
+    "clickhouse": "is not supported, as its drivers load all rows into memory; export the rows to Parquet files, and "
+    "read these with DATABASE_URL=duckdb:///:memory:",
+    "hive": "is PyHive's, which can't be stopped; write impala:// instead, and run: pip install impyla",
+    "postgres": "is not known to SQLAlchemy; write postgresql+psycopg:// instead",
+    "spark": "is not known to SQLAlchemy; write impala:// instead, and run: pip install impyla",
 }
 _DUCKDB_EXTENSION = re.compile(r'Install it first using "INSTALL (\w+)"')
 _QUERY_QUOTED = re.compile(r"\n\n|\nLINE \d+: ")  # by PostgreSQL and DuckDB, with a line that points at the place
@@ -88,8 +100,8 @@ def _reason(error: Exception) -> str:
 def _unknown_url(beginning: str) -> str:
     if beginning in DIALECTS:
         return _to_install(DIALECTS[beginning])
-    if beginning == "postgres":  # as hosts write it, and SQLAlchemy once did
-        return "DATABASE_URL starts with postgres://; write postgresql+psycopg:// instead."
+    if beginning in BETTER_URLS:
+        return f"{beginning}:// in DATABASE_URL {BETTER_URLS[beginning]}."
     return (
         "DATABASE_URL starts with an unknown kind of database; expected, for example, sqlite:///, duckdb:///, "
         "postgresql+psycopg:// or mysql+pymysql://."
@@ -100,8 +112,9 @@ def _duckdb_reason(text: str) -> str:
     """DuckDB's extensions would be downloaded by themselves; here that is left to the user."""
     missing = _DUCKDB_EXTENSION.search(text)
     if missing:
-        command = f"python -c \"import duckdb; duckdb.install_extension('{missing[1]}')\""
-        return f"DuckDB's extension {missing[1]} is not installed; run: {command}"
+        name = "motherduck" if missing[1] == "md" else missing[1]
+        command = f"python -c \"import duckdb; duckdb.install_extension('{name}')\""
+        return f"DuckDB's extension {name} is not installed; run: {command}"
     if "INTERRUPT Error" in text:
         return "interrupted."
     return _sentence(text.partition(" See also https://")[0])

@@ -13,7 +13,13 @@ from pipeline.source.errors import SourceError, explained
 from pipeline.source.mysql import bit_converters, forget_rows, identify, keep_times_of_mysql, kill_query, prepare_mysql
 from pipeline.source.query import MYSQL
 from pipeline.source.result import Block, QueryResult, in_blocks
-from pipeline.source.sessions import OPTIONS, prepare_driver, prepare_session, refuse_what_loads_everything
+from pipeline.source.sessions import (
+    OPTIONS,
+    prepare_cursor,
+    prepare_driver,
+    prepare_session,
+    refuse_bad_drivers,
+)
 from pipeline.source.worker import Worker
 
 if TYPE_CHECKING:
@@ -64,6 +70,7 @@ class _Session:
 
     def _note_cursor(self, _connection: object, cursor: Any, *_: object) -> None:
         self._cursor = cursor
+        prepare_cursor(self._engine.dialect, cursor)
 
     def connect(self) -> Connection:
         self._connection = connection = self._engine.connect()
@@ -158,7 +165,7 @@ def _make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
     backend = url.get_backend_name()
     ours = pg.OPTIONS if url.get_driver_name() in pg.DRIVERS else OPTIONS.get(backend, {})
     engine = create_engine(url, poolclass=NullPool, connect_args={**ours, **options})
-    refuse_what_loads_everything(engine)
+    refuse_bad_drivers(engine)
     prepare_driver(engine)
     keep_times_of_mysql(engine)
     return engine

@@ -6,22 +6,21 @@ same rows give the same payloads and event ids whatever the account's or the ser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pipeline.source.errors import SourceError
+from pipeline.source.errors import BETTER_URLS, SourceError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Dialect, Engine
 
 # By the name of the dialect. Alternatives stand in a row: the first that the server takes is enough.
 STATEMENTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "impala": (
         ("SET TIME ZONE 'UTC'", "SET TIMEZONE='UTC'"),  # of Spark and Hive; of Impala
     ),
-    "hive": (("SET TIME ZONE 'UTC'",),),
     "databricks": (("SET TIME ZONE 'UTC'",),),
     "redshift": (
         ("SET TimeZone TO 'UTC'",),
@@ -52,39 +51,49 @@ STATEMENTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ),
     ),
 }
+CURSORS_WITH_SESSIONS = ("impala",)
 # What SQLAlchemy hands to the driver, beside DATABASE_OPTIONS.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"trino": {"timezone": "UTC"}}
 
-# By what the driver loads: all rows, before it gives the first.
-LOAD_EVERYTHING = {
-    "mysqlconnector": "write mysql+pymysql:// in DATABASE_URL, and run: pip install pymysql",
-    "clickhouse": "export the rows to Parquet files, and read these with DATABASE_URL=duckdb:///:memory:",
-}
+# Drivers that load all rows before they give the first one.
+LOAD_EVERYTHING = ("mysqlconnector",)
 
 
-def refuse_what_loads_everything(engine: Engine) -> None:
-    """Raises SourceError for drivers with which the memory of a run would grow with its rows."""
-    for name in (engine.dialect.driver, "clickhouse" if engine.dialect.name.startswith("clickhouse") else ""):
-        if name in LOAD_EVERYTHING:
-            raise SourceError(
-                f"The driver in DATABASE_URL ({name}) loads all rows into memory before it gives the first one; "
-                f"{LOAD_EVERYTHING[name]}."
-            )
+def refuse_bad_drivers(engine: Engine) -> None:
+    """Raises SourceError for a driver that can't do this job, though it is installed."""
+    dialect = engine.dialect
+    if dialect.driver in LOAD_EVERYTHING:
+        raise SourceError(
+            f"The driver {dialect.driver} in DATABASE_URL loads all rows into memory before it gives the first one; "
+            "write mysql+pymysql:// instead, and run: pip install pymysql"
+        )
+    name = "clickhouse" if dialect.name.startswith("clickhouse") else dialect.name
+    if name in BETTER_URLS:
+        raise SourceError(f"{name}:// in DATABASE_URL {BETTER_URLS[name]}.")
 
 
 def prepare_session(connection: Connection) -> None:
     """Raises what the server says where it takes none of the alternatives of a statement."""
+    if connection.dialect.driver in CURSORS_WITH_SESSIONS:
+        return
     for alternatives in STATEMENTS.get(connection.dialect.name, ()):
-        _first_that_works(connection, alternatives)
+        _first_that_works(lambda statement: connection.exec_driver_sql(statement).close(), alternatives)
 
 
-def _first_that_works(connection: Connection, alternatives: tuple[str, ...]) -> None:
+def prepare_cursor(dialect: Dialect, cursor: Any) -> None:
+    """The same for a driver each of whose cursors has a session of its own."""
+    if dialect.driver in CURSORS_WITH_SESSIONS:
+        for alternatives in STATEMENTS.get(dialect.name, ()):
+            _first_that_works(cursor.execute, alternatives)
+
+
+def _first_that_works(execute: Callable[[str], object], alternatives: tuple[str, ...]) -> None:
     *others, last = alternatives
     for statement in others:
         with suppress(Exception):  # the next one is another server's word for it
-            connection.exec_driver_sql(statement)
+            execute(statement)
             return
-    connection.exec_driver_sql(last)
+    execute(last)
 
 
 def prepare_driver(engine: Engine) -> None:

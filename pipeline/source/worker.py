@@ -74,12 +74,12 @@ class Worker:
         helper.join(CLOSE_S)
 
     def close(self, call: Callable[[], object]) -> None:
-        """Run a last call, unless an earlier one hangs. Its errors tell nothing that matters any more."""
+        """Run a last call; where an earlier one hangs, after it. Its errors tell nothing that matters any more."""
+        self._calls.put(call)
+        self._calls.put(None)
         if not self.is_stuck:
             self._is_busy = True
-            self._calls.put(call)
             self.is_stuck = not self._wait(CLOSE_S)
-        self._calls.put(None)
 
     def _wait(self, limit_s: float) -> bool:
         """Whether the call is over; its outcome is kept for `_take`."""

@@ -396,6 +396,15 @@ def test_extension_is_not_installed_without_being_asked_for(tmp_path: Path, monk
     assert [each.name for each in tmp_path.iterdir()] == ["query.sql"]
 
 
+def test_motherduck_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where its extension is not installed
+    message = problem("duckdb:///md:shop?motherduck_token=secret", "SELECT 1 AS id", tmp_path)
+    assert message == (
+        "The database can't be reached: DuckDB's extension motherduck is not installed; run: "
+        "python -c \"import duckdb; duckdb.install_extension('motherduck')\""
+    )
+
+
 def test_name_of_a_table_never_means_a_variable_of_this_program(tmp_path: Path) -> None:
     connection = duckdb.sql("SELECT 1 AS id")  # noqa: F841 - what DuckDB by itself would find
     assert "Table with name connection does not exist" in problem(MEMORY, "FROM connection", tmp_path)

@@ -498,10 +498,29 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
     [
         (
             "postgres://user:secret@host/name",
-            "The database can't be opened: DATABASE_URL starts with postgres://; write postgresql+psycopg:// instead.",
+            "The database can't be opened: postgres:// in DATABASE_URL is not known to SQLAlchemy; write "
+            "postgresql+psycopg:// instead.",
         ),
         (
-            "clickhouse://user:secret@host/name",
+            "clickhouse+native://user:secret@host/name",
+            "The database can't be opened: clickhouse:// in DATABASE_URL is not supported, as its drivers load all "
+            "rows into memory; export the rows to Parquet files, and read these with DATABASE_URL=duckdb:///:memory:.",
+        ),
+        (
+            "hive://user:secret@host/name",
+            "The database can't be opened: hive:// in DATABASE_URL is PyHive's, which can't be stopped; write "
+            "impala:// instead, and run: pip install impyla.",
+        ),
+        (
+            "oracle+oracledb://user:secret@host/?service_name=x",
+            "The database can't be opened: its driver is not installed; run: pip install oracledb",
+        ),
+        (
+            "awsathena+rest://user:secret@host/name",
+            "The database can't be opened: its driver is not installed; run: pip install 'PyAthena[SQLAlchemy]'",
+        ),
+        (
+            "exotic://user:secret@host/name",
             "The database can't be opened: DATABASE_URL starts with an unknown kind of database; expected, for "
             "example, sqlite:///, duckdb:///, postgresql+psycopg:// or mysql+pymysql://.",
         ),
@@ -545,7 +564,7 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
 def test_database_that_cannot_be_opened_is_told_without_its_password(
     tmp_path: Path, url: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for driver in ("MySQLdb", "pyodbc"):  # whether it is installed or not
+    for driver in ("MySQLdb", "pyodbc", "oracledb"):  # whether it is installed or not
         monkeypatch.setitem(sys.modules, driver, None)
     message = problem(url, "SELECT 1 AS id", tmp_path)
     assert message == reason
