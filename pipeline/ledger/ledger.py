@@ -37,10 +37,10 @@ from pipeline.ledger.runs import (
     delete_runs_before,
     has_full_run,
     insert_run,
-    last_delivery,
     last_fruitless_runs,
     last_runs,
     last_success,
+    last_whole_delivery,
     run_ids_after,
     update_run,
 )
@@ -381,9 +381,10 @@ class Ledger:
         update_run(self._database, self._run, result)
         self.commit()
 
-    def last_delivery(self) -> str:
-        """The id of the last run of this project in which anything was delivered or entered; none: an empty text."""
-        return last_delivery(self._database, self._project)
+    def last_whole_delivery(self) -> str:
+        """The id of the last run of this project that read all, and delivered or entered something; none: an empty
+        text."""
+        return last_whole_delivery(self._database, self._project)
 
     def run_ids_after(self, run_id: str) -> set[str]:
         """The ids of all runs that held this ledger, of all projects, as far as they are later than this one."""

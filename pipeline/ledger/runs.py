@@ -120,10 +120,11 @@ def delete_runs_before(database: sqlite3.Connection, oldest: int) -> None:
     database.execute("DELETE FROM runs WHERE started_at < ?", (oldest,))
 
 
-def last_delivery(database: sqlite3.Connection, project: int) -> str:
-    """The id of the last run of a project in which anything was delivered or entered; none: an empty text."""
+def last_whole_delivery(database: sqlite3.Connection, project: int) -> str:
+    """The id of the last run of a project that read everything, and delivered or entered something; none: an empty
+    text. After a part of it, such as with --limit, the rest may still be what was accepted before."""
     rows = database.execute(
-        "SELECT run_id, status, users, events FROM runs WHERE project = ? AND status IS NOT NULL ORDER BY id DESC",
+        "SELECT run_id, status, users, events FROM runs WHERE project = ? AND full_read ORDER BY id DESC",
         (project,),
     )
     for run_id, status, *counts in rows:

@@ -30,10 +30,11 @@ def unknown_delivery(folder: Path, project: Project, ledger: Ledger, *, before: 
     """The id of the newest run that delivered to this project, or entered a baseline, and that the ledger should know
     and does not; None where there is none.
 
-    A ledger that knows nothing of the project should know all of them, another one those since its last delivery.
+    A ledger that knows nothing of the project should know all of them, another one those since the last run that read
+    everything: one that took a part of it, with --yes and --limit, say, leaves the others unknown.
     before: only results that were written by then count, in Unix seconds; others are those of a run beside this one.
     """
-    after = "" if ledger.is_empty else ledger.last_delivery()
+    after = "" if ledger.is_empty else ledger.last_whole_delivery()
     known = set() if ledger.is_empty else ledger.run_ids_after(after)
     mark = project_mark(project)
     return next((run_id for run_id, path in _results(folder, after, known) if _delivered(path, mark, before)), None)

@@ -153,7 +153,7 @@ def _enter_history(run: Run, read: Read | None, ending: Ending, written: Results
             duration_s=written.duration_s,
             rows=read.rows if read else None,
             since_from=read.window_from if read else None,
-            full_read=read is not None and _is_whole(run, read),
+            full_read=read is not None and _is_whole(run, read) and run.options.before is None,
             users=written.counts["users"],
             events=written.counts["events"],
         )

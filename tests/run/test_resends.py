@@ -85,6 +85,26 @@ def test_a_lost_ledger_stops_the_run_beside_results_of_earlier_deliveries(
     assert program.run().code == 0
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        ("--yes", "--limit", "1"),
+        ("--baseline", "--yes", "--limit", "1"),
+        ("--baseline", "--yes", "--before", "2026-01-07"),
+    ],
+)
+def test_a_way_on_for_a_part_leaves_the_rest_to_be_stopped(
+    program: Program, iterable: StandIn, sample: Path, part: tuple[str, ...]
+) -> None:
+    first = delivered(program, iterable)
+    ledger(program).unlink()
+    assert program.run(*part).code == 0
+    iterable.project.requests.clear()
+    stopped(program.run(), iterable, f"the ledger is older than run {first.results['run_id']}")
+    assert program.run("--yes").code == 0
+    assert program.run().code == 0
+
+
 def test_a_baseline_is_a_way_on(program: Program, iterable: StandIn, sample: Path) -> None:
     delivered(program, iterable)
     ledger(program).unlink()
