@@ -2,8 +2,8 @@
 -- with QUERY_FILE=examples/changed_only.sql. Both times need an index, as in examples/schema.sql.
 --
 -- The job replaces :since by a text in UTC, such as '2026-01-13 08:45:12', and :since_unix by the seconds since 1970, such
--- as 1768293912. Trino needs the type as well: TIMESTAMP :since. Sessions on PostgreSQL and DuckDB are in UTC; where yours
--- is not, as on many a Snowflake account, compare columns that have a time zone with TO_TIMESTAMP_LTZ(:since_unix).
+-- as 1768293912. Trino needs the type as well: TIMESTAMP :since. The session is in UTC; SQL Server has none, so compare
+-- with columns in UTC there.
 SELECT
     u.id,
     u.email,

@@ -1,9 +1,9 @@
 -- pipeline/user_events.sql for MySQL and MariaDB, where || means OR. Use it with QUERY_FILE=examples/mysql.sql.
 --
--- To read only what changed since the last run, replace the LEFT JOIN with these two lines. FROM_UNIXTIME fits TIMESTAMP
--- columns whatever the server's time zone is; for DATETIME columns in UTC, write :since instead.
---     LEFT JOIN user_events AS e ON e.user_id = u.id AND e.event_time >= FROM_UNIXTIME(:since_unix)
---     WHERE u.updated_at >= FROM_UNIXTIME(:since_unix) OR e.id IS NOT NULL
+-- To read only what changed since the last run, replace the LEFT JOIN with these two lines. The session is in UTC,
+-- whatever the server's time zone is, so :since fits TIMESTAMP columns, and DATETIME columns that are in UTC.
+--     LEFT JOIN user_events AS e ON e.user_id = u.id AND e.event_time >= :since
+--     WHERE u.updated_at >= :since OR e.id IS NOT NULL
 SELECT
     u.id,
     u.email,
