@@ -308,14 +308,14 @@ class Delivery:
 
     def _drain(self) -> None:
         """Wait for what is under way; after a stop not longer than GRACE_S, or not at all."""
-        while self._in_flight and (self._may_wait() or self._workers.has_reports()):
+        while self._in_flight:
+            is_over = self._clock() >= self._deadline or self._is_urgent()
+            if is_over and not self._workers.has_reports():
+                break
             self._take_in_reports()
         when = "before the run was stopped at once" if self._is_urgent() else f"within {GRACE_S:g} s after the stop"
         for batch in list(self._in_flight):
             self._abandon(batch, f"No answer came {when}.")
-
-    def _may_wait(self) -> bool:
-        return self._clock() < self._deadline and not self._is_urgent()
 
     def _abandon(self, batch: Batch, message: str) -> None:
         """A batch without an answer when the time is up. In single mode only its next record can be on its way."""
