@@ -30,7 +30,8 @@ class Suspicions:
         failure = settled.failure
         if failure is None or failure is Failure.REJECTED:
             self._acquit()
-            self._stage.note(settled.failed)
+            if settled.failed:
+                self._stage.note(settled.failed)
         elif not POLICIES[failure].is_suspect:
             self._is_outage |= failure is not Failure.ABANDONED and settled.was_answered
             self._stage.note(settled.failed, is_blamed=failure is not Failure.ABANDONED)
