@@ -96,6 +96,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.baseline and (options.sandbox or options.dry_run or options.full):
         parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
+    if options.repair and options.verify is None:
+        parser.error("--repair marks what --verify finds, so it needs --verify")
     if options.before is not None and not options.baseline:
         parser.error("--before says which events --baseline enters, so it needs --baseline")
     if options.baseline and not options.yes and not _is_at_terminal():
@@ -162,7 +164,17 @@ def _add_looks(look: argparse._ArgumentGroup) -> None:
     add("--check", action="store_true", help="look at everything that a run needs, and at field types")
     add("--history", type=_positive, nargs="?", const=20, metavar="N", help="the last N runs (20)")
     add("--explain", metavar="WHO", help="one person: their rows, what would be sent, what was accepted when")
-    add("--verify", type=_positive, nargs="?", const=20, metavar="N", help="compare N users (20) with Iterable's copy")
+    add(
+        "--verify",
+        type=_count_or_all,
+        nargs="?",
+        const=20,
+        metavar="N|all",
+        help="compare N people (20) or all with Iterable's copy, with their events",
+    )
+    look.add_argument(
+        "--repair", action="store_true", help="with --verify: mark what differs, so that the next run sends it"
+    )
 
 
 def _add_output(output: argparse._ArgumentGroup) -> None:
@@ -182,6 +194,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be a whole number of at least 1")
     return number
+
+
+def _count_or_all(text: str) -> int | str:
+    return ALL if text == ALL else _positive(text)
 
 
 def _when(text: str) -> datetime | str:

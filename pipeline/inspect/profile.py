@@ -1,4 +1,4 @@
-"""One user's profile in Iterable, read; and what it means where it can't be."""
+"""One person's profile and events in Iterable, read; and what it means where they can't be."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from iterable_client import Failure
+from pipeline.inspect.event_readback import MAX_EVENTS
 from pipeline.inspect.session import InspectionSession
-from pipeline.model.exits import Ending, ExitCode
+from pipeline.model.exits import Ending, ExitCode, RunError
 from pipeline.model.failure_policy import POLICIES
 
 CLIENT_SIDE = "A client-side key (JWT-enabled, mobile or web) can't read users; a server-side key of the project can."
+
+
+class ClientSideKeyError(RunError):
+    """The key can't read what was asked for."""
+
+    code = ExitCode.SETTINGS
 
 
 def get_user(session: InspectionSession, identity: str) -> tuple[bool, dict[str, Any]]:
@@ -19,6 +26,12 @@ def get_user(session: InspectionSession, identity: str) -> tuple[bool, dict[str,
         session.client.get_user(user_id=identity) if session.by_user_id else session.client.get_user(email=identity)
     )
     return ok, answer.get("user") or {} if ok else answer
+
+
+def get_events(session: InspectionSession, identity: str) -> tuple[bool, dict[str, Any]]:
+    """(True, {"events": [...]}), (True, {}) for a person whom Iterable does not know, or (False, the details)."""
+    who = {"user_id" if session.by_user_id else "email": identity}
+    return session.client.get_events(**who, limit=MAX_EVENTS)
 
 
 def is_client_side(details: Mapping[str, Any]) -> bool:

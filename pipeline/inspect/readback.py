@@ -53,11 +53,16 @@ def compare(sent: Mapping[str, Any], held: Mapping[str, Any]) -> list[Field]:
     Without `mergeNestedObjects` an object replaces the one before, so what else Iterable has in it is a difference.
     Missing and null are alike.
     """
-    values, theirs = sent["dataFields"], held.get("dataFields") or {}
     replaces = not sent.get("mergeNestedObjects")
-    fields = list(_compare_identity(sent, held))
-    for name, value in values.items():
-        fields += _compare_value(name, value, theirs.get(name), replaces)
+    theirs = held.get("dataFields") or {}
+    return [*_compare_identity(sent, held), *compare_fields(sent["dataFields"], theirs, replaces=replaces)]
+
+
+def compare_fields(sent: Mapping[str, Any], held: Mapping[str, Any], *, replaces: bool = True) -> list[Field]:
+    """Fields as we send them against Iterable's. replaces: an object takes the place of the one before."""
+    fields: list[Field] = []
+    for name, value in sent.items():
+        fields += _compare_value(name, value, held.get(name), replaces)
     return fields
 
 
@@ -71,9 +76,11 @@ def missing(fields: Sequence[Field]) -> list[str]:
 
 
 def _compare_identity(sent: Mapping[str, Any], held: Mapping[str, Any]) -> Iterator[Field]:
-    for name in ("email", "userId"):
-        if sent.get(name) is not None and held.get(name) is not None:
-            yield _field(name, sent[name], held[name])
+    """Of the two, Iterable may keep what it was not sent; what it was sent beside the other, it should have."""
+    is_sent = [name for name in ("email", "userId") if sent.get(name) is not None]
+    for name in is_sent:
+        if len(is_sent) > 1 or held.get(name) is not None:
+            yield _field(name, sent[name], held.get(name))
 
 
 def _compare_value(name: str, sent: Any, held: Any, replaces: bool) -> Iterator[Field]:

@@ -1,6 +1,6 @@
 """What --explain and --verify share: everything opened to be read.
 
-Nothing is sent, locked, logged or written, so that both work while a run is active.
+Nothing is sent or logged, and nothing is locked but for `--repair`, so that both work while a run is active.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from iterable.redaction import Redactor
 from iterable_client import IterableClient
 from pipeline.config import Settings
 from pipeline.delivery import Breaker
-from pipeline.ledger.ledger import Ledger, is_run_active, open_ledger, read_ledger
+from pipeline.ledger.ledger import Ledger, LedgerDamagedError, is_run_active, open_ledger, read_ledger
 from pipeline.model.exits import ExitCode
 from pipeline.report import Console
 from pipeline.report.results import reason_of
@@ -48,14 +48,21 @@ class InspectionSession:
 
 
 @contextmanager
-def open_session(options: argparse.Namespace, console: Console) -> Iterator[InspectionSession]:
-    """Raises RunError and Interrupted."""
+def open_session(
+    options: argparse.Namespace, console: Console, *, changes_ledger: bool = False
+) -> Iterator[InspectionSession]:
+    """changes_ledger: the ledger is held as by a run, so that no run is active meanwhile.
+
+    Raises RunError and Interrupted.
+    """
     with ExitStack() as stack:
         interrupt = stack.enter_context(catch_signals())
         settings, _ = settings_for(options, stack)
         console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
         now = time.time()
-        ledger = stack.enter_context(_open_ledger(settings, now, is_sandbox=options.sandbox))
+        ledger = stack.enter_context(_open_ledger(settings, now, options.sandbox, changes_ledger))
+        if ledger.damage:
+            raise LedgerDamagedError(ledger.damage)
         for warning in (*settings.warnings, ledger.note):
             if warning:
                 console.warn(warning)
@@ -66,9 +73,11 @@ def open_session(options: argparse.Namespace, console: Console) -> Iterator[Insp
         )
 
 
-def _open_ledger(settings: Settings, now: float, *, is_sandbox: bool) -> AbstractContextManager[Ledger]:
-    if is_sandbox:  # which has nothing to do with the real one
-        return open_ledger(settings.output_dir, project_of(settings), now=now, lasting=False)
+def _open_ledger(
+    settings: Settings, now: float, is_sandbox: bool, changes_ledger: bool
+) -> AbstractContextManager[Ledger]:
+    if is_sandbox or changes_ledger:  # the sandbox has nothing to do with the real one
+        return open_ledger(settings.output_dir, project_of(settings), now=now, lasting=not is_sandbox)
     return read_ledger(settings.output_dir, project_of(settings), now=now)
 
 
@@ -77,7 +86,7 @@ def notes_on(session: InspectionSession) -> list[str]:
     notes = []
     if session.ledger.is_new_key_for_known_host:
         notes.append(KEY_IS_NEW)
-    if is_run_active(session.settings.output_dir):
+    if session.ledger.is_read_only and is_run_active(session.settings.output_dir):
         notes.append("A run is active; this is what it has committed so far.")
     return notes
 

@@ -1,6 +1,7 @@
-"""`--verify [N]`: reads some users back from Iterable, and compares them with what the ledger says was accepted.
+"""`--verify [N|all]`: reads people and their events back from Iterable, and compares them with what was accepted.
 
-Chosen at random from the users whose rows say what Iterable accepted last. Their values go to stdout and nowhere else.
+Compared is what the query finds now and the ledger calls accepted as it is. What differs goes to stdout and into
+verify_report_*.csv; with --repair it is marked as not accepted, so that the next run sends just that.
 """
 
 from __future__ import annotations
@@ -8,113 +9,72 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any, TypeVar
 
 from iterable_client import Failure
-from pipeline.inspect.profile import CLIENT_SIDE, get_user, why_not_read
-from pipeline.inspect.readback import Field, advice, beside, compare, differing, fields_as_json, missing, verdict_on
+from pipeline.inspect.event_readback import ComparedEvent, EventState, compare_events
+from pipeline.inspect.profile import CLIENT_SIDE, ClientSideKeyError, get_events, get_user, why_not_read
+from pipeline.inspect.readback import compare, differing, missing
 from pipeline.inspect.reading import plan_rows
 from pipeline.inspect.session import InspectionSession, notes_on, open_session, print_json
-from pipeline.model.exits import Ending, ExitCode, RunError
-from pipeline.model.records import Kind, Record
-from pipeline.model.text import counted, iso, moment, shown, wrapped
+from pipeline.inspect.verification import (
+    Compared,
+    PersonState,
+    Verification,
+    as_json,
+    different_as_text,
+    summary,
+    why_nothing,
+)
+from pipeline.inspect.verify_files import VerifyFiles, open_files
+from pipeline.inspect.verify_people import Candidates, Person, choose
+from pipeline.inspect.verify_repair import Repair
+from pipeline.model.exits import ExitCode, OutputError, RunError
+from pipeline.model.text import counted
 from pipeline.report import Console
+from pipeline.report.progress import Display, State
+from pipeline.report.results import reason_of
 from pipeline.run.conclusion import refuse
-from pipeline.run.forgotten import read_forgotten
+from pipeline.run.forgotten import ForgottenListError, ForgottenPeople, read_forgotten
 from pipeline.run.interrupt import Interrupted
-from pipeline.stage.pages import pages
+from pipeline.transform.identity import identity_or_none, is_meant
 
-SETTLE_S = 60  # Iterable asks for that long between an update and what depends on it
-WORKERS = 16  # enough for the 100 requests a second that Iterable allows, at 150 ms each
+ALL = "all"
+WORKERS = 16  # for each of the two endpoints: enough for the 100 a second that Iterable allows, at 150 ms each
+PEOPLE_AHEAD = 4 * WORKERS
+LOOK_S = 0.1  # how soon Ctrl-C is heard
 
-
-@dataclass(frozen=True)
-class Chosen:
-    """A user to compare. accepted_at: Unix seconds."""
-
-    record: Record
-    accepted_at: float
-
-
-@dataclass
-class Sample:
-    """Some users at random, each with the same chance, out of as many as there may be."""
-
-    size: int
-    chance: random.Random = field(default_factory=random.Random)
-    chosen: list[Chosen] = field(default_factory=list)
-    offered: int = 0
-    too_recent: int = 0
-    forgotten: int = 0
-
-    def offer(self, user: Chosen) -> None:
-        self.offered += 1
-        if len(self.chosen) < self.size:
-            self.chosen.append(user)
-        elif (place := self.chance.randrange(self.offered)) < self.size:
-            self.chosen[place] = user
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A user beside Iterable's copy. fields: ours and Iterable's; None where Iterable does not have the user, or for
-    the reason in `problem` does not show it."""
-
-    user: Chosen
-    fields: Sequence[Field] | None
-    problem: str = ""
-
-    @property
-    def is_same(self) -> bool:
-        return self.fields is not None and not differing(self.fields)
-
-
-@dataclass(frozen=True)
-class Verification:
-    """offered: users that could have been chosen. too_recent, forgotten: those left out. stopped: why not all were
-    compared."""
-
-    notes: Sequence[str]
-    offered: int
-    too_recent: int
-    forgotten: int
-    compared: Sequence[Compared]
-    stopped: Ending | None = None
-    knows_anybody: bool = True
-
-    @property
-    def different(self) -> list[Compared]:
-        return [each for each in self.compared if not each.is_same]
-
-    @property
-    def missing_fields(self) -> dict[str, int]:
-        """Fields that Iterable does not hold although they were sent, and in how many users."""
-        return dict(Counter(name for each in self.compared for name in missing(each.fields or ())).most_common())
-
-    @property
-    def exit_code(self) -> ExitCode:
-        if self.stopped is not None:
-            return self.stopped.code
-        if not self.compared:
-            return ExitCode.TEMPORARY
-        return ExitCode.REJECTED if self.different else ExitCode.SUCCESS
+_T = TypeVar("_T")
 
 
 def run_verify(options: argparse.Namespace) -> ExitCode:
-    """Compare `options.verify` users and say which differ. 0: none; 1: some; 75: nothing was compared."""
+    """Compare `options.verify` people and say what differs. 0: nothing; 1: something; 75: nothing was compared."""
     console = Console(quiet=options.quiet, verbose=options.verbose, json=options.json)
     try:
-        with open_session(options, console) as session:
-            verification = verify(session, options.verify)
+        with ExitStack() as stack:
+            session = stack.enter_context(open_session(options, console, changes_ledger=options.repair))
+            if session.settings.use_jwt_auth:
+                raise ClientSideKeyError(f"{CLIENT_SIDE} --verify needs one.")
+            files = stack.enter_context(open_files(session.settings.output_dir))
+            verification = verify(
+                session, options.verify, options.only, Repair(session) if options.repair else None, files
+            )
+            verification.finish(files.close(verification))
     except (RunError, Interrupted) as problem:
         return refuse(problem, console)
+    except OSError as problem:
+        return refuse(OutputError(f"The report can't be written ({reason_of(problem)})."), console)
+    return _report(verification, console, as_json_only=options.json)
+
+
+def _report(verification: Verification, console: Console, *, as_json_only: bool) -> ExitCode:
     code = verification.exit_code
-    if options.json:
+    if as_json_only:
         code = print_json(console, as_json(verification), code)
     else:
         console.show(different_as_text(verification))
@@ -122,144 +82,139 @@ def run_verify(options: argparse.Namespace) -> ExitCode:
             console.say(line)
     if verification.stopped is not None:
         console.error(verification.stopped.reason)
-    elif not verification.compared:
-        console.error(" ".join([_why_nothing(verification), *verification.notes]))
+    elif not verification.has_compared:
+        console.error(" ".join([why_nothing(verification), *verification.notes]))
     return code
 
 
-def verify(session: InspectionSession, size: int) -> Verification:
-    """Raises RunError where the query or the ledger can't be read."""
-    if session.settings.use_jwt_auth:
-        return Verification((), 0, 0, 0, (), Ending(ExitCode.SETTINGS, f"{CLIENT_SIDE} --verify needs one."))
-    skips_forgotten = session.settings.skip_forgotten
-    forgotten = read_forgotten(session.client, by_user_id=session.by_user_id) if skips_forgotten else ()
-    plan_rows(session, without_events=True)
-    sample = Sample(size)
-    for user in _unchanged_users(session):
-        if user.record.identity in forgotten:
-            sample.forgotten += 1
-        elif session.now - user.accepted_at < SETTLE_S:
-            sample.too_recent += 1
-        else:
-            sample.offer(user)
-    chosen = sorted(sample.chosen, key=lambda user: user.record.row)
-    return _read_back(session, chosen, sample)
+def verify(
+    session: InspectionSession, size: int | str, only: str | None, repair: Repair | None, files: VerifyFiles
+) -> Verification:
+    """size: how many people, or all. only: this person alone. Raises RunError where the query or the ledger can't be
+    read, and OSError where the report can't be written."""
+    planned = plan_rows(session, (lambda rules: is_meant(only, rules)) if only is not None else None)
+    identity = identity_or_none(only, planned.rules) if only is not None else None
+    candidates = Candidates(session, identity, session.now - session.settings.user_settle_seconds)
+    offered = None
+    people = candidates.people()
+    if only is None and size != ALL:
+        offered, people = choose(candidates.people, int(size), random.Random())  # noqa: S311 - a sample
+    found = Verification(
+        notes=notes_on(session),
+        settle_s=session.settings.user_settle_seconds,
+        offered=offered,
+        left=lambda: candidates.left,
+        knows_anybody=not session.ledger.is_empty,
+        finds_person=only is None or bool(planned.numbers),
+        repair=repair.marked if repair is not None else None,
+    )
+    if only is not None and identity is None:
+        return found
+    session.interrupt.stop_raising()
+    with _Reader(session, found) as reader:
+        for compared in reader.compare_all(people):
+            found.add(compared)
+            files.add(compared)
+            if repair is not None:
+                repair.mark(compared)
+        if repair is not None:
+            repair.finish()
+    return found
 
 
-def _unchanged_users(session: InspectionSession) -> Iterator[Chosen]:
-    """Those whose update a run would skip, since Iterable has accepted it as it is."""
-    for page in pages(session.stage.pending_by_user(Kind.USER)):
-        keys = [record.key for record in page]
-        fingerprints, accepted_at = session.ledger.known(keys), session.ledger.accepted_at(keys)
-        for record in page:
-            if fingerprints.get(record.key) == record.fingerprint:
-                yield Chosen(record, accepted_at[record.key])
+class _Reader:
+    """Reads people back, some ahead, until a failure that would meet the others, too, or a signal."""
+
+    def __init__(self, session: InspectionSession, found: Verification) -> None:
+        self._session = session
+        self._found = found
+        self._pool = ThreadPoolExecutor(2 * WORKERS)
+        self._forgotten: ForgottenPeople | None = None
+        self._done = 0
+
+    def __enter__(self) -> _Reader:
+        self._display = Display(self._session.console, self._state)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.close()
+        self._session.breaker.stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _state(self) -> State:
+        total = self._found.offered or 0
+        return State(self._done, total, f"{counted(self._done, 'person')} compared".replace("persons", "people"))
+
+    def compare_all(self, people: Iterator[Person]) -> Iterator[Compared]:
+        ahead: deque[tuple[Person, Future[_Answer] | None, Future[_Answer] | None]] = deque()
+        while True:
+            for person in islice(people, PEOPLE_AHEAD - len(ahead)):
+                ahead.append(self._asked(person))
+            if not ahead:
+                return
+            person, user, events = ahead.popleft()
+            answers = [self._result(each) if each is not None else None for each in (user, events)]
+            if self._found.stopped is not None:
+                return
+            compared = self._compare(person, *answers)
+            if self._found.stopped is not None:
+                return
+            self._done += 1
+            yield compared
+
+    def _asked(self, person: Person) -> tuple[Person, Future[_Answer] | None, Future[_Answer] | None]:
+        def ask(read: Callable[[InspectionSession, str], _Answer]) -> Future[_Answer]:
+            return self._pool.submit(read, self._session, person.identity)
+
+        return person, ask(get_user) if person.user else None, ask(get_events) if person.accepted_events else None
+
+    def _result(self, future: Future[_T]) -> _T | None:
+        """None where a signal came first."""
+        while self._found.stopped is None:
+            self._found.stopped = self._session.interrupt.ending()
+            if wait([future], timeout=LOOK_S).done:
+                return future.result()
+        return None
+
+    def _compare(self, person: Person, user: _Answer | None, events: _Answer | None) -> Compared:
+        for answer in (user, events):
+            if answer is not None and not answer[0] and answer[1]["failure"] is not Failure.REJECTED:
+                self._found.stopped = why_not_read(answer[1])
+        problems = [str(details["error"]) for ok, details in filter(None, (user, events)) if not ok]
+        if problems:
+            return Compared(person, PersonState.NOT_READ, problem=problems[0])
+        is_unknown = not user[1] if user is not None else events is not None and not events[1].get("events")
+        if is_unknown:
+            if self._is_forgotten(person.identity):
+                return Compared(person, PersonState.FORGOTTEN)
+            own = [
+                ComparedEvent(place, EventState.MISSING) for place, each in enumerate(person.events) if each.accepted_at
+            ]
+            return Compared(person, PersonState.MISSING, events=own)
+        fields = compare(json.loads(person.user.payload), user[1]) if person.user is not None and user else []
+        state = PersonState.DIFFERENT if differing(fields) else PersonState.SAME
+        return Compared(person, state, fields, _compare_events(person, events), missing_fields=missing(fields))
+
+    def _is_forgotten(self, identity: str) -> bool:
+        """The list is read when the first person is missing. Where it can't be, a note says so."""
+        if self._forgotten is None:
+            self._forgotten = self._read_forgotten()
+        return identity in self._forgotten
+
+    def _read_forgotten(self) -> ForgottenPeople:
+        reading = self._pool.submit(read_forgotten, self._session.client, by_user_id=self._session.by_user_id)
+        try:
+            return self._result(reading) or ForgottenPeople([])
+        except ForgottenListError as problem:
+            self._found.notes.append(f"Whom Iterable has forgotten could not be read: {problem.reason}")
+            return ForgottenPeople([])
 
 
-def _read_back(session: InspectionSession, users: Sequence[Chosen], sample: Sample) -> Verification:
-    """Until a failure that would meet the others, too."""
-    compared: list[Compared] = []
-    stopped = None
-    pool = ThreadPoolExecutor(WORKERS)
-    try:
-        for user, (ok, answer) in zip(users, pool.map(partial(_get, session), users), strict=True):
-            if not ok and answer["failure"] is not Failure.REJECTED:
-                stopped = why_not_read(answer)
-                break
-            compared.append(_compare(user, answer) if ok else Compared(user, None, str(answer["error"])))
-    finally:
-        session.breaker.stop()
-        pool.shutdown(cancel_futures=True)
-    counts = (sample.offered, sample.too_recent, sample.forgotten)
-    return Verification(notes_on(session), *counts, compared, stopped, not session.ledger.is_empty)
+_Answer = tuple[bool, dict[str, Any]]
 
 
-def _get(session: InspectionSession, user: Chosen) -> tuple[bool, dict[str, Any]]:
-    return get_user(session, user.record.identity)
-
-
-def _compare(user: Chosen, profile: Mapping[str, Any]) -> Compared:
-    return Compared(user, compare(json.loads(user.record.payload), profile) if profile else None)
-
-
-# Text -----------------------------------------------------------------------------------------------------------------
-
-NOTHING = (
-    "Nothing was compared: of the users that the query finds, the ledger knows none as accepted and unchanged since."
-)
-TOO_SOON = f"Nothing was compared: all users were accepted less than {SETTLE_S} seconds ago. Try again in a minute."
-
-
-NOBODY = "Nothing was compared: the ledger knows nobody of this project as accepted. Run the job first."
-
-
-def _why_nothing(found: Verification) -> str:
-    if found.too_recent:
-        return TOO_SOON
-    return NOTHING if found.knows_anybody else NOBODY
-
-
-def different_as_text(found: Verification) -> Iterator[str]:
-    for each in found.different:
-        accepted = f"accepted {moment(each.user.accepted_at)}"
-        yield from wrapped(f"{shown(each.user.record.identity)}: {_verdict(each)}; {accepted}", "", "    ")
-        if each.fields is not None:
-            yield from beside(differing(each.fields))
-        yield ""
-
-
-def _verdict(each: Compared) -> str:
-    if each.fields is not None:
-        return verdict_on(each.fields)
-    return each.problem or "not found in Iterable"
-
-
-def summary(found: Verification) -> Iterator[str]:
-    """Without anybody's values, so that it may be logged."""
-    for note in found.notes if found.compared else ():
-        yield from wrapped(note)
-    for name, users in found.missing_fields.items():
-        yield from wrapped(f"{shown(name)} was sent, and is missing in Iterable for {counted(users, 'user')}.")
-    if found.compared:
-        same = len(found.compared) - len(found.different)
-        yield from wrapped(
-            f"{counted(len(found.compared), 'user')} compared with Iterable: {same:,} the same, "
-            f"{len(found.different):,} different. Chosen from {found.offered:,} accepted and unchanged."
-        )
-    if found.different:
-        yield from wrapped(advice(is_any_missing=bool(found.missing_fields)))
-    if found.too_recent and found.compared:
-        yield from wrapped(
-            f"Left out: {counted(found.too_recent, 'user')} accepted less than {SETTLE_S} seconds ago, as Iterable "
-            "takes a while to show what it accepted."
-        )
-    if found.forgotten:
-        yield from wrapped(f"Left out: {counted(found.forgotten, 'user')} whom Iterable has forgotten.")
-
-
-# JSON -----------------------------------------------------------------------------------------------------------------
-
-
-def as_json(found: Verification) -> dict[str, Any]:
-    return {
-        "notes": list(found.notes),
-        "offered": found.offered,
-        "too_recent": found.too_recent,
-        "forgotten": found.forgotten,
-        "compared": len(found.compared),
-        "same": len(found.compared) - len(found.different),
-        "missing_fields": found.missing_fields,
-        "different": [
-            {
-                "who": each.user.record.identity,
-                "row": each.user.record.row,
-                "accepted_at": iso(each.user.accepted_at),
-                "is_found": each.fields is not None,
-                "problem": each.problem or None,
-                "fields": fields_as_json(differing(each.fields or ())),
-            }
-            for each in found.different
-        ],
-        "stopped": found.stopped.reason if found.stopped is not None else None,
-        "exit_code": int(found.exit_code),
-    }
+def _compare_events(person: Person, answer: _Answer | None) -> Sequence[ComparedEvent]:
+    if answer is None:
+        return ()
+    ours = [json.loads(each.record.payload) for each in person.events]
+    return compare_events(ours, [each.accepted_at is not None for each in person.events], answer[1].get("events") or [])

@@ -105,7 +105,7 @@ class Ledger:
         self.warning = warning  # what the user should know about the file, if anything
         self.damage = damage  # why the file can't be used, so that this ledger knows nothing
         self._database = database
-        self._is_read_only = is_read_only
+        self.is_read_only = is_read_only
         self._opened_at, self._opened_at_monotonic = now, time.monotonic()
         self._today = int(now // DAY_S)
         self._run = 0
@@ -129,7 +129,7 @@ class Ledger:
         )
 
     def _begin(self) -> None:
-        if not self._is_read_only:
+        if not self.is_read_only:
             self._database.execute("BEGIN")
 
     def commit(self) -> None:
@@ -189,7 +189,7 @@ class Ledger:
 
     def use_query(self, query: str) -> None:
         """What is accepted from now on was found by this query file."""
-        if not self._is_read_only:  # in use it is only once it was read
+        if not self.is_read_only:  # in use it is only once it was read
             self._database.execute(
                 "INSERT OR IGNORE INTO queries (project, query, used_day) VALUES (?, ?, 0)",
                 (self._project, self._hash(query)),

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -22,6 +22,12 @@ from pipeline.model.records import FailedRecord, Kind, Outcome
 CSV_NAME = "query_results_{}.csv"
 RESULTS_NAME = "integration_results_{}.json"
 REJECTED_NAME = "rejected_rows_{}.csv"
+PREVIEW_NAME = "preview_{}.ndjson"
+VERIFY_RESULTS_NAME = "verify_results_{}.json"
+VERIFY_REPORT_NAME = "verify_report_{}.csv"
+PAGE_NAME = "report.html"
+RUN_NAMES = (RESULTS_NAME, CSV_NAME, REJECTED_NAME, PREVIEW_NAME)
+VERIFY_NAMES = (VERIFY_RESULTS_NAME, VERIFY_REPORT_NAME)
 
 RESULT_VERSION = 3
 MAX_FAILURES = 1000
@@ -32,16 +38,15 @@ MAX_REASONS = 100
 
 
 @contextmanager
-def reserved_run_id(folder: Path) -> Iterator[str]:
+def reserved_run_id(folder: Path, names: Sequence[str] = RUN_NAMES) -> Iterator[str]:
     """The local time to the second, which names the files of a run, kept for this run until the block ends.
 
     A second run in that second waits for the next.
     """
-    names = (CSV_NAME, RESULTS_NAME, REJECTED_NAME)
     while True:
         run_id = f"{datetime.now():%Y%m%d_%H%M%S}"
         with ExitStack() as stack, suppress(FileExistsError):
-            stack.enter_context(reserved(folder / f".{RESULTS_NAME.format(run_id)}.0.tmp"))
+            stack.enter_context(reserved(folder / f".{names[0].format(run_id)}.0.tmp"))
             if not any(os.path.lexists(folder / name.format(run_id)) for name in names):
                 stack = stack.pop_all()
                 break

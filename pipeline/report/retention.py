@@ -18,7 +18,7 @@ from pathlib import Path
 from iterable.export import is_held
 from pipeline.model.text import counted
 from pipeline.report.log import LOG_NAME
-from pipeline.report.results import CSV_NAME, REJECTED_NAME, RESULTS_NAME, reason_of
+from pipeline.report.results import PAGE_NAME, RUN_NAMES, VERIFY_NAMES, reason_of
 
 MUCH_BYTES = 2**30
 FEW_RUNS = 10
@@ -26,10 +26,16 @@ FEW_RUNS = 10
 logger = logging.getLogger("pipeline.retention")
 
 _STAMP = "([0-9]{8}_[0-9]{6})"
-_OUTPUT_NAMES = "|".join(re.escape(name.format("*")) for name in (CSV_NAME, RESULTS_NAME, REJECTED_NAME))
-_OUTPUT = re.compile(_OUTPUT_NAMES.replace(re.escape("*"), _STAMP))
+
+
+def _named(names: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(name.format("*")) for name in names).replace(re.escape("*"), _STAMP))
+
+
+_OUTPUT_OF_RUN = _named(RUN_NAMES)
+_OUTPUT = _named((*RUN_NAMES, *VERIFY_NAMES))
 _UNFINISHED = re.compile(rf"\.(?:{_OUTPUT.pattern})\.[0-9a-f]+\.tmp")
-_ROTATED_LOG = re.compile(re.escape(LOG_NAME) + r"\.[1-9][0-9]*")
+_DATED_BY_CONTENT = re.compile(rf"{re.escape(LOG_NAME)}\.[1-9][0-9]*|{re.escape(PAGE_NAME)}")
 
 
 # What goes ------------------------------------------------------------------------------------------------------------
@@ -44,7 +50,8 @@ def sweep(folder: Path, warn: Callable[[str], None]) -> None:
 
 def delete_old(folder: Path, keep_days: float, now: float, warn: Callable[[str], None]) -> int:
     """Delete the outputs of runs that began more than `keep_days` ago, by the local time in their names, and rotated
-    logs as old as that. Returns how many. 0 days: keep everything. now: Unix seconds. warn: for what can't go.
+    logs and a page as old as that. Returns how many. 0 days: keep everything. now: Unix seconds. warn: told what can't
+    be deleted.
     """
     if not keep_days:
         return 0
@@ -66,11 +73,11 @@ def _files(folder: Path, warn: Callable[[str], None]) -> Iterator[os.DirEntry[st
 
 
 def _time_of(entry: os.DirEntry[str]) -> float:
-    """When an output's run began, or when a rotated log was last written to. What is not ours is never old."""
+    """When an output's run began, or when a rotated log or the page was last written. What is not ours is never old."""
     with suppress(ValueError, OverflowError, OSError):  # it looks like one of our stamps, or is gone meanwhile
         if match := _OUTPUT.fullmatch(entry.name):
             return datetime.strptime(_stamp(match), "%Y%m%d_%H%M%S").timestamp()
-        if _ROTATED_LOG.fullmatch(entry.name):
+        if _DATED_BY_CONTENT.fullmatch(entry.name):
             return entry.stat(follow_symlinks=False).st_mtime
     return math.inf
 
@@ -102,7 +109,7 @@ def disk_space_warning(folder: Path, free_bytes: int) -> str | None:
     """A sentence where the outputs take much room, or the disk has little for more runs like the newest; else None."""
     bytes_by_run: Counter[str] = Counter()
     for entry in _files(folder, logger.warning):
-        if match := _OUTPUT.fullmatch(entry.name):
+        if match := _OUTPUT_OF_RUN.fullmatch(entry.name):
             with suppress(OSError):  # gone meanwhile
                 bytes_by_run[_stamp(match)] += entry.stat(follow_symlinks=False).st_size
     if not bytes_by_run:

@@ -31,7 +31,7 @@ class ForgottenListError(RunError):
 
     def __init__(self, code: ExitCode, reason: str) -> None:
         super().__init__(f"{NO_LIST} {reason}")
-        self.code = code
+        self.code, self.reason = code, reason
 
 
 class ForgottenPeople:

@@ -1,4 +1,4 @@
-"""`--verify [N]`, as a user runs it: against a project that changed by hand, and one that can't be read."""
+"""`--verify [N|all]`, as a user runs it: against a project that changed by hand, and one that can't be read."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import random
 import re
 import signal
 import sqlite3
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.inspect.verify import Chosen, Sample
-from pipeline.model.records import Kind, Record
+from iterable import VERSION
+from pipeline.inspect.verify_people import Person, choose
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
 from tests.program import Finished, Program, make_table, use_query, wait_until
 
 NAMES = ["ada", "bob", "eve"]
+NONE = dict.fromkeys(("compared", "same", "different", "missing", "doubled", "forgotten", "not_compared"), 0)
 
 
 @pytest.fixture
@@ -27,6 +30,7 @@ def accepted(program: Program, tmp_path: Path) -> Program:
     use_query(program, "SELECT * FROM rows")
     program.settings["USER_FIELDS"] = "first_name,seats:plan.seats,since:plan.since"
     assert program.run().code == 0
+    program.settings["USER_SETTLE_SECONDS"] = "60"
     age(program, 100)
     return program
 
@@ -39,7 +43,7 @@ def fill(tmp_path: Path, rows: list[tuple[Any, ...]]) -> None:
 def age(program: Program, seconds: int) -> None:
     """Put back when everything was accepted."""
     with sqlite3.connect(program.folder / "iterable_ledger.sqlite3") as ledger:
-        for table in ("users", "events"):
+        for table in ("users", "events", "given_events"):
             ledger.execute(f"UPDATE {table} SET accepted_at = accepted_at - ?", (seconds,))
     ledger.close()
 
@@ -47,7 +51,8 @@ def age(program: Program, seconds: int) -> None:
 def verified(run: Finished, code: int) -> str:
     """What was printed, without the moments of acceptance."""
     assert (run.code, run.err) == (code, "")
-    return re.sub(r"\baccepted \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "accepted <then>", run.out)
+    text = re.sub(r"\baccepted \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "accepted <then>", run.out)
+    return re.sub(r"\bverify_(report|results)_\d{8}_\d{6}\.(csv|json)", r"<\1>", text)
 
 
 def as_json(program: Program, *arguments: str, code: int) -> dict[str, Any]:
@@ -58,16 +63,24 @@ def as_json(program: Program, *arguments: str, code: int) -> dict[str, Any]:
     return found
 
 
+def verified_results(program: Program) -> dict[str, Any]:
+    """The counts of the only verify_results_*.json."""
+    (path,) = program.folder.glob("verify_results_*.json")
+    counts: dict[str, Any] = json.loads(path.read_text())["counts"]
+    return counts
+
+
 # What it says ---------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_differs(accepted: Program) -> None:
-    assert verified(accepted.run("--verify"), 0) == (
-        "3 users compared with Iterable: 3 the same, 0 different. Chosen from 3 accepted\nand unchanged.\n"
-    )
-    assert as_json(accepted, code=0) == {
-        "notes": [], "offered": 3, "too_recent": 0, "forgotten": 0, "compared": 3, "same": 3, "missing_fields": {},
-        "different": [], "stopped": None, "exit_code": 0,
+    assert verified(accepted.run("--verify"), 0) == "3 users compared with Iterable: 3 the same.\nSee <results>\n"
+    found = as_json(accepted, code=0)
+    assert found == {
+        "tool_version": VERSION, "notes": [], "offered": 3, "too_recent": 0, "forgotten": 0, "compared": 3, "same": 3,
+        "missing_fields": {}, "counts": {"users": {**NONE, "compared": 3, "same": 3}, "events": NONE}, "different": [],
+        "marked": None, "files": {"report": None, "results": found["files"]["results"]}, "stopped": None,
+        "exit_code": 0,
     }  # fmt: skip
 
 
@@ -84,11 +97,12 @@ bob@example.com: 1 of 4 fields differs; accepted <then>
 eve@example.com: not found in Iterable; accepted <then>
 
 first_name was sent, and is missing in Iterable for 1 user.
-3 users compared with Iterable: 0 the same, 3 different. Chosen from 3 accepted
-and unchanged.
-The next run does not send what was accepted and is unchanged; --full users
---yes sends all fields again. A field that is missing may have been dropped: a
+3 users compared with Iterable: 0 the same, 2 different, 1 missing.
+The next run does not send what was accepted and is unchanged. With --verify
+--repair it sends what differs. A field that is missing may have been dropped: a
 project can be set to ignore unknown fields.
+See <report>
+See <results>
 """
 
 
@@ -109,7 +123,6 @@ def test_a_field_that_the_project_dropped_counts_as_differing(
     program.settings["USER_FIELDS"] = "first_name,seats"
     iterable.project.dropped_fields.add("seats")
     program.run()
-    age(program, 100)
     found = as_json(program, code=1)
     assert found["missing_fields"] == {"seats": 3}
     assert [each["fields"] for each in found["different"]] == [
@@ -133,7 +146,6 @@ def test_users_by_id_that_iterable_lost_are_not_found(program: Program, tmp_path
         use_query(program, "SELECT id FROM rows")
         program.settings |= {"ITERABLE_IDENTIFIER": "userId", "ITERABLE_BASE_URL": iterable.url}
         program.run()
-        age(program, 100)
         assert as_json(program, code=0)["same"] == 2
         iterable.project.delete_user(user_id="17")
         (lost,) = as_json(program, code=1)["different"]
@@ -158,7 +170,7 @@ def test_some_accepted_just_now_are_left_out_and_counted(accepted: Program, tmp_
     fill(tmp_path, [*rows, ("new@example.com", "New", 1, None)])
     assert accepted.run().counts("users") == {"delivered": 1, "unchanged": 3}
     text = verified(accepted.run("--verify"), 0)
-    assert "3 users compared with Iterable: 3 the same" in text
+    assert "3 users compared with Iterable: 3 the same." in text
     assert "Left out: 1 user accepted less than 60 seconds ago, as Iterable takes a while to" in text
 
 
@@ -173,17 +185,28 @@ def test_users_accepted_just_now_are_left_out(accepted: Program, iterable: Stand
     run = accepted.run("--verify")
     assert (run.code, run.out) == (75, "")
     assert run.err == (
-        "Nothing was compared: all users were accepted less than 60 seconds ago. Try again in a minute.\n"
+        "Nothing was compared: everything was accepted less than 60 seconds ago. Try again in a minute.\n"
     )
     assert not iterable.project.request_counts
 
 
-def test_forgotten_people_are_left_out_where_they_are_not_sent(accepted: Program, iterable: StandIn) -> None:
-    iterable.project.delete_user(email="ada@example.com")
+def test_forgotten_people_are_told_from_missing_ones(accepted: Program, iterable: StandIn) -> None:
     iterable.project.forget_user(email="ada@example.com")
-    assert as_json(accepted, code=1)["offered"] == 3
-    accepted.settings["SKIP_FORGOTTEN"] = "true"
-    assert "Left out: 1 user whom Iterable has forgotten.\n" in verified(accepted.run("--verify"), 0)
+    assert "Left out: 1 user of people whom Iterable has forgotten.\n" in verified(accepted.run("--verify"), 0)
+    iterable.project.delete_user(email="bob@example.com")
+    assert as_json(accepted, code=1)["counts"]["users"] == {
+        **NONE, "compared": 2, "same": 1, "missing": 1, "forgotten": 1,
+    }  # fmt: skip
+
+
+def test_where_the_list_of_forgotten_people_can_not_be_read_a_note_says_so(
+    accepted: Program, iterable: StandIn
+) -> None:
+    iterable.project.forget_user(email="ada@example.com")
+    iterable.inject(Fault(path="/api/users/forgotten", status=403))
+    found = as_json(accepted, code=1)
+    assert found["counts"]["users"] == {**NONE, "compared": 3, "same": 2, "missing": 1}
+    assert "Whom Iterable has forgotten could not be read: " in found["notes"][0]
 
 
 def test_where_nothing_was_accepted_it_says_that_nothing_was_compared(accepted: Program) -> None:
@@ -197,21 +220,26 @@ def test_where_nothing_was_accepted_it_says_that_nothing_was_compared(accepted: 
 
 
 def test_where_all_have_changed_since_nothing_is_compared(accepted: Program) -> None:
-    run = accepted.run("--verify", USER_FIELDS="-")
+    run = accepted.run("--verify", USER_FIELDS="first_name:name")
     assert (run.code, run.out) == (75, "")
-    assert "of the users that the query finds, the ledger knows none as accepted and unchanged since" in run.err
+    assert "of what the query finds, the ledger knows nothing as accepted and unchanged since" in run.err
 
 
-def test_each_user_has_the_same_chance() -> None:
+def ten_people() -> Iterator[Person]:
+    return (Person("", row, None, None, ()) for row in range(10))
+
+
+@pytest.mark.parametrize("size", [3, 2000])
+def test_each_person_has_the_same_chance(size: int) -> None:
     counts = dict.fromkeys(range(10), 0)
     for seed in range(3000):
-        sample = Sample(3, random.Random(seed))
-        for row in range(10):
-            sample.offer(Chosen(Record(Kind.USER, row, "", b"", b"", b""), 0))
-        assert (len(sample.chosen), sample.offered) == (3, 10)
-        for user in sample.chosen:
-            counts[user.record.row] += 1
-    assert all(800 < count < 1000 for count in counts.values())
+        offered, chosen = choose(ten_people, size, random.Random(seed))
+        rows = [person.row for person in chosen]
+        assert (offered, len(rows)) == (10, min(size, 10))
+        assert rows == sorted(set(rows))
+        for row in rows:
+            counts[row] += 1
+    assert all(count == 3000 if size > 10 else 800 < count < 1000 for count in counts.values())
 
 
 # Where Iterable can't be read -----------------------------------------------------------------------------------------
@@ -249,17 +277,22 @@ def test_ctrl_c_ends_it_with_130_and_waits_for_no_retry(accepted: Program, itera
     wait_until(lambda: iterable.project.request_counts["/api/users/getByEmail"])
     process.send_signal(signal.SIGINT)
     finished = accepted.wait_for(process)
-    assert (finished.code, finished.out, finished.err) == (130, "", "The run was interrupted by SIGINT.\n")
+    assert (finished.code, finished.err) == (130, "The run was interrupted by SIGINT.\n")
+    assert verified_results(accepted) == {"users": NONE, "events": NONE}
 
 
 # It only looks --------------------------------------------------------------------------------------------------------
 
 
-def test_it_changes_nothing(accepted: Program, iterable: StandIn, tmp_path: Path) -> None:
+def test_it_changes_nothing_and_leaves_two_private_files(accepted: Program, iterable: StandIn, tmp_path: Path) -> None:
     iterable.project.delete_user(email="ada@example.com")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert accepted.run("--verify").code == 1
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    left = sorted(set(after) - set(before))
+    assert {path: after[path] for path in before} == before
+    assert [re.sub(r"\d{8}_\d{6}", "*", path.name) for path in left] == ["verify_report_*.csv", "verify_results_*.json"]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in left] == [0o600, 0o600]
 
 
 def test_quiet_prints_only_what_differs(accepted: Program, iterable: StandIn) -> None:
@@ -275,11 +308,10 @@ def test_many_users_are_read_within_iterables_limit(program: Program, iterable: 
     fill(tmp_path, [(f"user{n}@example.com", f"User {n}", n, None) for n in range(110)])
     use_query(program, "SELECT email, first_name FROM rows")
     program.run(PUSH_MODE="bulk")
-    age(program, 100)
     assert as_json(program, "110", code=0)["same"] == 110
     assert iterable.project.rate_limited["/api/users/getByEmail"] == 0
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "all"])
+@pytest.mark.parametrize("value", ["0", "-1", "everybody"])
 def test_a_number_that_is_no_count_is_a_usage_error(accepted: Program, value: str) -> None:
     assert accepted.run("--verify", value).code == 2
