@@ -46,6 +46,8 @@ What `main.py` takes. This page is its own `--help`, and a few words on what goe
 COMMAND_LINE_NOTES = """
 - Without an option, the program reads, plans and sends: the job that a schedule runs.
 - `--dry-run`, `--check`, `--history`, `--explain` and `--verify` send nothing, and work while a run is active.
+- `--verify` leaves files, `--only` limits it to one person, and `--repair` goes with it alone
+  ([proof and repair](verify.md)).
 - `--limit` counts rows of the query, not people. A run with `--limit` or `--only` does not move `:since`.
 - `--since WHEN` is UTC unless it says an offset, and needs a query with [`:since`](query.md#only-what-changed).
 - `--full` reads everything, too. Over what was accepted it needs `--yes`

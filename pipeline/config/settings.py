@@ -293,7 +293,7 @@ class Settings:
     keep_days: int = _setting(
         "0",
         parse.whole(0, 36_500, "days"),
-        "Days after which CSVs, results, rejected rows and rotated logs are deleted, when a run begins. `0`: keep "
+        "Days after which CSVs, results, reports, previews and rotated logs are deleted, when a run begins. `0`: keep "
         "everything.",
     )
     max_run_minutes: float | None = _setting(
