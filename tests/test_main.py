@@ -104,7 +104,7 @@ def test_the_results_json_has_exactly_the_promised_keys(program: Program, sample
     stamp = results["run_id"]
     assert results["files"] == {
         "results": f"integration_results_{stamp}.json", "csv": f"query_results_{stamp}.csv",
-        "log": "iterable_integration.log", "rejected": None,
+        "log": "iterable_integration.log", "rejected": None, "preview": None,
     }  # fmt: skip
 
 

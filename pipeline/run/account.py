@@ -155,7 +155,7 @@ def _results(run: Run, account: Account, ending: Ending, counts: dict[str, Any],
         delivered_total=sum(counts[kind]["delivered"] for kind in ("users", "events")) + delivered.entered,
         requests=results.requests_as_json(mode.endpoints, run.client.request_counts),
         fields=_fields_as_json(read, delivered),
-        files=_files_as_json(run, read, left.rejected),
+        files=_files_as_json(run, account, left.rejected),
         reasons=reasons_of(run),
         failures_total=results.count_failures(counts, without_not_attempted=run.leaves_pending),
         failures=results.failures_as_json(
@@ -178,12 +178,13 @@ def _fields_as_json(read: Read | None, delivered: Delivered) -> dict[str, list[s
     }
 
 
-def _files_as_json(run: Run, read: Read | None, rejected: str | None) -> dict[str, str | None]:
+def _files_as_json(run: Run, account: Account, rejected: str | None) -> dict[str, str | None]:
     return {
         "results": results.RESULTS_NAME.format(run.run_id),
-        "csv": read.csv_name if read else None,
+        "csv": account.read.csv_name if account.read else None,
         "log": LOG_NAME,
         "rejected": rejected,
+        "preview": account.plan.preview if account.plan else None,
     }
 
 

@@ -18,7 +18,7 @@ from pipeline.model.exits import Ending, OutputError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.report import DeliveryProgress
-from pipeline.run import dry_run as preview
+from pipeline.run import dry_run
 from pipeline.run.baseline import enter_baseline
 from pipeline.run.brake import Brake, pending_records
 from pipeline.run.forgotten import reject_forgotten
@@ -26,6 +26,7 @@ from pipeline.run.id_schemes import id_scheme_of
 from pipeline.run.journeys import count_by_name, journeys_in_words
 from pipeline.run.moves import Mover, move_addresses
 from pipeline.run.opening import Run
+from pipeline.run.preview import write_preview
 from pipeline.run.reading import Read, finish_plan
 
 KEYS_PER_LOOKUP = 500
@@ -37,10 +38,11 @@ logger = logging.getLogger("main")
 
 @dataclass(frozen=True)
 class Plan:
-    """How many records are to be sent, and how."""
+    """How many records are to be sent, and how. preview: the name of the file that a dry run leaves."""
 
     mode: Mode
     pending: dict[Kind, int]
+    preview: str | None = None
 
 
 def mode_for(settings: Settings, pending: int) -> Mode:
@@ -74,9 +76,7 @@ def make_plan(run: Run, read: Read) -> Plan:
         f"({mode.name} requests); "
         f"{unchanged:,} unchanged"
     )
-    if run.options.dry_run:
-        _show_plan(run)
-    return Plan(mode, pending)
+    return Plan(mode, pending, _show_plan(run) if run.options.dry_run else None)
 
 
 def _reject_forgotten(run: Run) -> None:
@@ -88,21 +88,26 @@ def _reject_forgotten(run: Run) -> None:
     reject_forgotten(run.client, run.stage, by_user_id=run.settings.iterable_identifier == "userId")
 
 
-def _show_plan(run: Run) -> None:
+def _show_plan(run: Run) -> str:
+    """What a dry run shows; the name of its preview."""
     say = run.console.say
     say("        Dry run: nothing is sent, and the ledger stays as it is.")
     outcomes = run.stage.count_outcomes()
     for kind in Kind:
-        say(f"        {preview.counts(kind, outcomes[kind], run.stage.count_pending(kind))}")
+        say(f"        {dry_run.counts(kind, outcomes[kind], run.stage.count_pending(kind))}")
     for sentence in _journeys(run):
         say(f"        {sentence}")
-    first = [record for kind in Kind for record in islice(pending_records(run.stage, kind), preview.SHOWN_OF_EACH_KIND)]
+    first = [record for kind in Kind for record in islice(pending_records(run.stage, kind), dry_run.SHOWN_OF_EACH_KIND)]
     if first:
         say("        The first requests would be:")
-        say(f"        ({preview.RULE})")
+        say(f"        ({dry_run.RULE})")
     for record in first:
-        for line in preview.first_lines(record):
+        for line in dry_run.first_lines(record):
             say(f"        {line}", log=False)
+    name = write_preview(run)
+    if first:
+        say(f"        All of them, unmasked: {name}")
+    return name
 
 
 def brake(run: Run, read: Read) -> Delivered | None:
