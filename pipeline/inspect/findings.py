@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.config.fields import find_own_field
+from pipeline.config.fields import FieldMap, FieldType, find_own_field
 from pipeline.inspect.mapping import NUMBERS, Sample, disagree, fits, folded
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
@@ -25,6 +25,7 @@ class Area(str, Enum):
     LEDGER = "ledger"
     SOURCE = "database"
     ROWS = "rows"
+    EVENTS = "events"
     BRAKE = "brake"
     KEY = "key"
     ANSWER = "Iterable"
@@ -82,6 +83,8 @@ _DECLARED = {"date": "date", "string": "text", "long": "integer", "double": "num
 def about_fields(rules: Rules, samples: Sequence[Sample], types: Mapping[str, str] | None) -> Iterator[Finding]:
     """types: the project's, with the parents of what is nested; None where they are not known."""
     clashes = new = 0
+    fields = [(kind, each) for kind in Kind for each in _fields_of(kind, rules)]
+    declared = {(kind, each.name) for kind, each in fields if each.type not in (None, FieldType.JSON)}
     for found in _by_name(samples):
         kind, name = found[0].kind, found[0].name
         expected = types.get(name) if types is not None and kind is Kind.USER else None
@@ -92,7 +95,8 @@ def about_fields(rules: Rules, samples: Sequence[Sample], types: Mapping[str, st
             yield from _odd_numbers(found, expected) if not misfits else ()
         else:
             new += kind is Kind.USER and types is not None and found[0].type != "object"
-            yield from _about_new_field(found, is_one_event=kind is Kind.USER or rules.name_column is None)
+            if (kind, name) not in declared:
+                yield from _about_new_field(found, is_one_event=kind is Kind.USER or rules.name_column is None)
     yield from _near_duplicates(samples, types or {})
     if types is not None and not clashes:
         yield good(Area.FIELDS, f"no user field clashes with the project's types; {new} would be new")
@@ -107,8 +111,7 @@ def about_fields(rules: Rules, samples: Sequence[Sample], types: Mapping[str, st
 
 def about_dropped(rules: Rules, dropped: Collection[tuple[Kind, str]]) -> Iterator[Finding]:
     """dropped: the fields that Iterable has dropped in earlier runs."""
-    sent = {(Kind.USER, each.name) for each in rules.user_fields}
-    sent |= {(Kind.EVENT, each.name) for each in rules.event_fields}
+    sent = {(kind, each.name) for kind in Kind for each in _fields_of(kind, rules)}
     for kind in Kind:
         names = sorted(name for each, name in dropped if each is kind and (each, name) in sent)
         if names:
@@ -118,6 +121,24 @@ def about_dropped(rules: Rules, dropped: Collection[tuple[Kind, str]]) -> Iterat
                 f"allow them in the project's settings, then run once with --full {kind.value}s --yes; or stop sending "
                 "them",
             )
+
+
+def about_events(rules: Rules) -> Iterator[Finding]:
+    """What the columns of events are taken for."""
+    if rules.time_column is None:
+        yield note(Area.EVENTS, "without a column event_time, users are updated and no events are tracked")
+        return
+    name = f"column {rules.name_column}" if rules.name_column is not None else f"EVENT_NAME={rules.event_name}"
+    ids = f"column {rules.id_column}" if rules.id_column is not None else "made of what each event says"
+    yield good(
+        Area.EVENTS,
+        f"event_time: a time that says no offset is taken as {rules.zone} (EVENT_TIMEZONE); event_name: {name}; "
+        f"event_id: {ids}",
+    )
+
+
+def _fields_of(kind: Kind, rules: Rules) -> tuple[FieldMap, ...]:
+    return rules.user_fields if kind is Kind.USER else rules.event_fields
 
 
 def _by_name(samples: Iterable[Sample]) -> list[list[Sample]]:

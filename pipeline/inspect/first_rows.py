@@ -204,6 +204,8 @@ class FirstRows:
         remedy = "fix them in the source, or leave them out of the query; a run sends all others"
         if self._settings.exit_on_rejected == "new" and not is_any_new:
             return note(Area.ROWS, f"{text}; all are known from earlier runs (EXIT_ON_REJECTED=new)", remedy)
+        if count == self.looked_at:
+            return bad(Area.ROWS, text, "fix the query or the fields: no row could be sent", ExitCode.REJECTED)
         return note(Area.ROWS, text, remedy, ExitCode.REJECTED)
 
     def _about_brake(self, rules: Rules, stage: Stage) -> Iterator[Finding]:

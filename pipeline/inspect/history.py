@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,11 +17,10 @@ from pipeline.config import SettingsError
 from pipeline.ledger.ledger import PastRun, RunResult, is_run_active, read_ledger
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Outcome
-from pipeline.model.text import iso, short_duration
+from pipeline.model.text import iso, short_duration, shortened
 from pipeline.report import Console
 from pipeline.run.opening import project_of, settings_for
 
-COLUMNS = 80
 HEAD = ("When", "Ended", "Rows", "From", "Took", "Records and reason")
 SIGNS = {
     Outcome.DELIVERED: "+",
@@ -60,9 +61,13 @@ def run_history(options: argparse.Namespace) -> ExitCode:
     if options.json:
         console.print_json(history_as_json(runs, is_active=is_active))
     else:
-        for line in history_lines(runs, folder, is_active=is_active):
+        for line in history_lines(runs, folder, is_active=is_active, columns=_columns_of_terminal()):
             console.say(line, log=False)
     return ExitCode.SUCCESS
+
+
+def _columns_of_terminal() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _status(run: PastRun, *, is_last: bool, is_active: bool) -> str:
@@ -105,38 +110,44 @@ def _since_as_json(result: RunResult) -> dict[str, Any] | None:
 # As lines -------------------------------------------------------------------------------------------------------------
 
 
-def history_lines(runs: Sequence[PastRun], folder: Path, *, is_active: bool) -> list[str]:
-    """A table, the oldest run first. The last column is cut where the line is full."""
+def history_lines(runs: Sequence[PastRun], folder: Path, *, is_active: bool, columns: int | None = None) -> list[str]:
+    """A table, the oldest run first. columns: of a terminal, where a longer line is cut."""
     if not runs:
         return [f"No run has left a line in the ledger of {folder} yet."]
-    cells = [HEAD, *(_cells(run, _status(run, is_last=run is runs[-1], is_active=is_active)) for run in runs)]
+    files = dict.fromkeys(run.query_file for run in runs)
+    cells: list[tuple[str, ...]] = [HEAD]
+    for run in runs:
+        status = _status(run, is_last=run is runs[-1], is_active=is_active)
+        cells.append(_cells(run, status, Path(run.query_file).name if len(files) > 1 else ""))
     whole = [each for each in cells if len(each) == len(HEAD)]
     widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
     widths[0] = max(len(each[0]) for each in cells)
     others = [] if all(run.is_of_this_project for run in runs) else [OTHER_PROJECT]
-    return [*(_line(each, widths) for each in cells), "", *LEGEND, *others]
+    lines = (_line(each, widths, columns) for each in cells)
+    return [*lines, "", *LEGEND, *(f"Query file: {file}" for file in files), *others]
 
 
-def _cells(run: PastRun, status: str) -> tuple[str, ...]:
-    """One text for each column of HEAD; only the first two where there is no result."""
+def _cells(run: PastRun, status: str, query: str) -> tuple[str, ...]:
+    """One text for each column of HEAD; only the first two where there is no result. query: "" where all have one."""
+    named = f"{query}: " if query else ""
     mark = "" if run.is_of_this_project else "*"
     when = f"{datetime.fromtimestamp(run.started_at):%Y-%m-%d %H:%M}{mark}"
     result = run.result
     if result is None:
-        return (when, status)
+        return (when, f"{status} ({query})" if query else status)
     return (
         when,
         f"{result.status} {result.exit_code or ''}".rstrip(),
         _short(result.rows),
         _since(run.started_at, result),
         short_duration(result.duration_s),
-        _records_and_reason(result),
+        f"{named}{_records_and_reason(result)}",
     )
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int], columns: int | None) -> str:
     line = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)).rstrip()
-    return line if len(line) <= COLUMNS else line[: COLUMNS - 3].rstrip() + "..."
+    return line if columns is None else shortened(line, columns)
 
 
 def _records_and_reason(result: RunResult) -> str:

@@ -92,6 +92,15 @@ def wrapped(text: str, indent: str = "", hanging: str | None = None) -> list[str
     return [*lines, indents[bool(lines)] + line.rstrip(" ")] if line.strip(" ") else lines
 
 
+def shortened(text: str, most: int) -> str:
+    """At most so many characters, cut between two words where there are some."""
+    if len(text) <= most:
+        return text
+    head = text[: most - 3]
+    words = head if text[most - 3] == " " else head.rpartition(" ")[0]
+    return f"{(words or head).rstrip()}..."
+
+
 def table(rows: Sequence[Sequence[str]], indent: str = "") -> list[str] | None:
     """Aligned columns; the widest are cut, with `…`, until a line fits. None where there are too many columns for that.
 

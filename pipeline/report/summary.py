@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.model.records import Outcome
-from pipeline.model.text import counted
+from pipeline.model.text import counted, shortened
 from pipeline.report.advice import advice_for
 from pipeline.report.results import Reason, Results
 
@@ -93,4 +93,4 @@ def _news(reason: Reason) -> str:
 
 def _first_of(reason: Reason) -> str:
     lead = "for example: " if reason.count > 1 and reason.code != "InvalidRecord" else ""
-    return f"{lead}{reason.message}"[:MAX_REASON_CHARS]
+    return shortened(f"{lead}{reason.message}", MAX_REASON_CHARS)

@@ -11,6 +11,14 @@ from pipeline.model.text import counted
 from pipeline.run.resends import OVERRIDE_HINT
 from pipeline.transform.rules import Rules
 
+_SETTINGS = {  # which of them says this part
+    "identifier": "ITERABLE_IDENTIFIER",
+    "ids": "event ids",
+    "event name": "EVENT_NAME",
+    "fields": "EVENT_FIELDS",
+    "time zone": "EVENT_TIMEZONE",
+}
+
 
 def id_scheme_of(rules: Rules) -> str:
     """What this run's event ids are made of, as a JSON object; the same for any order of the fields.
@@ -51,7 +59,8 @@ def ids_have_changed(
 
 
 def _difference(old: str, new: str) -> str:
-    """`fields: page -> page, device`: the parts that differ. Where ids are given now, or were, nothing else matters."""
+    """`EVENT_FIELDS: page -> page, device`: the parts that differ. Where ids are given now, or were, nothing else
+    matters."""
     before, after = json.loads(old), json.loads(new)
     names = ["ids"] if before["ids"] != after["ids"] else [name for name in after if before[name] != after[name]]
-    return "; ".join(f"{name}: {before[name]} -> {after[name]}" for name in names)
+    return "; ".join(f"{_SETTINGS[name]}: {before[name]} -> {after[name]}" for name in names)

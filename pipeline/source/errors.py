@@ -56,6 +56,12 @@ class SourceBusyError(SourceError):
     remedy = "try again later"
 
 
+class DriverMissingError(SourceError):
+    """The text says what to install."""
+
+    remedy = ""
+
+
 class UndecodableText(SourceError):
     """A text in SQLite is not valid UTF-8. The query can be run again with `any_bytes`."""
 
@@ -68,7 +74,7 @@ def explained(what: str) -> Iterator[None]:
     except SourceError:
         raise
     except ModuleNotFoundError as error:
-        raise SourceError(f"{what}: {_to_install(PACKAGES.get(str(error.name), str(error.name)))}") from error
+        raise DriverMissingError(f"{what}: {_to_install(PACKAGES.get(str(error.name), str(error.name)))}") from error
     except Exception as error:  # drivers raise TypeError for options they don't know, ValueError for odd dates
         raise _kind(error)(f"{what}: {_reason(error)}") from error
 

@@ -447,7 +447,38 @@ def test_rows_none_of_which_can_be_sent_end_it_as_they_would_end_a_run(program: 
     use_query(program, "SELECT * FROM rows")
     check = program.run("--check")
     assert (check.code, program.run().code) == (1, 1)
-    assert "3 of 3 rows can't be sent (100.00%)" in check.out
+    (line,) = (line for line in lines(check.out) if "3 of 3 rows can't be sent (100.00%)" in line)
+    assert line.startswith("[BAD ] rows: ")
+    assert check.out.endswith("Fix what is marked BAD, and check again. A run would end with exit code 1.\n")
+
+
+def test_says_what_the_columns_of_events_are_taken_for(program: Program, tmp_path: Path) -> None:
+    made = "[ ok ] events: event_time: a time that says no offset is taken as Europe/Berlin (EVENT_TIMEZONE); "
+    made += "event_name: EVENT_NAME=visit; event_id: made of what each event says"
+    given = "[ ok ] events: event_time: a time that says no offset is taken as UTC (EVENT_TIMEZONE); "
+    given += "event_name: column event_name; event_id: column event_id"
+    make_table(tmp_path / "users.db", "email, event_time, event_name, event_id", [])
+    use_query(program, "SELECT email, event_time FROM rows")
+    run = program.run("--check", EVENT_TIMEZONE="Europe/Berlin", EVENT_NAME="visit")
+    assert made in lines(run.out)
+    use_query(program, "SELECT * FROM rows")
+    assert given in lines(program.run("--check").out)
+    use_query(program, "SELECT email FROM rows")
+    assert "[note] events: without a column event_time, users are updated and no events are tracked" in lines(
+        program.run("--check").out
+    )
+
+
+def test_a_declared_type_is_not_to_be_declared_again(program: Program, tmp_path: Path) -> None:
+    make_table(tmp_path / "users.db", "email, birthday", [("ada@example.com", "1815-12-10")])
+    use_query(program, "SELECT * FROM rows")
+    assert "birthday:birthday:date" in program.run("--check", USER_FIELDS="birthday").out
+    assert "birthday:birthday:date" not in program.run("--check", USER_FIELDS="birthday:birthday:date").out
+
+
+def test_a_driver_that_is_missing_is_to_be_installed_and_nothing_else(program: Program) -> None:
+    (line,) = (each for each in lines(program.run("--check", DATABASE_URL="oracle://x/y").out) if "database:" in each)
+    assert line.endswith("its driver is not installed; run: pip install oracledb")
 
 
 def test_says_that_the_brake_would_stop_a_run(program: Program, sample: Any) -> None:

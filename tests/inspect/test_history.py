@@ -120,20 +120,39 @@ def test_run_that_was_killed_did_not_finish(tmp_path: Path) -> None:
 def test_a_line_a_run_within_80_columns(tmp_path: Path) -> None:
     leave(tmp_path, DONE, MANY, REFUSED, None)
     leave(tmp_path, None, project=Project(PROJECT.base_url, "another-key"), now=STARTED_AT + 3600)
-    lines = history_lines(runs(tmp_path), tmp_path, is_active=True)
+    lines = history_lines(runs(tmp_path), tmp_path, is_active=True, columns=80)
     assert lines == [
         "When              Ended     Rows From Took Records and reason",
-        "2026-01-13 14:00  success   12   24h  3s   users +5, events +12: all 12 recor...",
-        "2026-01-13 14:15  partial 1 1.2M all  90m  users +9999 =12k !300 ?1 -2: 300 r...",
+        "2026-01-13 14:00  success   12   24h  3s   users +5, events +12: all 12...",
+        "2026-01-13 14:15  partial 1 1.2M all  90m  users +9999 =12k !300 ?1 -2: 300...",
         "2026-01-13 14:30  failed 77 -    all  0s   Iterable refused the key.",
         "2026-01-13 14:45  did not finish",
         "2026-01-13 15:00* running",
         "",
         "+ delivered  = unchanged  ! rejected  ? not acknowledged  - not attempted",
         "From: how long before the run :since began to read; all: everything was read",
+        "Query file: user_events.sql",
         "* for another Iterable project, or with another key",
     ]
     assert max(map(len, lines)) <= 80
+
+
+def test_where_there_is_no_terminal_nothing_is_cut_and_of_several_query_files_each_run_has_its_own(
+    tmp_path: Path,
+) -> None:
+    leave(tmp_path, DONE)
+    with open_ledger(tmp_path, PROJECT, now=STARTED_AT) as ledger:
+        ledger.begin_run("other", STARTED_AT + 900, "queries/other.sql")
+    assert history_lines(runs(tmp_path), tmp_path, is_active=False) == [
+        "When             Ended   Rows From Took Records and reason",
+        "2026-01-13 14:00 success 12   24h  3s   user_events.sql: users +5, events +12: all 12 records delivered",
+        "2026-01-13 14:15 did not finish (other.sql)",
+        "",
+        "+ delivered  = unchanged  ! rejected  ? not acknowledged  - not attempted",
+        "From: how long before the run :since began to read; all: everything was read",
+        "Query file: user_events.sql",
+        "Query file: queries/other.sql",
+    ]
 
 
 def test_lock_that_a_later_run_will_take_says_nothing_about_the_last_one(tmp_path: Path) -> None:

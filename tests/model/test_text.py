@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model.text import WIDTH, counted, moment, shown, table, wrapped
+from pipeline.model.text import WIDTH, counted, moment, shortened, shown, table, wrapped
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,17 @@ def test_times_are_in_utc() -> None:
 
 def test_what_is_counted() -> None:
     assert [counted(number, "row") for number in (0, 1, 1000)] == ["0 rows", "1 row", "1,000 rows"]
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "expected"),
+    [
+        ("all 12 records", 14, "all 12 records"),
+        ("all 12 records", 13, "all 12..."),
+        ("all 12 records", 9, "all 12..."),
+        ("all 12 records", 8, "all..."),
+        ("records", 6, "rec..."),
+    ],
+)
+def test_a_text_is_cut_between_words(text: str, most: int, expected: str) -> None:
+    assert shortened(text, most) == expected

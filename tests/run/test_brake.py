@@ -86,7 +86,7 @@ def test_ids_made_in_a_way_not_used_before_stop(
 ) -> None:
     ending = ids_have_changed(NEW, used, events, knows_records=knows_records)
     assert (ending is not None) is stops
-    assert ending is None or "fields: page -> device, page" in ending.reason
+    assert ending is None or "EVENT_FIELDS: page -> device, page" in ending.reason
     # --baseline alone would enter also what is new since the last run, and so never send it.
     assert ending is None or "run once so that nothing new is left, and then run with the change" in ending.reason
 
@@ -97,9 +97,9 @@ def test_ids_made_in_a_way_not_used_before_stop(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"EVENT_NAME": "visit"}, "event name: page_view -> visit"),
-        ({"EVENT_FIELDS": "page:view"}, "fields: page -> view"),
-        ({"EVENT_TIMEZONE": "Europe/Berlin"}, "time zone: UTC -> Europe/Berlin"),
+        ({"EVENT_NAME": "visit"}, "EVENT_NAME: page_view -> visit"),
+        ({"EVENT_FIELDS": "page:view"}, "EVENT_FIELDS: page -> view"),
+        ({"EVENT_TIMEZONE": "Europe/Berlin"}, "EVENT_TIMEZONE: UTC -> Europe/Berlin"),
     ],
 )
 def test_changed_ids_stop_the_run_before_anything_is_sent_until_yes(
@@ -133,7 +133,7 @@ def test_the_brake_names_a_lost_column_of_ids_alone(program: Program, iterable: 
     use_query(program, query.replace("e.id AS event_id, ", ""))
     run = program.run()
     assert run.code == 65
-    assert "has changed (ids: column event_id -> made from the event), so 36 events" in run.err
+    assert "has changed (event ids: column event_id -> made from the event), so 36 events" in run.err
 
 
 def test_a_run_that_the_brake_stopped_makes_its_way_no_known_one(
