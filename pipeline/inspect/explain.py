@@ -93,6 +93,8 @@ class _Person:
         self._key = _key_of(session, identity) if identity is not None else b""
         accepted = session.ledger.accepted.accepted_of(self._key) if identity is not None else {}
         self._accepted = {key: accepted_at for key, (accepted_at, _) in accepted.items()}
+        run_ids = session.ledger.run_ids({run for _, run in accepted.values()})
+        self._runs = {key: run_ids.get(run) for key, (_, run) in accepted.items()}
         self._seen: set[bytes] = set()
         self.forgotten = _is_forgotten(session, identity)
 
@@ -145,6 +147,7 @@ class _Person:
             payload=json.loads(record.payload),
             reason=reason,
             accepted_at=self._accepted.get(record.key),
+            run_id=self._runs.get(record.key),
             before=_before(past_failure, record.fingerprint),
         )
 

@@ -47,13 +47,15 @@ class Before:
 @dataclass(frozen=True)
 class RecordReport:
     """A user update or an event. row: where it stands in the query. payload: all that we have. fields_to_send: the
-    names of those that would leave; None: all. reason: why it can't be sent."""
+    names of those that would leave; None: all. reason: why it can't be sent. run_id: of the run that sent what was
+    accepted last; None where it is not remembered."""
 
     row: int
     state: State
     payload: dict[str, Any] | None = None
     reason: str | None = None
     accepted_at: float | None = None
+    run_id: str | None = None
     before: Before | None = None
     fields_to_send: Sequence[str] | None = None
 
@@ -184,7 +186,7 @@ def _varying(rows: Rows, varies: Sequence[bool], cells: Sequence[Sequence[str]])
     columns = [shown(column) for column in compress(rows.columns, varies)]
     numbered = [[f"{row.number:,}", *compress(texts, varies)] for row, texts in zip(rows.shown, cells, strict=True)]
     lines = table([["row", *columns], *numbered], IN)
-    if lines is not None:
+    if lines is not None and "…" not in lines[0]:  # event_id, event_name and event_time can be told apart
         yield from lines
         return
     for number, *texts in numbered:
@@ -215,6 +217,7 @@ def _user(each: Explanation) -> Iterator[str]:
         return
     unchanged = ", unchanged since" if user.state is State.UNCHANGED else ""
     yield from wrapped(f"User: {_verdict(user)}{unchanged}", "", IN)
+    yield from _run(user, IN)
     if user.fields_to_send and user.state in (State.CHANGED, State.UNSURE):
         yield from wrapped(f"of its fields, these are sent: {', '.join(map(shown, user.fields_to_send))}", IN)
     yield from _before(user, IN)
@@ -232,6 +235,11 @@ def _verdict(record: RecordReport) -> str:
     if record.state is State.UNSURE:
         return f"to be sent; accepted{when}, and sent again later without an answer"
     return f"to be sent; changed since accepted{when}" if when else "to be sent; never accepted so far"
+
+
+def _run(record: RecordReport, indent: str) -> Iterator[str]:
+    if record.run_id is not None:
+        yield f"{indent}last accepted in run {record.run_id}"
 
 
 def _before(record: RecordReport, indent: str) -> Iterator[str]:
@@ -266,6 +274,8 @@ def _event(event: RecordReport) -> Iterator[str]:
     else:
         name, happened = shown(event.payload["eventName"]), moment(event.payload["createdAt"])
         yield from wrapped(f"{happened}  {name}: {_verdict(event)}", IN, IN * 2)
+        yield from wrapped(f"event_id {shown(event.payload['id'])}", IN * 2)
+        yield from _run(event, IN * 2)
         fields = event.payload["dataFields"]
         if fields:
             yield from wrapped(_listed((shown(name), shown(value)) for name, value in fields.items()), IN * 2)
@@ -356,6 +366,7 @@ def _record_as_json(record: RecordReport) -> dict[str, Any]:
         "state": record.state.value,
         "reason": record.reason,
         "accepted_at": iso(record.accepted_at),
+        "run_id": record.run_id,
         "before": {**asdict(before), "noted_at": iso(before.noted_at)} if before is not None else None,
         "fields_to_send": list(record.fields_to_send) if record.fields_to_send is not None else None,
         "payload": record.payload,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -41,6 +41,7 @@ from pipeline.ledger.runs import (
     last_runs,
     last_success,
     last_whole_delivery,
+    run_ids,
     run_ids_after,
     update_run,
 )
@@ -389,6 +390,10 @@ class Ledger:
     def run_ids_after(self, run_id: str) -> set[str]:
         """The ids of all runs that held this ledger, of all projects, as far as they are later than this one."""
         return run_ids_after(self._database, run_id)
+
+    def run_ids(self, numbers: Collection[int]) -> dict[int, str]:
+        """The ids of the runs that acceptances name, as far as they are remembered."""
+        return run_ids(self._database, numbers)
 
     def has_full_run(self) -> bool:
         """Whether a run of this project has read everything and got to its end."""

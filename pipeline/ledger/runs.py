@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -91,6 +91,16 @@ def _result(values: Sequence[Any]) -> RunResult | None:
     for name in ("users", "events"):
         named[name] = json.loads(named[name]) if named[name] else None
     return RunResult(**{**named, "full_read": bool(named["full_read"])})
+
+
+def run_ids(database: sqlite3.Connection, numbers: Collection[int]) -> dict[int, str]:
+    """The ids of these runs, as far as they are remembered."""
+    found: dict[int, str] = {}
+    for number in numbers:
+        row = database.execute("SELECT run_id FROM runs WHERE id = ?", (number,)).fetchone()
+        if row is not None:
+            found[number] = str(row[0])
+    return found
 
 
 def last_fruitless_runs(database: sqlite3.Connection, project: int, query_file: str) -> Fruitless:

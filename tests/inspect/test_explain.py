@@ -42,7 +42,9 @@ def fill(tmp_path: Path, rows: list[tuple[Any, ...]]) -> None:
 def explained(run: Finished) -> str:
     """What was printed, without the moments of acceptance."""
     assert run.err == ""
-    return re.sub(r"\b(accepted|from|to|on) \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", r"\1 <then>", run.out)
+    text = re.sub(r"\b(accepted|from|to|on) \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", r"\1 <then>", run.out)
+    text = re.sub(r"\bin run \d{8}_\d{6}", "in <run>", text)
+    return re.sub(r"\bue2-[0-9a-f-]+", "<id>", text)
 
 
 def as_json(program: Program, who: str, code: int = 0) -> dict[str, Any]:
@@ -71,11 +73,16 @@ Rows: 2 of the 3 rows of query.sql
     3    ada@example.com  pro        pricing  2026-01-13 09:00:00
 
 User: accepted <then>, unchanged since
+    last accepted in <run>
 
 Events: 2 accepted
     2026-01-13 08:00:00 UTC  page_view: accepted <then>
+        event_id <id>
+        last accepted in <run>
         page home
     2026-01-13 09:00:00 UTC  page_view: accepted <then>
+        event_id <id>
+        last accepted in <run>
         page pricing
 
 Iterable's copy: the same in all 3 fields
@@ -91,6 +98,33 @@ def test_a_person_whose_records_were_accepted(people: Program) -> None:
     run = people.run("--explain", "ADA@example.COM")
     assert run.code == 0
     assert explained(run) == WHOLE_TEXT
+
+
+def test_which_run_sent_each_record(people: Program, tmp_path: Path) -> None:
+    first = people.run().results["run_id"]
+    fill(tmp_path, [*ADA, ("ada@example.com", "Ada", "team", "late", "2026-01-14 09:00:00")])
+    second = people.run().results["run_id"]
+    found = as_json(people, "ada@example.com")
+    assert found["user"]["run_id"] == second
+    assert [event["run_id"] for event in found["events"]["shown"]] == [first, first, second]
+    lines = people.run("--explain", "ada@example.com").out.splitlines()
+    assert [line.strip() for line in lines if "in run" in line] == [
+        f"last accepted in run {run_id}" for run_id in (second, first, first, second)
+    ]
+
+
+def test_headings_that_would_look_the_same_are_not_cut(people: Program, tmp_path: Path) -> None:
+    columns = "email,event_id,event_name,event_time,one,two,three,four"
+    rows = [
+        ("ada@example.com", f"id-{n}" * 5, f"name {n}" * 3, f"2026-01-13 0{n}:00:00", *[f"{n}" * 20] * 4)
+        for n in (1, 2)
+    ]
+    make_table(tmp_path / "wide.db", columns, rows)
+    use_query(people, f"SELECT {columns} FROM rows")
+    people.settings |= {"DATABASE_URL": f"sqlite:///{tmp_path}/wide.db", "USER_FIELDS": "-", "EVENT_FIELDS": "*"}
+    text = people.run("--explain", "ada@example.com").out
+    assert "event…" not in text
+    assert "    row 1: event_id id-1id-1id-1id-1id-1, event_name name 1name 1name 1," in text
 
 
 def test_a_person_of_whom_nothing_was_sent_yet(people: Program) -> None:
@@ -113,7 +147,7 @@ def test_a_person_of_whom_nothing_was_sent_yet(people: Program) -> None:
             ],
         },
         "user": {
-            "row": 2, "state": "new", "reason": None, "accepted_at": None, "before": None,
+            "row": 2, "state": "new", "reason": None, "accepted_at": None, "run_id": None, "before": None,
             "fields_to_send": None,
             "payload": {"email": "bob@example.com", "dataFields": {"first_name": "Bob", "plan_type": "pro"}},
         },
@@ -122,7 +156,7 @@ def test_a_person_of_whom_nothing_was_sent_yet(people: Program) -> None:
             "repeated": 0,
             "shown": [
                 {
-                    "row": 2, "state": "new", "reason": None, "accepted_at": None, "before": None,
+                    "row": 2, "state": "new", "reason": None, "accepted_at": None, "run_id": None, "before": None,
                     "fields_to_send": None,
                     "payload": {
                         "email": "bob@example.com", "eventName": "page_view", "createdAt": 1768298400,
@@ -329,7 +363,7 @@ def test_an_event_id_that_belongs_to_another_person_too(people: Program, tmp_pat
     assert found["events"]["shown"][0] == {
         "row": 2, "state": "rejected",
         "reason": "event_id is also that of row 1, which has another name, person or time.",
-        "accepted_at": None, "before": None, "fields_to_send": None, "payload": None,
+        "accepted_at": None, "run_id": None, "before": None, "fields_to_send": None, "payload": None,
     }  # fmt: skip
     assert (states(as_json(people, "bob@example.com")), found["events"]["repeated"]) == (["rejected"], None)
 
