@@ -398,3 +398,106 @@ def test_a_change_that_was_made_by_hand_is_entered_for_one_person(job: Program, 
     again = run(job, rows)
     only(again, 1, users={"unchanged": 1, "rejected": 1}, events={"unchanged": 3})
     assert again.results["email_changes"] == [{"row": 3, "person": "2", "done": "held"}]
+
+
+# What a reviewer broke ------------------------------------------------------------------------------------------------
+
+
+def test_a_user_left_alone_by_limit_is_updated_by_the_next_run(job: Program, iterable: StandIn) -> None:
+    run(job, [row(1, ADA)])
+    only(run(job, [row(1, ADA, plan="free")], "--limit", "1"), 0, users={"unchanged": 1})
+    only(run(job, [row(1, ADA, plan="free")]), 0, users={"delivered": 1})
+    assert iterable.project.users[ADA]["dataFields"]["plan"] == "free"
+
+
+def test_each_owner_of_an_address_is_a_user_of_their_own(job: Program, iterable: StandIn) -> None:
+    job.settings["EMAIL_CHANGES"] = "new"
+    run(job, [row(1, ADA)])
+    run(job, [row(1, BOB)])
+    run(job, [row(1, BOB), row(2, ADA)])
+    run(job, [row(1, BOB), row(2, CY)])
+    rows = [row(1, BOB), row(2, CY), row(3, ADA, city="Rome")]
+    assert run(job, rows).code == 0
+    assert {who: user["dataFields"]["city"] for who, user in iterable.project.users.items()} == {
+        ADA: "Rome",
+        BOB: "Paris",
+        CY: "Paris",
+    }
+    only(run(job, rows), 0, users={"unchanged": 3}, events={"unchanged": 3})
+
+
+def test_an_id_of_another_person_on_two_rows_that_conflict_is_rejected_once(job: Program, iterable: StandIn) -> None:
+    columns = f"user_id, {WITH_IDS}"
+    job.settings["USER_FIELDS"] = "-"
+    use_query(job, f"SELECT {columns} FROM rows")
+    run(job, [(1, ADA, "e1", "visit", "home", FIRST)], columns=columns)
+    rows = [(2, BOB, "e1", "visit", "home", FIRST), (2, BOB, "e1", "visit", "home", SECOND)]
+    assert run(job, rows, columns=columns).counts("events") == {"rejected": 2}
+
+
+@pytest.mark.parametrize(
+    "rows", [[row(1, BOB), row(2, ADA)], [row(1, BOB), row(2, CY)], [row(2, CY), row(1, BOB)]], ids=["swap", "a", "b"]
+)
+def test_addresses_that_were_changed_by_hand_in_turn_are_entered(
+    job: Program, iterable: StandIn, rows: list[Row]
+) -> None:
+    run(job, [row(1, ADA), row(2, BOB)])
+    assert run(job, rows, "--baseline", "--yes").code == 0
+    only(run(job, rows), 0, users={"unchanged": 2}, events={"unchanged": 2})
+
+
+def test_what_iterable_has_under_the_new_address_is_not_sent_again(job: Program, iterable: StandIn) -> None:
+    job.settings["EMAIL_CHANGES"] = "new"
+    run(job, [row(None, BOB), row(1, ADA, page="shop")])
+    for _ in range(2):
+        only(run(job, [row(1, BOB)]), 0, users={"unchanged": 1}, events={"unchanged": 1})
+    assert len(iterable.project.events) == 2
+
+
+def test_the_id_of_an_event_is_never_sent_as_a_user_id(job: Program, iterable: StandIn) -> None:
+    use_query(job, "SELECT user_id AS id, email, plan, city, page, event_time FROM rows")
+    refused = run(job, [row(1, ADA)], SEND_USER_ID="true")
+    assert refused.code == 66
+    assert "PERSON_COLUMN=id" in refused.err
+    assert run(job, [row(1, ADA)], SEND_USER_ID="true", PERSON_COLUMN="id").code == 0
+
+
+@pytest.mark.parametrize("address", [CY, ADA], ids=["another one", "back"])
+def test_a_move_whose_end_is_not_known_holds_the_person_until_it_is(
+    moving: Program, iterable: StandIn, address: str
+) -> None:
+    run(moving, [(*row(1, ADA), None)], columns=MOVING)
+    iterable.inject(Fault(path="/api/users/updateEmail", disconnect=True, store=True))
+    iterable.inject(Fault(path="/api/users/getByEmail", status=503))
+    assert run(moving, [(*row(1, NEW), ADA)], columns=MOVING, MAX_RETRIES="1").code == 75
+    iterable.clear_faults()
+    held = run(moving, [(*row(1, address, plan="free"), ADA)], columns=MOVING)
+    assert (held.code, [each["done"] for each in held.results["email_changes"]]) == (1, ["held"])
+    assert set(iterable.project.users) == {NEW}
+
+
+def test_ids_of_two_queries_are_not_mistaken_for_each_other(job: Program, iterable: StandIn) -> None:
+    users = job.folder.parent / "users.sql"
+    users.write_text("SELECT user_id AS id, email, plan FROM rows")
+    run(job, [row(n, f"u{n}@example.com") for n in (1, 2, 3)], QUERY_FILE=str(users), USER_FIELDS="plan")
+    use_query(job, "SELECT user_id AS id, email, page, event_time FROM rows")
+    settings = {"USER_FIELDS": "-", "EVENT_FIELDS": "page"}
+    only(run(job, [row(1, "u2@example.com"), row(2, "u3@example.com")], **settings), 0, events={"delivered": 2})
+
+
+def test_a_known_person_who_comes_to_share_an_address_is_held(job: Program, iterable: StandIn) -> None:
+    run(job, [row(4, ADA), row(5, BOB, page="five")])
+    held = run(job, [row(5, ADA, page="five"), row(1, ADA, page="one")])
+    assert held.code == 1
+    assert len(iterable.project.events) == 2
+
+
+def test_a_dry_run_says_which_addresses_would_be_changed(moving: Program, iterable: StandIn) -> None:
+    run(moving, [(*row(1, ADA), None)], columns=MOVING)
+    dry = run(moving, [(*row(1, NEW), ADA)], "--dry-run", columns=MOVING)
+    assert dry.results["email_changes"] == [{"row": 1, "person": "1", "done": "moved"}]
+    assert "Addresses that Iterable would change first: 1" in dry.out
+    assert "1 person with a new address" in run(moving, [(*row(1, NEW), ADA)], "--check", columns=MOVING).out
+    shown = run(moving, [(*row(1, NEW, plan="free"), ADA)], "--explain", NEW, columns=MOVING).out
+    assert "these are sent: plan" in shown
+    assert set(iterable.project.users) == {ADA}

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from heapq import merge
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -90,7 +91,9 @@ class _Person:
         self.identity = identity
         self._session = session
         self._planned = planned
-        self._key = _key_of(session, identity) if identity is not None else b""
+        self._key = b""
+        if identity is not None:
+            self._key = session.stage.key_of(identity) or _key_of(session, identity)
         accepted = session.ledger.accepted.accepted_of(self._key) if identity is not None else {}
         self._accepted = {key: accepted_at for key, (accepted_at, _) in accepted.items()}
         run_ids = session.ledger.run_ids({run for _, run in accepted.values()})
@@ -118,7 +121,7 @@ class _Person:
         return Known(self._accepted.get(self._key), len(of_events), gone)
 
     def _records(self, kind: Kind) -> Iterator[RecordReport]:
-        by_user = self._session.stage.pending_by_user(kind)
+        by_user = chain(*(self._session.stage.pending_by_user(kind, late=late) for late in (False, True)))
         for page in pages(each for each in by_user if each.records[0].identity == self.identity):
             keys = [record.key for record in page]
             self._seen.update(keys)

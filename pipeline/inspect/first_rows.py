@@ -68,6 +68,7 @@ class FirstRows:
         self._is_all = True  # whether all rows were looked at
         self._people = PeopleReport()
         self._odd_ids = 0
+        self._moves = 0  # of addresses
         self._columns: Sequence[str] = ()
 
     def findings(self) -> Iterator[Finding]:
@@ -108,7 +109,7 @@ class FirstRows:
         note_refusals(self._ledger, stage, path, keep=False)
         yield from self._about_rows(stage)
         yield from self._about_known_failures(stage)
-        yield from about_people(self._people, rules)
+        yield from about_people(self._people, rules, self._moves)
         yield from about_event_ids(rules, self._odd_ids)
         yield from self._about_brake(rules, stage)
         self.pending_events = count_by_name(pending_records(stage, Kind.EVENT))
@@ -122,7 +123,12 @@ class FirstRows:
             self.rules, self._columns, sampler = rules, found.columns, Sampler(rules)
             planner = None
             if stage is not None:
-                planner = Planner(self._ledger, stage, rules, found.columns, full=resent(self._options))
+                path = str(settings.query_file)
+                self._ledger.use_query(path)
+                trusted = self._ledger.trusts_id(path) if start else None
+                planner = Planner(
+                    self._ledger, stage, rules, found.columns, full=resent(self._options), trusts_guess=trusted
+                )
                 self._people = planner.people
             for rows, by_column in planned(planner, self._at_most(found.blocks)):
                 sampler.add(dict(zip(found.columns, by_column, strict=True)), len(rows), read + 1)
@@ -132,6 +138,7 @@ class FirstRows:
         if planner is not None and stage is not None:
             self.looked_at = read
             finish_plan(planner, stage, rules)
+            self._moves = len(planner.moves)
         return rules
 
     def _at_most(self, blocks: Iterable[Rows]) -> Iterator[Rows]:

@@ -14,12 +14,15 @@ from pipeline.transform.rules import Columns, Rules
 _DOCUMENTED_ID = re.compile(r"[A-Za-z0-9-]+")  # Iterable's article "Custom Event Properties"
 
 
-def about_people(people: PeopleReport, rules: Rules) -> Iterator[Finding]:
+def about_people(people: PeopleReport, rules: Rules, moves: int) -> Iterator[Finding]:
+    """moves: addresses that Iterable would be told to change."""
     if not rules.by_user_id:
         yield from _about_person_column(people, rules)
     if people.shared:
         where = "1 address stands" if people.shared == 1 else f"{people.shared:,} addresses stand"
         yield note(Area.ROWS, f"{where} in rows of more than one person", "each is one user in Iterable")
+    if moves:
+        yield note(Area.ROWS, f"{counted(moves, 'person')} with a new address, which Iterable would change first", "")
     if held := people.done["held"]:
         text = f"{counted(held, 'person')} would be held, as the address has changed"
         remedy = "change it in Iterable and run with --baseline --only and the new address, or set EMAIL_CHANGES"

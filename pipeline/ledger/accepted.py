@@ -55,6 +55,7 @@ class Accepted:
         self.query = 0
         self._stale: dict[str, bool] = {}  # by table: whether any entry's day lags too far behind
         self.any_moved = self._has("users", "address IS NOT NULL")
+        self._any_more_persons = self._has("more_persons", "true")
 
     # Looking up -----------------------------------------------------------------------------------------------
 
@@ -84,13 +85,30 @@ class Accepted:
         return {user.address: user for user in self._users_by("address", addresses) if user.address is not None}
 
     def users_of_persons(self, persons: Sequence[bytes]) -> dict[bytes, list[KnownUser]]:
-        found: dict[bytes, list[KnownUser]] = {}
+        found = self.users_of_more_persons(persons)
         for user in self._users_by("person", persons):
             found.setdefault(user.person or b"", []).append(user)
         return found
 
+    def users_of_more_persons(self, persons: Sequence[bytes]) -> dict[bytes, list[KnownUser]]:
+        """Of persons at an address that was another person's before: the user whom they share."""
+        found: dict[bytes, list[KnownUser]] = {}
+        if not self._any_more_persons:
+            return found
+        for person, key in rows_of_keys(
+            self._database, "person, more_persons.key", "more_persons", self._project, persons, column="person"
+        ):
+            found.setdefault(person, []).extend(self.known_users([key]).values())
+        return found
+
+    def has_more_persons(self, key: bytes) -> bool:
+        """Whether an address has, or had, several people."""
+        rows = self._database.execute("SELECT 1 FROM more_persons WHERE project = ? AND key = ?", (self._project, key))
+        return self._any_more_persons and rows.fetchone() is not None
+
     def _users_by(self, column: str, values: Sequence[bytes]) -> list[KnownUser]:
-        rows = rows_of_keys(self._database, ", ".join(KnownUser._fields), "users", self._project, values, column=column)
+        indexed = f"users INDEXED BY users_by_{column}"  # else all users of the project are read, for each value
+        rows = rows_of_keys(self._database, ", ".join(KnownUser._fields), indexed, self._project, values, column=column)
         return [KnownUser(*row) for row in rows]
 
     def accepted_at(self, keys: Sequence[bytes]) -> dict[bytes, int]:
@@ -146,7 +164,7 @@ class Accepted:
             " seen_day) VALUES",
             rows,
             "ON CONFLICT (project, key) DO UPDATE SET fingerprint = excluded.fingerprint, fields = excluded.fields,"
-            " person = coalesce(excluded.person, users.person), address = excluded.address, moving_to = NULL,"
+            " person = coalesce(users.person, excluded.person), address = excluded.address, moving_to = NULL,"
             " origin = coalesce(users.origin, excluded.origin),"
             " accepted_at = excluded.accepted_at, run = excluded.run, seen_day = excluded.seen_day",
             constants=(self.query, self._project, now, self.run, self._today),
@@ -183,7 +201,7 @@ class Accepted:
     def restamp(self, users: Sequence[Record]) -> None:
         """Users that need no update: all of their fields are known as a whole, too, and who they are."""
         self._database.executemany(
-            "UPDATE users SET fingerprint = ?, person = coalesce(?, person), origin = coalesce(origin, ?)"
+            "UPDATE users SET fingerprint = ?, person = coalesce(person, ?), origin = coalesce(origin, ?)"
             " WHERE project = ? AND key = ?",
             [
                 (each.fingerprint, each.details.person, each.details.origin, self._project, each.key)
@@ -191,6 +209,29 @@ class Accepted:
                 if each.details is not None
             ],
         )
+
+    def add_persons(self, persons: Sequence[tuple[bytes, bytes]]) -> None:
+        """More people at the address of a user: a person, and the user's key."""
+        self._database.executemany(
+            "INSERT OR IGNORE INTO more_persons (project, person, key) VALUES (?, ?, ?)",
+            [(self._project, person, key) for person, key in persons],
+        )
+
+    def enter_unacknowledged(self, users: Sequence[Record], now: int) -> None:
+        """Users whose first update may have arrived: nothing of them counts as accepted, but who they are is known."""
+        known = self.known_users([each.key for each in users])
+        unknown = [each for each in users if each.key not in known and each.details is not None]
+        self._accept_users(
+            [
+                each._replace(fingerprint=b"", details=each.details and each.details._replace(fields=b""))
+                for each in unknown
+            ],
+            now,
+        )
+
+    def forget_users(self, keys: Sequence[bytes]) -> None:
+        """They turned out to be known under other keys."""
+        self._with_keys("DELETE FROM users WHERE", keys)
 
     def begin_move(self, key: bytes, address: bytes) -> None:
         """A request may leave now that moves this user to another address."""
@@ -245,6 +286,11 @@ class Accepted:
     def delete_before(self, day: int) -> None:
         for table in TABLES:
             self._database.execute(f"DELETE FROM {table} WHERE project = ? AND seen_day < ?", (self._project, day))
+        if self._any_more_persons:
+            self._database.execute(
+                "DELETE FROM more_persons WHERE project = ? AND key NOT IN (SELECT key FROM users WHERE project = ?)",
+                (self._project, self._project),
+            )
 
     def _of_keys(self, columns: str, table: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
         return rows_of_keys(self._database, columns, table, self._project, keys)

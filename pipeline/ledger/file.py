@@ -58,6 +58,10 @@ CREATE TABLE users (  -- what was accepted last; `run`: of runs, 0 where none is
 ) WITHOUT ROWID;
 CREATE INDEX users_by_person ON users (project, person) WHERE person IS NOT NULL;
 CREATE INDEX users_by_address ON users (project, address) WHERE address IS NOT NULL;
+CREATE TABLE more_persons (  -- at the address of a user who is known as somebody else
+    project INTEGER NOT NULL, person BLOB NOT NULL, key BLOB NOT NULL, PRIMARY KEY (project, person)
+) WITHOUT ROWID;
+CREATE INDEX more_persons_by_key ON more_persons (project, key);
 CREATE TABLE events (  -- whose ids are made of what they say
     project INTEGER NOT NULL, key BLOB NOT NULL, fingerprint BLOB NOT NULL, accepted_at INTEGER NOT NULL,
     run INTEGER NOT NULL, seen_day INTEGER NOT NULL, PRIMARY KEY (project, key)
@@ -71,9 +75,9 @@ CREATE TABLE past_failures (
     outcome TEXT NOT NULL, status_code INTEGER, code TEXT, streak INTEGER NOT NULL, noted_at INTEGER NOT NULL,
     first_at INTEGER NOT NULL, window_from INTEGER, PRIMARY KEY (project, key)
 ) WITHOUT ROWID;
-CREATE TABLE queries (  -- full_users: how many users the last full read found
+CREATE TABLE queries (  -- full_users, trusts_id: what the last full read found
     id INTEGER PRIMARY KEY, project INTEGER NOT NULL, query BLOB NOT NULL, used_day INTEGER NOT NULL,
-    full_day INTEGER, full_users INTEGER, cursor_at INTEGER, holds_for BLOB, last_full_at INTEGER,
+    full_day INTEGER, full_users INTEGER, trusts_id INTEGER, cursor_at INTEGER, holds_for BLOB, last_full_at INTEGER,
     UNIQUE (project, query)
 );
 CREATE TABLE id_schemes (

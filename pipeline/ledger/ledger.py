@@ -150,6 +150,10 @@ class Ledger:
         if self._failure_history.exist:
             self._failure_history.forget([record.key for record in records])
 
+    def enter_unacknowledged(self, users: Sequence[Record]) -> None:
+        """Users whose first update may have arrived."""
+        self.accepted.enter_unacknowledged(users, self._now())
+
     def invalidate(self, records: Sequence[Record]) -> None:
         """A request with these may leave now. What was accepted before may be overwritten, so it counts no more; of a
         user, that is what the request contains.
@@ -195,10 +199,7 @@ class Ledger:
                 "INSERT OR IGNORE INTO queries (project, query, used_day) VALUES (?, ?, 0)",
                 (self._project, self._hash(query)),
             )
-        row = self._database.execute(
-            "SELECT id FROM queries WHERE project = ? AND query = ?", (self._project, self._hash(query))
-        ).fetchone()
-        self.accepted.query = 0 if row is None else int(row[0])
+        self.accepted.query = self._of_query(query, "id") or 0
 
     # What the query shows -------------------------------------------------------------------------------------
 
@@ -228,10 +229,20 @@ class Ledger:
         self._failure_history.forget_gone(self._hash(query))
         self._forget_unseen()
 
+    def trusts_id(self, query: str) -> bool:
+        """Whether the last full read showed that a column `id` says who people are."""
+        return bool(self._of_query(query, "trusts_id"))
+
+    def note_trust(self, query: str, *, trusts_id: bool) -> None:
+        self._update_query(query, trusts_id=int(trusts_id))
+
     def last_full_users(self, query: str) -> int | None:
         """How many users the last full read of a query file found; None where there was none."""
+        return self._of_query(query, "full_users")
+
+    def _of_query(self, query: str, column: str) -> int | None:
         row = self._database.execute(
-            "SELECT full_users FROM queries WHERE project = ? AND query = ?", (self._project, self._hash(query))
+            f"SELECT {column} FROM queries WHERE project = ? AND query = ?", (self._project, self._hash(query))
         ).fetchone()
         return None if row is None else row[0]
 

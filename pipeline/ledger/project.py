@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.model.keys import (
@@ -78,7 +78,7 @@ def _digest(purpose: str, text: str, size: int = HASH_BYTES) -> bytes:
 # alone (`person=b"seal"`), as HKDF-Expand derives keys. What it protects is as guessable as that text: an API key is
 # not, a name may be, which is why the ledger is a private file and holds hashes only.
 def _exclusive_or(one: bytes, other: bytes) -> bytes:
-    return bytes(a ^ b for a, b in zip(one, other, strict=True))
+    return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).to_bytes(len(one), "big")
 
 
 class Hasher:
@@ -123,9 +123,10 @@ class Hasher:
             )
         )
 
-    def person(self, who: str) -> bytes:
-        """Who somebody is, whatever the address."""
-        return self._hash([b"person\n" + who.encode("utf-8")], PERSON_BYTES)[0]
+    def persons(self, texts: Sequence[str]) -> list[bytes | None]:
+        """Who people are, whatever the address; None for an empty text."""
+        hashes = self._hash([b"person\n" + text.encode("utf-8") for text in texts], PERSON_BYTES)
+        return [each if text else None for text, each in zip(texts, hashes, strict=True)]
 
     def field_hashes(self, name: str, values: Iterable[str]) -> list[bytes]:
         """Of one field, the values of several users in JSON -> FIELD_BYTES for each; for "", nothing."""
@@ -149,7 +150,11 @@ class Hasher:
         The ids hold an unkeyed hash of an address, which could be found by trying addresses. A keyed hash of the user's
         key, used for this one origin alone, covers it as a one-time pad.
         """
-        return _exclusive_or(origin, self._hash([b"origin\n" + user_key], ORIGIN_BYTES)[0])
+        return self.sealed_origins([user_key], [origin])[0]
+
+    def sealed_origins(self, user_keys: Sequence[bytes], origins: Iterable[bytes]) -> list[bytes]:
+        covers = self._hash([b"origin\n" + user_key for user_key in user_keys], ORIGIN_BYTES)
+        return list(map(_exclusive_or, origins, covers))
 
     def fingerprints(self, payloads: Iterable[bytes]) -> list[bytes]:
         return self._hash(payloads, HASH_BYTES)

@@ -6,7 +6,7 @@ With `--before`, only events that happened before then: users and newer events a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 
@@ -19,7 +19,8 @@ from pipeline.stage.pages import pages
 from pipeline.stage.stage import Stage
 
 
-def enter_baseline(run: Run) -> Delivered:
+def enter_baseline(run: Run, moved: Sequence[tuple[bytes, bytes]]) -> Delivered:
+    """moved: users whose address has changed, and a hash of the present one."""
     before = run.options.before
     found = {kind: sum(map(len, _to_enter(run.stage, kind, before))) for kind in Kind}
     if not run.options.yes:
@@ -28,6 +29,8 @@ def enter_baseline(run: Run) -> Delivered:
         if run.console.ask(f"Enter {what} as accepted, without sending them? Type yes: ") != "yes":
             return Delivered(stopped=Ending(ExitCode.BRAKE, "Nothing was entered and nothing was sent."))
     run.interrupt.stop_raising()
+    for key, address in moved if before is None else ():
+        run.ledger.accepted.end_move(key, address)
     for kind in Kind:
         for records in _to_enter(run.stage, kind, before):
             run.ledger.accept(records)

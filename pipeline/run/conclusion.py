@@ -91,8 +91,8 @@ def _conclude_omitted(run: Run, values: int, new: int) -> Ending:
     """Values that were left out (BAD_VALUES=omit) end a run as rejected records do."""
     known = "" if new == values else f", {new:,} of them new" if new else ", all known from earlier runs"
     code = ExitCode.SUCCESS if run.settings.exit_on_rejected == "new" and not new else ExitCode.REJECTED
-    were = "1 value was" if values == 1 else f"{values:,} values were"
-    return Ending(code, f"{were} left out, as they can't be sent{known}; see omitted_values in the results.")
+    left = "1 value was left out, as it" if values == 1 else f"{values:,} values were left out, as they"
+    return Ending(code, f"{left} can't be sent{known}; see omitted_values in the results.")
 
 
 def _records(number: int) -> str:

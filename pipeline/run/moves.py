@@ -98,7 +98,8 @@ class Mover:
 
     def _refused(self, move: Move, answer: dict[str, Any]) -> Ending | None:
         self._unanswered = 0
-        if self._has_arrived(move):  # an attempt before the last one was carried out
+        was_carried_out = move.has_begun or answer["attempts"] > 1  # perhaps, by an attempt before the last one
+        if was_carried_out and self._has_arrived(move):
             self._finish(move)
             return None
         self._ledger.accepted.cancel_move(move.key)

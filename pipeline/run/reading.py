@@ -109,6 +109,7 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
     settings, options = run.settings, run.options
     started_at = datetime.now(timezone.utc)
     start = since.start if since is not None else None
+    is_whole = (since is None or since.is_full) and not run.takes_part_of_rows
     with (
         ReadingProgress(run.console) as progress,
         open_rows(settings, query, run.interrupt, since=start, any_bytes=any_bytes, limit=options.limit) as found,
@@ -124,6 +125,7 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
             full=resent(options),
             leave_known_users=options.limit is not None,
             enters=options.baseline,
+            trusts_guess=None if is_whole else run.ledger.trusts_id(run.query_path),
         )
         name = CSV_NAME.format(run.run_id)
         try:

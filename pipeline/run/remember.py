@@ -43,8 +43,8 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
     is_whole = _is_whole(run, read)
     window_from = read.window_from if not run.takes_part_of_rows else None
     has_braked = delivered.stopped is not None and delivered.stopped.code is ExitCode.BRAKE
-    for users in run.stage.stale_users():
-        run.ledger.accepted.restamp(users)
+    if is_whole and not has_braked and read.rules.person_is_guessed:
+        run.ledger.note_trust(run.query_path, trusts_id=read.planner.people.trusts_guess)
     run.ledger.refresh(
         run.stage.keys(),
         run.query_path,
@@ -53,11 +53,21 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
         users=None if has_braked else run.stage.count_users(),
     )
     if not has_braked:
+        _remember_people(run, read)
         events = run.stage.count_outcomes()[Kind.EVENT]
         # The ids of these are made so. A part may be known by chance, such as the events without a field that is new.
         if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
             run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=True)
         _remember_dropped_fields(run, read, delivered)
+
+
+def _remember_people(run: Run, read: Read) -> None:
+    """Who they are, also of those who were sent nothing. A run that braked perhaps took the wrong column for them."""
+    run.ledger.accepted.add_persons(read.planner.more_persons)
+    for users in run.stage.unacknowledged_users():
+        run.ledger.enter_unacknowledged(users)
+    for users in run.stage.stale_users():
+        run.ledger.accepted.restamp(users)
 
 
 def _is_whole(run: Run, read: Read) -> bool:

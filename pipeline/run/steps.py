@@ -65,6 +65,8 @@ def make_plan(run: Run, read: Read) -> Plan:
     try:
         finish_plan(read.planner, run.stage, read.rules)
         _reject_forgotten(run)
+    except sqlite3.IntegrityError:  # a bug, and no lack of room
+        raise
     except sqlite3.Error as error:
         folder = run.settings.output_dir
         raise OutputError(f"{folder} has no room for the records of this run ({error}); nothing was sent.") from error
@@ -76,7 +78,7 @@ def make_plan(run: Run, read: Read) -> Plan:
         f"({mode.name} requests); "
         f"{unchanged:,} unchanged"
     )
-    return Plan(mode, pending, _show_plan(run) if run.options.dry_run else None)
+    return Plan(mode, pending, _show_plan(run, read) if run.options.dry_run else None)
 
 
 def _reject_forgotten(run: Run) -> None:
@@ -88,8 +90,18 @@ def _reject_forgotten(run: Run) -> None:
     reject_forgotten(run.client, run.stage, by_user_id=run.settings.iterable_identifier == "userId")
 
 
-def _show_plan(run: Run) -> str:
+def _show_moves(run: Run, read: Read) -> None:
+    """Addresses that Iterable would be told to change first."""
+    people = read.planner.people
+    for move in read.planner.moves:
+        people.note_change(move.row, move.text, "moved")
+    if read.planner.moves:
+        run.console.say(f"        Addresses that Iterable would change first: {len(read.planner.moves):,}")
+
+
+def _show_plan(run: Run, read: Read) -> str:
     """What a dry run shows; the name of its preview."""
+    _show_moves(run, read)
     say = run.console.say
     say("        Dry run: nothing is sent, and the ledger stays as it is.")
     outcomes = run.stage.count_outcomes()
@@ -140,8 +152,12 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     """Send what is pending. From here on, what is under way is finished or accounted for."""
     if run.options.dry_run:
         return Delivered()
+    for records in run.stage.adopted():
+        run.ledger.accept(records)
+    run.ledger.accepted.forget_users(read.planner.absorbed)
+    run.ledger.commit()
     if run.options.baseline:
-        return enter_baseline(run)
+        return enter_baseline(run, read.planner.entered)
     if plan.pending[Kind.EVENT]:
         run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
         run.ledger.commit()

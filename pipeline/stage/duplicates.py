@@ -13,7 +13,7 @@ from pipeline.model.failure_policy import EVENT_ID_CONFLICT
 from pipeline.model.keys import GIVEN_KEY, HASH_BYTES, USER_BYTES
 from pipeline.model.records import FailedRecord, Kind, Outcome
 from pipeline.stage.event_runs import USER_OF_RUN, EventRuns
-from pipeline.stage.states import NO_RECORD, REJECTED, UNCHANGED, States
+from pipeline.stage.states import LATE, NO_RECORD, PENDING, REJECTED, States
 
 MOST_KEYS = 2**17  # that are compared in memory
 
@@ -70,7 +70,7 @@ class Duplicates:
         for _, group in groupby(rows, key=itemgetter(1)):
             alike = list(group)
             for row, _, content in alike:
-                if states[row] not in (NO_RECORD, UNCHANGED):
+                if states[row] in (PENDING, LATE):
                     other = next(number for number, _, each in alike if each != content)
                     rest = (Outcome.REJECTED, None, EVENT_ID_CONFLICT, text.format(other), 0)
                     found.append(FailedRecord(Kind.EVENT, row, None, *rest))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipeline.model.keys import split_fields, split_names
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.model.sql import insert_many
 from pipeline.stage.event_runs import KEYS_PER_LOOKUP, RUN_OF_ROW, USER_OF_RUN, EventRuns, unpadded
@@ -139,9 +140,14 @@ class Outcomes:
             f"SELECT DISTINCT {USER_OF_RUN} FROM undelivered JOIN events ON {RUN_OF_ROW} WHERE outcome = 'held'"
         ).fetchall()
         for (user,) in people:
-            (row,) = self._database.execute("SELECT row FROM users WHERE key >= ? ORDER BY key", (user,)).fetchone()
+            row, key, fields, sent = self._database.execute(
+                "SELECT row, key, fields, sent FROM users WHERE key >= ? ORDER BY key", (user,)
+            ).fetchone()
             if states[row] == UNCHANGED:
                 states[row] = PENDING
+                names = set(split_names(sent))  # Iterable has nothing but what is sent now
+                kept = b"".join(entry for name, entry in split_fields(fields).items() if name in names)
+                self._database.execute("UPDATE users SET fields = ? WHERE key = ?", (kept, key))
                 count += 1
         return count
 

@@ -190,7 +190,7 @@ class Stage:
 
     def clear(self) -> None:
         """Forget all that was staged and noted, to begin anew."""
-        for table in ("user_rows", "users", "events", "undelivered", "omitted"):
+        for table in ("user_rows", "users", "events", "undelivered", "adopted", "omitted"):
             self._database.execute(f"DELETE FROM {table}")
         self.merged_users = self.left_users = 0
         self.doubled = Doubled()
@@ -221,6 +221,23 @@ class Stage:
             records = [_user_record(each) for each in page]
             yield [each for each in records if self._states[Kind.USER][each.row] == UNCHANGED]
 
+    def unacknowledged_users(self) -> Iterator[list[Record]]:
+        """Users whose update was sent, and not acknowledged, some at a time."""
+        columns = ", ".join(f"users.{name.strip()}" for name in _USER_COLUMNS.split(","))
+        rows = self._database.execute(
+            f"SELECT {columns} FROM users CROSS JOIN undelivered ON undelivered.row = users.row"
+            " WHERE undelivered.kind = ? AND outcome = ? AND attempts",
+            (Kind.USER.value, Outcome.UNACKNOWLEDGED.value),
+        )
+        if CODES[Outcome.UNACKNOWLEDGED] in self._states[Kind.USER]:
+            while page := rows.fetchmany(KEYS_PER_LOOKUP):
+                yield list(map(_user_record, page))
+
+    def key_of(self, identity: str) -> bytes | None:
+        """The key under which a user of this read is known."""
+        row = self._database.execute("SELECT key FROM users WHERE identity = ?", (identity,)).fetchone()
+        return None if row is None else bytes(row[0])
+
     def has_user(self, key: bytes) -> bool:
         return self._database.execute("SELECT 1 FROM users WHERE key = ?", (key,)).fetchone() is not None
 
@@ -230,14 +247,34 @@ class Stage:
         """A user whom the ledger knows under another key, which `record` has; the events become those of that key.
 
         old_id, new_id: what the made ids of their events begin with. is_late: the events are sent after all others.
+        What Iterable has under the present key, and the ledger does not know under the other one, is `adopted`.
         """
         self._database.execute("DELETE FROM users WHERE key = ?", (key,))
         self.stage_users([record], [state])
         events = self._runs.rekey(key, record.key, old_id.encode(), new_id.encode())
         states = self.first_states([each for _, each, _ in events], [each for _, _, each in events])
-        for (row, _, _), found in zip(events, states, strict=True):
-            if self._states[Kind.EVENT][row] in (PENDING, LATE, UNCHANGED):
+        for (row, event_key, fingerprint), found in zip(events, states, strict=True):
+            present = self._states[Kind.EVENT][row]
+            if present == UNCHANGED and found != UNCHANGED:  # staged without its payload, and needs none
+                self.adopt([Record(Kind.EVENT, row, record.identity, event_key, fingerprint, b"")])
+            elif present == UNCHANGED:
+                self._database.execute("DELETE FROM adopted WHERE kind = ? AND row = ?", (Kind.EVENT.value, row))
+            elif present in (PENDING, LATE):
                 self._states.set(Kind.EVENT, row, LATE if is_late and found == PENDING else found)
+
+    def adopt(self, records: Sequence[Record]) -> None:
+        """Iterable has these already; the ledger is to know them under these keys."""
+        for each in records:
+            self._database.execute(
+                f"INSERT OR REPLACE INTO adopted (kind, {_USER_COLUMNS}) VALUES (?{', ?' * 10})",
+                (each.kind.value, *each[1:6], *(each.details or UserDetails())),
+            )
+
+    def adopted(self) -> Iterator[list[Record]]:
+        """They all, some at a time."""
+        rows = self._database.execute(f"SELECT kind, {_USER_COLUMNS} FROM adopted ORDER BY key")
+        while page := rows.fetchmany(KEYS_PER_LOOKUP):
+            yield [_user_record(columns)._replace(kind=Kind(kind)) for kind, *columns in page]
 
     def send_all_fields(self, record: Record) -> None:
         """A user, whose profile turned out to be new, is sent with all fields."""
@@ -403,6 +440,11 @@ CREATE TABLE undelivered (
     own_key BLOB, own_fingerprint BLOB,  -- of what was never staged
     PRIMARY KEY (kind, row)
 ) WITHOUT ROWID;
+CREATE TABLE adopted (
+    kind TEXT NOT NULL, row INTEGER NOT NULL, identity TEXT NOT NULL, key BLOB NOT NULL, fingerprint BLOB NOT NULL,
+    payload BLOB NOT NULL, fields BLOB NOT NULL, sent BLOB NOT NULL, person BLOB, address BLOB, origin BLOB,
+    PRIMARY KEY (kind, row)
+);
 CREATE TABLE omitted (  -- values
     kind TEXT NOT NULL, row INTEGER NOT NULL, field TEXT NOT NULL, reason TEXT NOT NULL, own_key BLOB NOT NULL,
     own_fingerprint BLOB NOT NULL, is_new INTEGER NOT NULL DEFAULT 1

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple
 
 from pipeline.ledger.accepted import KnownUser
@@ -29,18 +30,22 @@ from pipeline.transform.users import USER_ID_FIELD
 EMAIL_CHANGED = "EmailChanged"
 MAX_LISTED = 1000
 GUESS_HOLDS_BELOW = 0.1  # of the addresses may stand beside two ids, where `id` is taken for the person's
+_IN_DOUBT = "whether Iterable has carried out an earlier change is not known; look there, and enter the result"
+_SHARED = "several people have this address now, one of whom had another; give each an address of their own"
 _HOW_TO_ENTER = "change it in Iterable, and then run with --baseline --only and the new address"
 
 
 class Found(NamedTuple):
     """A user of this read. key: made of the address, or where that has moved, what it leads to. person: a hash of who
-    it is, None where that is not known; text: the same, as the query has it. previous: the address before this one."""
+    it is, None where that is not known; text: the same, as the query has it. previous: the address before this one.
+    sharing: hashes of several persons, where the rows name more than one."""
 
     record: Record
     own_key: bytes
     person: bytes | None
     text: str
     previous: str
+    sharing: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)
@@ -111,24 +116,40 @@ class _Changed:
 
     found: Found
     old: KnownUser
-    owner: bytes | None  # whose the new address is, as far as the ledger knows
+    own: KnownUser | None  # who is known under the new address
 
 
 class People:
     """Looks up the persons of a read, and settles those who have another address."""
 
     def __init__(
-        self, ledger: Ledger, stage: Stage, rules: Rules, report: PeopleReport, *, enters: bool = False
+        self,
+        ledger: Ledger,
+        stage: Stage,
+        rules: Rules,
+        report: PeopleReport,
+        *,
+        enters: bool = False,
+        is_full: bool = False,
+        trusted: bool | None = None,
     ) -> None:
-        """enters: everything is entered as accepted, other addresses, too (--baseline)."""
+        """enters: everything is entered as accepted, other addresses, too (--baseline). is_full: all fields are sent.
+        trusted: whether a guessed column says who people are, where this read can't tell."""
+        self._is_full = is_full
+        self._trusted = trusted
         self._ledger = ledger
         self._stage = stage
         self._rules = rules
         self._report = report
         self._enters = enters
         self._changed: list[_Changed] = []
+        self._sharing: list[Found] = []  # who are at the address of another person now
+        self._in_doubt: list[Found] = []  # who are where they were before a move whose answer was lost
         self._rejected: set[bytes] = set()
         self.moves: list[Move] = []
+        self.entered: list[tuple[bytes, bytes]] = []  # a user's key, and a hash of the address that is theirs now
+        self.absorbed: list[bytes] = []  # keys of users who turned out to be known under other ones
+        self.more_persons: list[tuple[bytes, bytes]] = []  # a person, and the key of a user who is another's already
         self.users = 0
         self.users_of_two_ids = 0
 
@@ -137,22 +158,41 @@ class People:
         unknown = []
         for user in users:
             row = known.get(user.record.key)
+            if user.sharing:
+                self._look_up_sharing(user)
             if user.person is None:
                 continue
-            if row is not None and row.person == user.person:
+            if row is not None and (row.person == user.person or self._is_one_more(user.person, row)):
                 self._report.known += 1
+                if row.moving_to is not None:
+                    self._in_doubt.append(user)
             else:
                 unknown.append(user)
         by_person = self._ledger.accepted.users_of_persons([user.person for user in unknown if user.person is not None])
         for user in unknown:
             others = [each for each in by_person.get(user.person or b"", ()) if each.key != user.record.key]
+            row = known.get(user.record.key)
+            if not others and row is not None and row.person is not None:  # the address was another person's
+                self.more_persons.append((user.person or b"", row.key))
             if len(others) == 1:  # of several, none says anything
-                row = known.get(user.record.key)
-                self._changed.append(_Changed(user, others[0], row.person if row is not None else None))
+                self._changed.append(_Changed(user, others[0], known.get(user.record.key)))
+
+    def _is_one_more(self, person: bytes, row: KnownUser) -> bool:
+        """Whether this is known as one more person at the user's address."""
+        return any(
+            each.key == row.key for each in self._ledger.accepted.users_of_more_persons([person]).get(person, ())
+        )
+
+    def _look_up_sharing(self, user: Found) -> None:
+        """An address of several persons: is one of them known under another address?"""
+        for known in self._ledger.accepted.users_of_persons(user.sharing).values():
+            if len(known) == 1 and known[0].key != user.record.key:
+                self._sharing.append(user)
+                return
 
     def settle(self) -> None:
         """Call it when all users of the read are staged."""
-        if self._rules.person_is_guessed and self.users_of_two_ids > GUESS_HOLDS_BELOW * self.users:
+        if self._rules.person_is_guessed and not self._trusts_guess():
             self._stage.forget_persons()
             self._report.trusts_guess = False
             self._report.shared, self._report.shared_addresses = 0, []
@@ -162,12 +202,41 @@ class People:
         changed = [each for each in self._changed if each.found.person not in several]
         self._report.changed = len(changed)
         self._report.known += len(changed)
+        if self._enters:
+            self._enter(changed)
+        else:
+            for user, problem in [*zip(self._in_doubt, repeat(_IN_DOUBT)), *zip(self._sharing, repeat(_SHARED))]:
+                self._reject(user.record.key, problem)
+                self._report.note_change(user.record.row, user.text, "held")
+            for each in changed:
+                self._settle(each)
+
+    def _trusts_guess(self) -> bool:
+        """A part of the rows says too little, so there the last whole read counts."""
+        if self._trusted is not None:
+            return self._trusted
+        return self.users_of_two_ids <= GUESS_HOLDS_BELOW * self.users
+
+    def _enter(self, changed: Sequence[_Changed]) -> None:
+        """Everything counts as accepted. Addresses may have been swapped: all leave their keys before any gets one."""
+        for number, each in enumerate(changed):
+            key = self._ledger.user_key(f"\n{number}")  # no address
+            origin = id_prefix(origin_of(each.found.record.identity))
+            self._stage.replace_user(
+                each.found.record.key, each.found.record._replace(key=key), PENDING, origin, origin
+            )
+            each.found = each.found._replace(record=each.found.record._replace(key=key))
         for each in changed:
-            self._settle(each)
+            if self._stage.has_user(each.old.key):
+                self._hold(each, "another person has the old address in this read", each.found.record.key)
+            else:
+                self._take_over(each, moves=False)
+                self.entered.append((each.old.key, each.found.own_key))
+                self._note(each, "moved")
 
     def _settle(self, changed: _Changed) -> None:
-        mode = "enter" if self._enters else self._rules.email_changes
-        problem = self._whose_address(changed) if mode != "enter" else ""
+        mode = self._rules.email_changes
+        problem = self._whose_address(changed)
         if problem:
             self._hold(changed, problem, changed.found.record.key)
             if self._stage.has_user(changed.old.key):  # who would overwrite the profile of the one who has left
@@ -184,12 +253,14 @@ class People:
         elif moves:
             self.moves.append(self._move_of(changed))
         else:
-            self._note(changed, "new" if mode == "new" else "moved")
+            self._note(changed, "new")
 
     def _whose_address(self, changed: _Changed) -> str:
         """Why one of the two addresses is not this person's alone; empty where both are."""
-        if changed.owner is not None and changed.owner != changed.found.person:
+        if changed.own is not None and changed.own.person not in (None, changed.found.person):
             return "the new address is another person's in Iterable; change or merge them there"
+        if self._ledger.accepted.has_more_persons(changed.old.key):
+            return "several people had the old address; change or merge them in Iterable"
         if self._stage.has_user(changed.old.key):
             return "another person has the old address in this read; change or merge them in Iterable"
         return ""
@@ -209,15 +280,16 @@ class People:
     def _why_not_moved(self, changed: _Changed) -> str:
         """Why Iterable can't be told to change the address; empty where it can."""
         previous, old = changed.found.previous, changed.old
+        if changed.own is not None:
+            return "the new address has a profile already; merge the two in Iterable"
+        if old.moving_to not in (None, changed.found.own_key):
+            return _IN_DOUBT
         if previous:
-            key = self._ledger.user_key(previous)
-            if key not in (old.address or old.key, old.moving_to):
+            if self._ledger.user_key(previous) != (old.address or old.key):
                 return (
                     "previous_email is not the address that the ledger knows; fix it, or change it in Iterable by hand"
                 )
             return ""
-        if old.moving_to not in (None, changed.found.own_key):
-            return "whether an earlier change of it arrived is not known; look in Iterable, and enter the result"
         name = self._ledger.hasher.field_name(USER_ID_FIELD)
         if self._rules.sends_user_id and name in split_fields(old.fields):
             return ""
@@ -229,15 +301,21 @@ class People:
         """The user of this read becomes the one whom the ledger knows, with the events. moves: so does the profile."""
         record, old = changed.found.record, changed.old
         replaced = self._known_as(changed)
-        self._report.found += old.query == self._ledger.accepted.query
-        if moves and record.payload:
+        if moves and record.payload and not self._is_full:
             replaced = changes_only(replaced, old.fields, self._ledger.hasher)
         own = origin_of(record.identity)
         origin = self._ledger.hasher.sealed_origin(old.key, old.origin) if old.origin else own
-        state = LATE if moves else PENDING
-        if moves and not replaced.details.sent:  # type: ignore[union-attr]
-            state = UNCHANGED
+        sent = replaced.details.sent if replaced.details is not None else b""
+        own_row = changed.own
+        has_all = (moves and not sent) or (
+            own_row is not None and (own_row.fingerprint == record.fingerprint or not sent)
+        )
+        state = UNCHANGED if has_all else LATE if moves else PENDING
         self._stage.replace_user(record.key, replaced, state, id_prefix(own), id_prefix(origin), is_late=moves)
+        if state == UNCHANGED and not moves:
+            self._stage.adopt([replaced])
+        if own_row is not None and own_row.person in (None, changed.found.person):
+            self.absorbed.append(own_row.key)
 
     def _known_as(self, changed: _Changed) -> Record:
         """The update with all fields, under the key by which the ledger knows the person."""
@@ -291,4 +369,6 @@ def _message(problem: str) -> str:
 
 def person_of(value: str) -> str:
     """A person's text out of what a row says of its user; empty where it says nothing."""
-    return str(json.loads(value)) if value else ""
+    if "\\" not in value:
+        return value[1:-1]
+    return str(json.loads(value))

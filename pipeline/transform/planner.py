@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, repeat
+from itertools import count, groupby, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -96,6 +96,17 @@ class _PersonsSeen:
         return places
 
 
+def _differing(remembered: array[int], people: Sequence[str], hashes: Iterable[int]) -> list[int]:
+    """The places whose hash is not the one that is remembered for their user; remembers them."""
+    places = []
+    for place, (who, said) in enumerate(zip(people, hashes, strict=True)):
+        slot = hash(who) % SLOTS
+        if remembered[slot] != said:
+            remembered[slot] = said
+            places.append(place)
+    return places
+
+
 def _comparable(values: Sequence[Any]) -> Sequence[Any]:
     """Values whose hashes tell them apart, as hash(-1) == hash(-2)."""
     return values if types_of(values) <= _TEXT_OR_NULL else list(map(repr, values))
@@ -114,9 +125,11 @@ class Planner:
         full: Collection[Kind] = (),
         leave_known_users: bool = False,
         enters: bool = False,
+        trusts_guess: bool | None = None,
     ) -> None:
         """full: the kinds of records that are sent although Iterable has them. leave_known_users: users that the ledger
-        knows are not updated. enters: everything will be entered as accepted (--baseline)."""
+        knows are not updated. enters: everything will be entered as accepted (--baseline).
+        trusts_guess: whether a guessed PERSON_COLUMN says who people are; None: this read shows it."""
         stage.begin(
             None if Kind.EVENT in full or ledger.is_empty else self._known_events,
             ledger.failed_before if ledger.has_failure_history else None,
@@ -129,7 +142,9 @@ class Planner:
         self._rules = rules
         self._columns = columns
         self._waiting = _Waiting()
-        self._people = People(ledger, stage, rules, self.people, enters=enters)
+        self._people = People(
+            ledger, stage, rules, self.people, enters=enters, is_full=Kind.USER in full, trusted=trusts_guess
+        )
         self._updates = Updates(
             ledger, stage, rules, self._people, self.people,
             is_full=Kind.USER in full, leave_known=leave_known_users, refuse=self._refuse,
@@ -139,7 +154,24 @@ class Planner:
         # Most rows repeat what the row before said about their user. In the slot of a user, and of others that share
         # it: a hash of who was last staged there, and with what. A user who shares one may be staged more than once.
         self._last_said = array("q", bytes(8 * SLOTS))
-        self._persons = _PersonsSeen() if rules.person_column is not None else None
+        self._last_fields = array("q")
+        self._persons: _PersonsSeen | None = None
+        if rules.person_column is not None:
+            self._last_fields = array("q", bytes(8 * SLOTS))
+            self._persons = _PersonsSeen()
+
+    @property
+    def absorbed(self) -> Sequence[bytes]:
+        return self._people.absorbed
+
+    @property
+    def entered(self) -> Sequence[tuple[bytes, bytes]]:
+        """Users whose address has changed, as --baseline is to enter it."""
+        return self._people.entered
+
+    @property
+    def more_persons(self) -> Sequence[tuple[bytes, bytes]]:
+        return self._people.more_persons
 
     @property
     def moves(self) -> Sequence[Move]:
@@ -169,7 +201,7 @@ class Planner:
 
     def finish(self) -> None:
         """All rows are staged: put together what those of each user say, and see who has another address."""
-        self._keys, self._last_said, self._persons = {}, array("q"), None
+        self._keys, self._last_said, self._last_fields, self._persons = {}, array("q"), array("q"), None
         users: list[Merged] = []
         size = 0
         for user in self._merged_users():
@@ -254,25 +286,23 @@ class Planner:
 
     def _changed_indexes(self, columns: Columns, people: Sequence[str]) -> list[int]:
         """The places of the rows that do not say of their user what the user's row before has said."""
-        remembered = self._last_said
-        places = []
-        for place, (who, said) in enumerate(zip(people, self._hashes(columns, people), strict=True)):
-            slot = hash(who) % SLOTS
-            if remembered[slot] != said:
-                remembered[slot] = said
-                places.append(place)
-        if self._persons is None:
+        rules = self._rules
+        of_user = [field.column for field in rules.user_template.fields]
+        places = _differing(self._last_said, people, self._hashes(columns, [*of_user, *rules.person_columns], people))
+        if self._persons is None or not places:
             return places
-        cells = [_comparable(columns[column]) for column in self._rules.person_columns]
-        return sorted({*places, *self._persons.changed(people, *cells)})
+        named = [people[place] for place in places]
+        columns = events.selected({name: columns[name] for name in (*of_user, *rules.person_columns)}, places)
+        fields = _differing(self._last_fields, named, self._hashes(columns, of_user, named))
+        cells = [_comparable(columns[column]) for column in rules.person_columns]
+        return [places[place] for place in sorted({*fields, *self._persons.changed(named, *cells)})]
 
-    def _hashes(self, columns: Columns, people: Sequence[str]) -> Iterator[int]:
-        """A hash for what each row says of its user. Of text alone, as numbers share theirs: hash(-1) == hash(-2)."""
-        columns_of_user = [columns[field.column] for field in self._rules.user_template.fields]
-        is_text = [types_of(column) <= _TEXT_OR_NULL for column in columns_of_user]
+    def _hashes(self, columns: Columns, names: Sequence[str], people: Sequence[str]) -> Iterator[int]:
+        """A hash for what each row says in these columns; of text alone, as hash(-1) == hash(-2)."""
+        is_text = [types_of(columns[name]) <= _TEXT_OR_NULL for name in names]
         cells = [
-            column if as_it_is else list(map(repr, column))
-            for column, as_it_is in zip(columns_of_user, is_text, strict=True)
+            columns[name] if as_it_is else list(map(repr, columns[name]))
+            for name, as_it_is in zip(names, is_text, strict=True)
         ]
         return map(hash, zip(people, *cells, repeat(hash(tuple(is_text)))))
 
@@ -413,8 +443,18 @@ def followed_moves(ledger: Ledger, people: Sequence[str]) -> dict[str, _Person]:
             origin = ledger.hasher.sealed_origin(user.key, user.origin) if user.origin is not None else None
             found[who] = _Person(user.key, origin)
         elif key in left and left[key].address is not None:  # whose user has moved on
-            found[who] = _Person(ledger.user_key(f"{who}\n2"), origin_of(f"{who}\n2"))
+            found[who] = _next_owner(ledger, who)
     return found
+
+
+def _next_owner(ledger: Ledger, who: str) -> _Person:
+    """A new owner of an address whose earlier owners have moved on: a key that none of them has."""
+    for number in count(2):
+        name = f"{who}\n{number}"
+        key = ledger.user_key(name)
+        if key not in ledger.accepted.known_users([key]):
+            return _Person(key, origin_of(name))
+    raise AssertionError("unreachable: some number is free")
 
 
 def _cells(columns: Columns, place: int, names: Sequence[str]) -> str:

@@ -85,33 +85,33 @@ class Updates:
         texts = texts_of(fields.members, len(users))
         fingerprints = self._ledger.fingerprints([text.encode() for text in texts])
         known = {} if self._is_new else self._ledger.accepted.known_users([user.key for user in users])
-        persons = [self._person(user.said) for user in users]
         updates = self._updates(users, fields.members, texts, fingerprints, known, set(fields.problems))
+        texts_of_persons = [self._person(user.said) for user in users]
+        identities = self._identities(users, texts_of_persons, known)
         records: list[Record] = []
         states: list[int] = []
         stale: list[bool] = []  # what the ledger is to learn of users that are not sent
-        found = []
         for place, (user, fingerprint, update) in enumerate(zip(users, fingerprints, updates, strict=True)):
             row = known.get(user.key)
             problem = fields.problems.get(place)
             payload = update.payload
-            if problem is None and len(payload) > MAX_RECORD_BYTES:
+            is_pending = row is None or self._is_full or _has_news(row, fingerprint, update.details)
+            if problem is None and len(payload) > MAX_RECORD_BYTES and is_pending:
                 problem = too_large(len(payload))
             if problem is not None:
                 self._refuse_user(user, problem)
                 payload = b""  # the user is staged all the same, as its events may be sent
-            details = self._with_person(update.details, user, persons[place], row)
+            details = UserDetails(update.details.fields, update.details.sent, *identities[place])
             record = Record(Kind.USER, user.said.row, user.who, user.key, fingerprint, payload, details)
             records.append(record)
-            states.append(self._state(row, record))
-            stale.append(states[-1] == UNCHANGED and row is not None and _is_stale(row, record))
+            states.append(self._state(row, is_pending=is_pending))
+            stale.append(row is not None and not is_pending and self._is_stale(row, record))
             self._report.found += row is not None and row.query == self._ledger.accepted.query
-            found.append(self._found(record, user, persons[place]))
         self._put_late_last(records, states)
         self._stage.stage_users(records, states, stale)
         self._count(users)
-        if self._rules.person_column is not None:
-            self._people.look_up(found, known)
+        if self._rules.person_column is not None and not self._is_new:
+            self._people.look_up(list(map(self._found, records, users, texts_of_persons)), known)
         return [self._omitted(users[each.place], each) for each in fields.omitted]
 
     # Fields ---------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class Updates:
             if (row is None or row.fingerprint != fingerprint or self._is_full) and place not in refused
         ]
         hashes = self._hashes(members, changed)
-        updates = [self._whole_known(row) for row in rows]
+        updates = list(map(self._whole_known, rows, self._names(members, len(users))))
         full = self._full_payloads(users, members, texts)
         for place, entries in zip(changed, hashes, strict=True):
             row = rows[place]
@@ -168,10 +168,19 @@ class Updates:
             return [[] for _ in places]
         return [[each for each in entries if each] for entries in zip(*columns, strict=True)]
 
-    def _whole_known(self, row: KnownUser | None) -> _Update:
-        if row is None:
-            return _Update(b"", UserDetails())
-        return _Update(b"", UserDetails(row.fields, b"".join(split_fields(row.fields)), row.person, row.address))
+    def _names(self, members: Sequence[Member], count: int) -> list[bytes]:
+        """Of each user, the names of the fields that are there."""
+        names = [self._ledger.hasher.field_name(member.name) for member in members]
+        everything = b"".join(names)
+        if not members or self._is_new:
+            return [everything] * count
+        return [
+            everything if "" not in row else b"".join([name for name, value in zip(names, row, strict=True) if value])
+            for row in zip(*(member.values for member in members), strict=True)
+        ]
+
+    def _whole_known(self, row: KnownUser | None, names: bytes) -> _Update:
+        return _Update(b"", UserDetails() if row is None else UserDetails(row.fields, names))
 
     def _difference(
         self, who: str, members: Sequence[Member], place: int, entries: Sequence[bytes], row: KnownUser, full: bytes
@@ -187,15 +196,20 @@ class Updates:
 
     # States ---------------------------------------------------------------------------------------------------
 
-    def _state(self, row: KnownUser | None, record: Record) -> int:
-        if row is None or self._is_full:
-            return PENDING
-        if row.fingerprint == record.fingerprint or record.details is None or not record.details.sent:
-            return UNCHANGED  # as a whole, or field by field
-        if self._leaves_known:
+    def _state(self, row: KnownUser | None, *, is_pending: bool) -> int:
+        if not is_pending:
+            return UNCHANGED
+        if self._leaves_known and row is not None and not self._is_full:
             self._stage.left_users += 1
             return UNCHANGED
         return PENDING
+
+    def _is_stale(self, row: KnownUser, record: Record) -> bool:
+        """Whether the ledger may learn something of an unchanged user: all fields as a whole (as the query
+        file says it that found the user first), or who it is."""
+        person = record.details.person if record.details is not None else None
+        is_known_in_parts = row.fingerprint != record.fingerprint and row.query == self._ledger.accepted.query
+        return is_known_in_parts or (person is not None and row.person is None)
 
     def _put_late_last(self, records: Sequence[Record], states: list[int]) -> None:
         late = self._stage.failed_before([each.key for each in records])
@@ -212,23 +226,46 @@ class Updates:
             return ""
         return person_of(said.values[len(self._rules.user_template.fields)])
 
-    def _with_person(self, details: UserDetails, user: Merged, text: str, row: KnownUser | None) -> UserDetails:
-        """With what the ledger is to know of the person: who it is, and which address the ids of events are made of."""
-        address = origin = None
+    def _identities(
+        self, users: Sequence[Merged], texts: Sequence[str], known: Mapping[bytes, KnownUser]
+    ) -> list[tuple[bytes | None, bytes | None, bytes | None]]:
+        """What the ledger is to know of each: who it is, the address where the key is not made of it, and what made
+        event ids say of the person."""
+        nothing: list[bytes | None] = [None] * len(users)
+        if self._rules.person_column is None and not self._ledger.accepted.any_moved:
+            return list(zip(nothing, nothing, nothing, strict=True))
+        hasher = self._ledger.hasher
+        addresses = nothing
         if self._ledger.accepted.any_moved:
-            own = self._ledger.user_key(user.who)
-            address = own if own != user.key else None
-        if text and address is None and (row is None or row.origin is None):
-            origin = self._ledger.hasher.sealed_origin(user.key, origin_of(user.who))
-        person = self._ledger.hasher.person(text) if text else None
-        return details._replace(person=person, address=address, origin=origin)
+            own = [self._ledger.user_key(user.who) for user in users]
+            addresses = [key if key != user.key else None for key, user in zip(own, users, strict=True)]
+        origins = list(nothing)
+        places = [
+            place
+            for place, user in enumerate(users)
+            if texts[place] and addresses[place] is None and not (user.key in known and known[user.key].origin)
+        ]
+        plain = [origin_of(users[place].who) for place in places]
+        for place, origin in zip(
+            places, hasher.sealed_origins([users[each].key for each in places], plain), strict=True
+        ):
+            origins[place] = origin
+        return list(zip(self._persons(texts), addresses, origins, strict=True))
+
+    def _persons(self, texts: Sequence[str]) -> list[bytes | None]:
+        if self._rules.person_is_guessed:  # an `id` of another query is another kind of id
+            lead = f"id in query {self._ledger.accepted.query}\n"
+            texts = [lead + text if text else "" for text in texts]
+        return self._ledger.hasher.persons(texts)
 
     def _found(self, record: Record, user: Merged, text: str) -> Found:
         previous = ""
         if self._rules.previous_column is not None:
             previous = person_of(user.said.values[len(self._rules.user_template.fields) + 1]).lower()
         details = record.details or UserDetails()
-        return Found(record, details.address or record.key, details.person, text, previous)
+        sharing = self._persons([person_of(each) for each in sorted(user.said.persons)])
+        own_key = details.address or record.key
+        return Found(record, own_key, details.person, text, previous, [each for each in sharing if each is not None])
 
     def _count(self, users: Sequence[Merged]) -> None:
         fields = self._rules.user_template.fields
@@ -267,8 +304,7 @@ def _names_of(entries: Sequence[bytes]) -> bytes:
     return b"".join([entry[:FIELD_NAME_BYTES] for entry in entries])
 
 
-def _is_stale(row: KnownUser, record: Record) -> bool:
-    """Whether the ledger may learn something of a user without an update: that all fields are known as a whole, too, or
-    who it is."""
-    person = record.details.person if record.details is not None else None
-    return row.fingerprint != record.fingerprint or (person is not None and person != row.person)
+def _has_news(row: KnownUser, fingerprint: bytes, details: UserDetails) -> bool:
+    """Whether Iterable lacks anything of a user: it may have all as a whole, or field by field. Where a first one may
+    have arrived, nothing is known."""
+    return row.fingerprint != fingerprint and (bool(details.sent) or not row.fingerprint)

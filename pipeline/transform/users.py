@@ -148,7 +148,9 @@ def user_fields(users: Sequence[UserValues], rules: Rules) -> UserFields:
     omitted: list[OmittedValue] = []
     for number, field in enumerate(fields):
         column = by_field[number]
-        bad = [place for place, value in enumerate(column) if value is not None and value[:1] == PROBLEM]
+        bad = []
+        if PROBLEM in {value[:1] for value in column if value}:
+            bad = [place for place, value in enumerate(column) if value is not None and value[:1] == PROBLEM]
         is_address = rules.by_user_id and field.column == "email"
         for place in bad:
             cell, _, reason = str(column[place])[1:].partition(" ")
@@ -163,6 +165,11 @@ def user_fields(users: Sequence[UserValues], rules: Rules) -> UserFields:
     # a null clears one, and null for the whole object would clear what others keep there.
     nulls, nulls_in_objects = rules.clear_nulls, rules.clear_nulls and rules.merge_nested
     members = rules.user_template.members(by_field[: len(fields)], nulls=nulls, nulls_in_objects=nulls_in_objects)
+    if not rules.merge_nested:  # an object is replaced as a whole, so one with a gap would delete what is there
+        for value in omitted:
+            name, _, inside = value.field.partition(".")
+            member = next(each for each in members if each.name == name)
+            member.values[value.place] = member.values[value.place] if not inside else ""
     if rules.sends_user_id and rules.person_column is not None:
         members.append(Member(USER_ID_FIELD, [value or "" for value in by_field[len(fields)]]))
     return UserFields(members, problems, omitted)

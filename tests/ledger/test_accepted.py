@@ -66,7 +66,8 @@ def test_a_user_who_is_accepted_again_is_known_with_all_fields(opened: Opened) -
 def test_users_who_need_no_update_are_known_as_a_whole_and_by_their_person(opened: Opened) -> None:
     opened.ledger.accept([update(opened, dict([PLAN]), "plan")])
     found = update(opened, dict([PLAN, CITY]))
-    person = opened.ledger.hasher.person("17")
+    [person] = opened.ledger.hasher.persons(["17"])
+    assert person is not None
     details = UserDetails(person=person, origin=b"0123456789")
     opened.ledger.accepted.restamp([found._replace(details=details)])
     opened.ledger.accepted.restamp([found._replace(details=UserDetails())])

@@ -97,6 +97,7 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "run INTEGER NOT NULL",
             "seen_day INTEGER NOT NULL",
         ],
+        "more_persons": ["project INTEGER NOT NULL", "person BLOB NOT NULL", "key BLOB NOT NULL"],
         "given_events": [
             "project INTEGER NOT NULL",
             "key BLOB NOT NULL",
@@ -123,6 +124,7 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "used_day INTEGER NOT NULL",
             "full_day INTEGER",
             "full_users INTEGER",
+            "trusts_id INTEGER",
             "cursor_at INTEGER",
             "holds_for BLOB",
             "last_full_at INTEGER",
