@@ -36,7 +36,9 @@ DEFAULT_COLUMNS = (
 ROWS_PER_BLOCK = 100  # of more, the processor's cache would forget the first before the last are written
 
 _PLAIN_TYPES = frozenset({str, int, float, Decimal, type(None)})
-_FORMULA_STARTS = frozenset("=+-@\t\r\n")
+_FORMULA_SIGNS = "=+-@＝＋－＠"  # the wide ones, too, which spreadsheets in East Asia take for the others
+_SIGNS_OF_CELLS = f"{_FORMULA_SIGNS}\t"
+_FORMULA_STARTS = frozenset(f"{_FORMULA_SIGNS}\t\r\n")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
 
 
@@ -103,7 +105,7 @@ def _plain_text(by_column: Sequence[tuple[Any, ...]]) -> str | None:
 def _is_plain(text: str) -> bool:
     """Whether no cell has quotes or a NUL, or begins as a formula does."""
     cells = f",{text}".replace("\n", ",")
-    return not ('"' in text or "\0" in text or any(sign in text and f",{sign}" in cells for sign in "=+-@\t"))
+    return not ('"' in text or "\0" in text or any(sign in text and f",{sign}" in cells for sign in _SIGNS_OF_CELLS))
 
 
 def harmless_rows(rows: Sequence[tuple[Any, ...]], by_column: Sequence[tuple[Any, ...]]) -> Iterable[Sequence[Any]]:

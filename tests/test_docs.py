@@ -6,11 +6,15 @@ import ast
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import fields
+from datetime import timezone
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -19,12 +23,14 @@ from sqlalchemy.exc import NoSuchModuleError
 
 from main import ExitCode
 from pipeline.config import SETTINGS
+from pipeline.config.fields import FieldMap, FieldType
 from pipeline.config.settings import SECRET_FILES
 from pipeline.delivery.modes import bulk_mode, single_mode
 from pipeline.model.records import Outcome
 from pipeline.report.metrics import METRICS, PREFIX
 from pipeline.report.results import RESULT_VERSION, Results
 from pipeline.sandbox import SANDBOX_KEY, StandIn
+from pipeline.transform.values import field_value
 from tests.handbook import MADE, printed_help
 from tests.program import ROOT, Program, results_validator, use_query
 
@@ -319,3 +325,19 @@ def test_every_module_is_in_the_reading_order() -> None:
 def test_the_number_of_workers_that_is_documented_is_that_of_each_mode() -> None:
     said = f"Empty: {bulk_mode(None).workers} in bulk requests, {single_mode(None).workers} in single ones."
     assert SETTINGS["MAX_WORKERS"].about.endswith(said)
+
+
+@pytest.mark.parametrize("name", ["sqlite", "duckdb"])
+def test_the_casts_of_messy_values_give_what_the_chapter_says(name: str) -> None:
+    casts = [re.findall("`([A-Z][^`]*)`", cell)[0] for _, cell in tables("in the database", chapter("query"))[:3]]
+    connect = sqlite3.connect if name == "sqlite" else duckdb.connect
+    with closing(connect(":memory:")) as database:
+
+        def value(cast: str, text: str, kind: FieldType | None = None) -> Any:
+            (found,) = database.execute(f"SELECT {cast} FROM (SELECT '{text}' AS x) AS t").fetchone() or ()
+            return field_value(found, FieldMap("x", "x", kind), timezone.utc)
+
+        null, money, yes_or_no = casts
+        assert [value(null, text) for text in ("", "a")] == [None, "a"]
+        assert [value(money, text) for text in ("37,09", "12,50")] == [37.09, 12.5]
+        assert [value(yes_or_no, text, FieldType.BOOLEAN) for text in "YN?"] == [True, False, None]

@@ -152,6 +152,7 @@ def test_value_becomes_a_cell(tmp_path: Path, value: Any, cell: str) -> None:
     "text",
     [
         *("=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=", "+", "-", "@", "=é", "-5\n", "--5", "-1e5"),
+        *("＝1+1", "＋1", "－1", "＠SUM(A1)"),
         *("+44 20 7946 0000", "-x", "+=1", "\tx", Text("=1"), b"=1", '=HYPERLINK("http://x/?"&A1)'),
     ],
 )
@@ -173,7 +174,7 @@ def test_any_text_comes_back_from_the_csv(pairs: list[tuple[str, str]]) -> None:
     def expected(text: str) -> str:
         text = text.replace("\0", "\\x00")
         is_number = re.fullmatch(r"[+-]?\d+([.,]\d+)?", text) is not None
-        return f"'{text}" if text.startswith(tuple("=+-@\t\r\n")) and not is_number else text
+        return f"'{text}" if text.startswith(tuple("=+-@＝＋－＠\t\r\n")) and not is_number else text
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.csv"
