@@ -14,10 +14,10 @@ from typing import Any
 
 from iterable.redaction import Redactor
 from pipeline.config import SettingsError
-from pipeline.ledger.ledger import PastRun, RunResult, is_run_active, read_ledger
+from pipeline.ledger.ledger import PastRun, PastVerification, RunResult, is_run_active, read_ledger
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Outcome
-from pipeline.model.text import iso, short_duration, shortened
+from pipeline.model.text import counted, iso, moment, short_duration, shortened
 from pipeline.report import Console
 from pipeline.run.opening import project_of, settings_for
 
@@ -49,6 +49,7 @@ def run_history(options: argparse.Namespace) -> ExitCode:
             now = time.time()
             ledger = stack.enter_context(read_ledger(folder, project_of(settings), now=now))
             runs = ledger.runs(options.history)
+            verified = ledger.last_verification()
         except SettingsError as error:
             console.configure(console.redactor, log_format=error.log_format)
             for problem in error.problems:
@@ -59,10 +60,12 @@ def run_history(options: argparse.Namespace) -> ExitCode:
             return error.code
         is_active = is_run_active(folder)
     if options.json:
-        console.print_json(history_as_json(runs, is_active=is_active))
+        console.print_json({**history_as_json(runs, is_active=is_active), "verified": verified_as_json(verified)})
     else:
         for line in history_lines(runs, folder, is_active=is_active, columns=_columns_of_terminal()):
             console.say(line, log=False)
+        if verified is not None:
+            console.say(verified_line(verified), log=False)
     return ExitCode.SUCCESS
 
 
@@ -105,6 +108,25 @@ def _since_as_json(result: RunResult) -> dict[str, Any] | None:
     if result.since_from is None:
         return None
     return {"from": iso(result.since_from), "full_read": result.full_read}
+
+
+def verified_as_json(found: PastVerification | None) -> dict[str, Any] | None:
+    """The last --verify, as far as no run was active when it ended."""
+    if found is None:
+        return None
+    return {
+        "finished_at": iso(found.at), "exit_code": found.exit_code, "users": found.users, "events": found.events,
+    }  # fmt: skip
+
+
+def verified_line(found: PastVerification) -> str:
+    differ = [
+        f"{found.users[name] + found.events[name]:,} {name}"
+        for name in ("different", "missing", "doubled")
+        if found.users[name] + found.events[name]
+    ]
+    compared = f"{counted(found.users['compared'], 'user')} and {counted(found.events['compared'], 'event')} compared"
+    return f"Last verified {moment(found.at)}: {compared}, {', '.join(differ) or 'nothing differs'}"
 
 
 # As lines -------------------------------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -34,7 +36,9 @@ from pipeline.inspect.verification import (
 from pipeline.inspect.verify_files import VerifyFiles, open_files
 from pipeline.inspect.verify_people import Candidates, Person, choose
 from pipeline.inspect.verify_repair import Repair
+from pipeline.ledger.ledger import LedgerBusyError, LedgerError, PastVerification, open_ledger
 from pipeline.model.exits import ExitCode, OutputError, RunError
+from pipeline.model.records import Kind
 from pipeline.model.text import counted
 from pipeline.report import Console
 from pipeline.report.progress import Display, State
@@ -42,6 +46,7 @@ from pipeline.report.results import reason_of
 from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import ForgottenListError, ForgottenPeople, read_forgotten
 from pipeline.run.interrupt import Interrupted
+from pipeline.run.opening import project_of
 from pipeline.transform.identity import identity_or_none, is_meant
 
 ALL = "all"
@@ -65,11 +70,24 @@ def run_verify(options: argparse.Namespace) -> ExitCode:
                 session, options.verify, options.only, Repair(session) if options.repair else None, files
             )
             verification.finish(files.close(verification))
+        if not options.sandbox and verification.has_compared:
+            _remember(session, verification)
     except (RunError, Interrupted) as problem:
         return refuse(problem, console)
     except OSError as problem:
         return refuse(OutputError(f"The report can't be written ({reason_of(problem)})."), console)
     return _report(verification, console, as_json_only=options.json)
+
+
+def _remember(session: InspectionSession, found: Verification) -> None:
+    """When it was verified, and with what result; nothing where there is no ledger, or a run holds it."""
+    folder, now = session.settings.output_dir, time.time()
+    users, events = (found.counts(kind) for kind in Kind)
+    with (
+        suppress(LedgerError, LedgerBusyError, sqlite3.Error),
+        open_ledger(folder, project_of(session.settings), now=now) as ledger,
+    ):
+        ledger.set_verification(PastVerification(int(now), int(found.exit_code), users, events))
 
 
 def _report(verification: Verification, console: Console, *, as_json_only: bool) -> ExitCode:

@@ -153,8 +153,9 @@ def choose(people: Callable[[], Iterator[Person]], size: int, chance: random.Ran
 
 
 def _draw(people: Iterator[Person], size: int, offered: int, chance: random.Random) -> Iterator[Person]:
-    """Each is taken with the chance that as many as are wanted among all that are left have."""
-    for left, person in zip(range(offered, 0, -1), people, strict=False):
+    """Each is taken with the chance that as many as are wanted among all that are left have. All pass to the end, so
+    that what is left out is counted."""
+    for person, left in zip(people, range(offered, 0, -1), strict=False):
         if chance.random() * left < size:
             size -= 1
             yield person

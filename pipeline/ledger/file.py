@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipeline.ledger import verifications
 from pipeline.ledger.lock import Locked, hold_lock, is_locked
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.ownership import owner_hint
@@ -46,7 +47,8 @@ class LedgerDamagedError(LedgerError):
     """The ledger's file is damaged. Only a run with --yes sets it aside."""
 
 
-SCHEMA = """
+SCHEMA = (
+    """
 CREATE TABLE projects (
     id INTEGER PRIMARY KEY, server BLOB NOT NULL, first_key BLOB NOT NULL UNIQUE, name BLOB UNIQUE,
     secret_by_name BLOB, last_key BLOB NOT NULL, secret_by_last_key BLOB NOT NULL
@@ -93,6 +95,8 @@ CREATE TABLE runs (
     since_from INTEGER, full_read INTEGER, users TEXT, events TEXT
 );
 """
+    + verifications.TABLE
+)
 
 
 # For a run --------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from pipeline.ledger.runs import (
     run_ids_after,
     update_run,
 )
+from pipeline.ledger.verifications import PastVerification, last_verification, set_verification
 from pipeline.model.keys import USER_BYTES
 from pipeline.model.records import Kind, Record
 from pipeline.model.sql import KEYS_PER_STATEMENT, insert_many
@@ -61,6 +62,7 @@ __all__ = [
     "LedgerError",
     "PastFailure",
     "PastRun",
+    "PastVerification",
     "Project",
     "RunResult",
     "insert_many",
@@ -413,6 +415,15 @@ class Ledger:
     def runs(self, limit: int) -> list[PastRun]:
         """The last runs that held this ledger, of all projects, the newest last."""
         return last_runs(self._database, limit, self._project)
+
+    def set_verification(self, found: PastVerification) -> None:
+        """The project was verified; lasts when this returns."""
+        set_verification(self._database, self._project, found)
+        self.commit()
+
+    def last_verification(self) -> PastVerification | None:
+        """When this project was last verified, and with what result."""
+        return last_verification(self._database, self._project)
 
     def fruitless_runs(self, query_file: str) -> Fruitless:
         """The last finished runs of this query file that ended with an outage and had nothing accepted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,28 @@ def test_events_that_can_not_be_read_end_it(people: Program, iterable: StandIn) 
     run = people.run("--verify")
     assert run.code == 75
     assert verified_results(people)["events"] == NONE
+
+
+def test_the_history_says_when_it_was_last_verified_and_with_what_result(people: Program, iterable: StandIn) -> None:
+    assert "verified" not in people.run("--history").out
+    change_all(iterable)
+    people.run("--verify", "all")
+    last = people.run("--history").out.splitlines()[-1]
+    assert re.sub(r"\d{4}-.* UTC", "<then>", last) == (
+        "Last verified <then>: 3 users and 4 events compared, 1 different, 3 missing, 1 doubled"
+    )
+    found = json.loads(people.run("--history", "--json").out)["verified"]
+    assert {**found, "finished_at": None} == {"finished_at": None, "exit_code": 1, **CHANGED}
+    assert people.run().counts("events") == {"unchanged": 4}
+
+
+def test_while_a_run_is_active_the_files_are_written_and_the_ledger_keeps_nothing(people: Program) -> None:
+    with hold_lock(people.folder / "iterable_ledger.lock"):
+        run = people.run("--verify")
+    assert (run.code, run.err) == (0, "")
+    assert "A run is active; this is what it has committed so far." in run.out
+    assert verified_results(people)["events"] == {**NONE, "compared": 4, "same": 4}
+    assert json.loads(people.run("--history", "--json").out)["verified"] is None
 
 
 # One person -----------------------------------------------------------------------------------------------------------

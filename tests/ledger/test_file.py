@@ -159,6 +159,13 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "first_at INTEGER NOT NULL",
             "window_from INTEGER",
         ],
+        "verifications": [
+            "project INTEGER",
+            "at INTEGER NOT NULL",
+            "exit_code INTEGER NOT NULL",
+            "users TEXT NOT NULL",
+            "events TEXT NOT NULL",
+        ],
         "id_schemes": [
             "id INTEGER",
             "project INTEGER NOT NULL",
