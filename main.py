@@ -96,6 +96,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.baseline and (options.sandbox or options.dry_run or options.full):
         parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
+    if options.files and options.explain is None:
+        parser.error("--files looks for the person of --explain, so it needs --explain")
     if options.repair and options.verify is None:
         parser.error("--repair marks what --verify finds, so it needs --verify")
     if options.before is not None and not options.baseline:
@@ -171,6 +173,9 @@ def _add_looks(look: argparse._ArgumentGroup) -> None:
         const=20,
         metavar="N|all",
         help="compare N people (20) or all with Iterable's copy, with their events",
+    )
+    look.add_argument(
+        "--files", action="store_true", help="with --explain: also where the person stands in the files of OUTPUT_DIR"
     )
     look.add_argument(
         "--repair", action="store_true", help="with --verify: mark what differs, so that the next run sends it"

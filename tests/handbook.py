@@ -48,6 +48,7 @@ COMMAND_LINE_NOTES = """
 - `--dry-run`, `--check`, `--history`, `--explain` and `--verify` send nothing, and work while a run is active.
 - `--verify` leaves files, `--only` limits it to one person, and `--repair` goes with it alone
   ([proof and repair](verify.md)).
+- `--files` goes with `--explain` alone ([privacy](privacy.md)).
 - `--limit` counts rows of the query, not people. A run with `--limit` or `--only` does not move `:since`.
 - `--since WHEN` is UTC unless it says an offset, and needs a query with [`:since`](query.md#only-what-changed).
 - `--full` reads everything, too. Over what was accepted it needs `--yes`

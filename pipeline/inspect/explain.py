@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from heapq import merge
 from itertools import chain
@@ -30,6 +30,7 @@ from pipeline.inspect.explanation import (
     as_json,
     as_text,
 )
+from pipeline.inspect.person_files import FoundIn, find_in_files
 from pipeline.inspect.profile import CLIENT_SIDE, get_user, is_client_side, why_not_read
 from pipeline.inspect.readback import compare, differing
 from pipeline.inspect.reading import Planned, plan_rows
@@ -53,7 +54,7 @@ def run_explain(options: argparse.Namespace) -> ExitCode:
     console = Console(quiet=options.quiet, verbose=options.verbose, json=options.json)
     try:
         with open_session(options, console) as session:
-            explanation = explain(session, options.explain)
+            explanation = explain(session, options.explain, search_files=options.files)
     except (RunError, Interrupted) as problem:
         return refuse(problem, console)
     if options.json:
@@ -63,7 +64,7 @@ def run_explain(options: argparse.Namespace) -> ExitCode:
     return explanation.exit_code
 
 
-def explain(session: InspectionSession, who: str) -> Explanation:
+def explain(session: InspectionSession, who: str, *, search_files: bool = False) -> Explanation:
     """Raises RunError, where the query can't be read or the ledger can't."""
     planned = plan_rows(session, lambda rules: is_meant(who, rules))
     person = _Person(session, planned, identity_or_none(who, planned.rules))
@@ -78,7 +79,12 @@ def explain(session: InspectionSession, who: str) -> Explanation:
         events=events,
         known=person.known(),
         copy=_read_copy(session, person.identity, user),
+        files=_files(session, is_meant(who, planned.rules)) if search_files else None,
     )
+
+
+def _files(session: InspectionSession, is_one: Callable[[Any], bool]) -> list[FoundIn]:
+    return list(find_in_files(session.settings.output_dir, is_one, by_user_id=session.by_user_id))
 
 
 # What a run would send, and what the ledger knows ---------------------------------------------------------------------

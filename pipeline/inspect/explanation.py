@@ -13,6 +13,7 @@ from enum import Enum
 from itertools import compress
 from typing import Any
 
+from pipeline.inspect.person_files import FoundIn
 from pipeline.inspect.readback import Field, advice, beside, fields_as_json, missing, verdict_on
 from pipeline.model.exits import ExitCode
 from pipeline.model.text import GAP, counted, iso, moment, shown, table, text_of, wrapped
@@ -132,11 +133,12 @@ class Explanation:
     events: Events
     known: Known
     copy: Copy
+    files: Sequence[FoundIn] | None = None  # None: nobody asked for them
 
     @property
     def is_known(self) -> bool:
         in_ledger = self.known.user_accepted_at is not None or self.known.events
-        return bool(self.rows.found or in_ledger or self.copy.profile is not None)
+        return bool(self.rows.found or in_ledger or self.copy.profile is not None or self.files)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -157,7 +159,7 @@ def as_text(each: Explanation) -> Iterator[str]:
         rows = f"the {counted(each.rows.read, 'row')} of {each.rows.query_file}"
         yield from wrapped(f"Unknown: neither in {rows}, nor in the ledger, nor in Iterable.")
         return
-    for part in (_rows(each.rows), _user(each), _events(each), _gone(each), _copy(each)):
+    for part in (_rows(each.rows), _user(each), _events(each), _gone(each), _copy(each), _files(each)):
         lines = list(part)
         if lines:
             yield ""
@@ -310,6 +312,22 @@ def _copy(each: Explanation) -> Iterator[str]:
         yield from wrapped(advice(is_any_missing=bool(missing(copy.fields))))
 
 
+def _files(each: Explanation) -> Iterator[str]:
+    if each.files is None:
+        return
+    if not each.files:
+        yield "Files: none in OUTPUT_DIR names this person"
+        return
+    yield "Files:"
+    for file in each.files:
+        if file.problem:
+            yield from wrapped(f"{file.name}: can't be read ({file.problem})", IN, IN * 2)
+        else:
+            what = "failures" if file.name.endswith(".json") else "lines"
+            more = f", and {file.count - len(file.lines):,} more" if file.count > len(file.lines) else ""
+            yield from wrapped(f"{file.name}: {what} {', '.join(map(str, file.lines))}{more}", IN, IN * 2)
+
+
 _IN_NEED = (CopyState.DIFFERENT, CopyState.NOT_FOUND)
 
 
@@ -355,6 +373,7 @@ def as_json(each: Explanation) -> dict[str, Any]:
             "fields": fields_as_json(each.copy.fields),
             "profile": each.copy.profile,
         },
+        "files": None if each.files is None else [asdict(file) for file in each.files],
         "exit_code": int(each.exit_code),
     }
 

@@ -170,6 +170,7 @@ def test_a_person_of_whom_nothing_was_sent_yet(people: Program) -> None:
             "first_of_them_accepted_at": None, "last_of_them_accepted_at": None,
         },
         "iterable": {"state": "not_found", "problem": None, "fields": [], "profile": None},
+        "files": None,
         "exit_code": 0,
     }  # fmt: skip
 
