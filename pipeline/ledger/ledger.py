@@ -315,7 +315,7 @@ class Ledger:
     def held_from(self, query: str) -> int | None:
         """Where :since has to start at the latest, in Unix seconds, so that what may still be accepted is read again.
 
-        None: nothing is held. What has failed for HELD_DAYS is let go.
+        None: nothing is held. What has failed for HELD_DAYS is dropped.
         """
         return self._failure_history.held_from(self._hash(query), self._now())
 

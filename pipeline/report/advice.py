@@ -23,14 +23,14 @@ CODE_ADVICE = {
     "BadApiKey": CHECK_KEY[0].lower() + CHECK_KEY[1:].rstrip("."),
     "EmailChanged": "change the address in Iterable, then run with --baseline --only; or set EMAIL_CHANGES",
     "EventIdConflict": "give each event an id of its own, as ids are unique in the whole project",
-    KEEPS_FAILING: "see what the message says; each run offers them again, after all others",
+    KEEPS_FAILING: "see what the message says; each run tries them again, after all others",
     "JwtUserIdentifiersMismatched": "check that these people are in the project under this address or id",
     "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",
 }
 OUTCOME_ADVICE = {
-    Outcome.UNACKNOWLEDGED: "the next run sends them again; nothing doubles",
+    Outcome.UNACKNOWLEDGED: "the next run sends them again, and makes no second event",
     Outcome.NOT_ATTEMPTED: "the next run sends them",
-    Outcome.REJECTED: "fix what the message names; until then, each run offers them again",
+    Outcome.REJECTED: "fix what the message names; until then, each run that reads them tries them again",
 }
 
 

@@ -56,7 +56,7 @@ class Outcomes:
             self._states[each.kind][each.row] = CODES[Outcome.UNCHANGED]
 
     def note(self, undelivered: Sequence[FailedRecord], *, is_blamed: bool = True) -> None:
-        """Note what was not delivered. It stays out of the ledger, so the next run offers it again.
+        """Note what was not delivered. It stays out of the ledger, so the next run tries it again.
 
         is_blamed: the record may be the reason, and not only that the run ended; see `failures`.
         """
