@@ -159,5 +159,3 @@ def _draw(people: Iterator[Person], size: int, offered: int, chance: random.Rand
         if chance.random() * left < size:
             size -= 1
             yield person
-    for _ in people:  # none is left, but what is left out behind the last one is counted on the way
-        pass
