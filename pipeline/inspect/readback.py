@@ -24,7 +24,7 @@ MICROSECONDS = 1_000_000  # in a second
 LONG_TEXT = 20
 CONTEXT = 5  # characters shown of what long texts have in common
 INDENT = "    "
-REPAIR = "The next run does not send what was accepted and is unchanged; --full users --yes sends all fields again."
+REPAIR = "The next run does not send what was accepted and is unchanged. With --verify --repair it sends what differs."
 DROPPED = "A field that is missing may have been dropped: a project can be set to ignore unknown fields."
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from iterable import VERSION
 from pipeline.inspect.event_readback import ComparedEvent, EventState
-from pipeline.inspect.readback import DROPPED, Field, beside, differing, fields_as_json, verdict_on
+from pipeline.inspect.readback import Field, advice, beside, differing, fields_as_json, verdict_on
 from pipeline.inspect.verify_people import Left, Person
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind
@@ -25,7 +25,6 @@ MAX_EVENTS_SHOWN = 20  # of one person
 COMPARED = ("same", "different", "missing", "doubled")
 DIFFER = ("different", "missing", "doubled")
 COUNTS = ("compared", *COMPARED, "forgotten", "not_compared")
-NOT_YET = "The next run does not send what was accepted and is unchanged. With --verify --repair it sends what differs."
 
 
 class PersonState(str, Enum):
@@ -226,7 +225,7 @@ def summary(found: Verification) -> Iterator[str]:
         for sentence in found.repair.advice:
             yield from wrapped(sentence)
     elif found.differ:
-        yield from wrapped(f"{NOT_YET} {DROPPED}" if found.missing_fields else NOT_YET)
+        yield from wrapped(advice(is_any_missing=bool(found.missing_fields)))
     for name in filter(None, found.files.values() if found.has_compared else ()):
         yield f"See {name}"
 

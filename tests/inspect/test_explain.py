@@ -243,8 +243,8 @@ Iterable's copy: 2 of 3 fields differ
        email       ada@example.com  ada@example.com
     !  first_name  Ada              (missing)
     !  plan_type   pro              free
-The next run does not send what was accepted and is unchanged; --full users
---yes sends all fields again. A field that is missing may have been dropped: a
+The next run does not send what was accepted and is unchanged. With --verify
+--repair it sends what differs. A field that is missing may have been dropped: a
 project can be set to ignore unknown fields.
 """
 

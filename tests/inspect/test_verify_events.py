@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from pipeline.ledger.lock import hold_lock
 from pipeline.sandbox import Fault, StandIn
 from tests.inspect.test_verify import NONE, age, as_json, fill, verified, verified_results
-from tests.program import Program, make_table, sent, use_query
+from tests.program import Program, make_table, sent, use_query, wait_until
 
 COLUMNS = "email,first_name,event_id,event_time,page"
 ROWS = [
@@ -260,3 +261,19 @@ def test_repair_without_verify_is_a_usage_error(people: Program) -> None:
     run = people.run("--repair")
     assert run.code == 2
     assert "--repair marks what --verify finds, so it needs --verify" in run.err
+
+
+def test_ctrl_c_keeps_what_was_compared_so_far(people: Program, iterable: StandIn) -> None:
+    change_all(iterable)
+    iterable.inject(Fault(path="/api/users/getByEmail", match=b"eve%40", status=503, headers={"Retry-After": "60"}))
+    process = people.start("--verify", "all", "--repair")
+    wait_until(lambda: sum(iterable.project.request_counts[path] for path in READ) >= 6)
+    process.send_signal(signal.SIGINT)
+    finished = people.wait_for(process)
+    assert (finished.code, finished.err) == (130, "The run was interrupted by SIGINT.\n")
+    users = verified_results(people)["users"]
+    assert users == {**NONE, "compared": users["same"], "same": users["same"]}
+    assert users["same"] <= 2
+
+
+READ = ("/api/users/getByEmail", "/api/events/byEmail")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from iterable.export import new_file
-from pipeline.report.results import reserved_run_id
+from pipeline.report.results import PAGE_NAME, RUN_NAMES, VERIFY_NAMES, reserved_run_id
 from pipeline.report.retention import delete_old, disk_space_warning, sweep
 from pipeline.sandbox import StandIn
 from tests.program import Program
@@ -37,11 +37,12 @@ def no_warning(text: str) -> None:
 
 
 def test_outputs_older_than_the_days_to_keep_are_deleted_by_the_stamp_in_their_names(tmp_path: Path) -> None:
-    outputs = ["query_results_{}.csv", "integration_results_{}.json", "rejected_rows_{}.csv"]
+    of_runs = ["query_results_{}.csv", "integration_results_{}.json", "rejected_rows_{}.csv", "preview_{}.ndjson"]
+    outputs = [*of_runs, "verify_results_{}.json", "verify_report_{}.csv"]
     for stamp in (OLD, RECENT, "20260331_120000", "20270101_000000"):
         make(tmp_path, *(name.format(stamp) for name in outputs))
     recent = {path.name for path in tmp_path.iterdir() if OLD not in path.name}
-    assert delete_old(tmp_path, 30, NOW, no_warning) == 3
+    assert delete_old(tmp_path, 30, NOW, no_warning) == 6
     assert names_in(tmp_path) == recent
     assert delete_old(tmp_path, 30, NOW, no_warning) == 0
 
@@ -59,6 +60,20 @@ def test_rotated_logs_are_deleted_by_their_age_and_the_log_itself_never(tmp_path
         os.utime(tmp_path / name, (NOW, NOW - age_days * DAY))
     assert delete_old(tmp_path, 30, NOW, no_warning) == 2
     assert names_in(tmp_path) == {log, f"{log}.1", f"{log}.old"}
+
+
+@pytest.mark.parametrize(("age_days", "deleted"), [(29, 0), (31, 1)])
+def test_the_page_is_deleted_by_its_age(tmp_path: Path, age_days: int, deleted: int) -> None:
+    make(tmp_path, "report.html")
+    os.utime(tmp_path / "report.html", (NOW, NOW - age_days * DAY))
+    assert delete_old(tmp_path, 30, NOW, no_warning) == deleted
+
+
+def test_git_ignores_what_is_deleted() -> None:
+    root = Path(__file__).resolve().parent.parent.parent
+    ignored = (root / ".gitignore").read_text().splitlines()
+    names = [*RUN_NAMES, *VERIFY_NAMES, PAGE_NAME]
+    assert [name for name in names if name.replace("{}", "*") not in ignored] == []
 
 
 def test_what_is_not_ours_stays(tmp_path: Path) -> None:
