@@ -35,8 +35,8 @@ from pipeline.inspect.profile import CLIENT_SIDE, get_user, is_client_side, why_
 from pipeline.inspect.readback import compare, differing
 from pipeline.inspect.reading import Planned, plan_rows
 from pipeline.inspect.session import InspectionSession, notes_on, open_session, print_json
-from pipeline.ledger.accepted import KnownUser
 from pipeline.ledger.ledger import PastFailure
+from pipeline.ledger.people import KnownUser
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Kind, Record
 from pipeline.report import Console
@@ -171,7 +171,7 @@ class _Person:
 
 def _key_of(session: InspectionSession, identity: str) -> bytes:
     """The key under which the ledger knows a person, whose address may have changed."""
-    moved = followed_moves(session.ledger, [identity]) if session.ledger.accepted.any_moved else {}
+    moved = followed_moves(session.ledger, [identity]) if session.ledger.accepted.people.any_moved else {}
     return moved[identity].key if identity in moved else session.ledger.user_key(identity)
 
 

@@ -138,7 +138,7 @@ class FirstRows:
         if planner is not None and stage is not None:
             self.looked_at = read
             finish_plan(planner, stage, rules)
-            self._moves = len(planner.moves)
+            self._moves = len(planner.changes.moves)
         return rules
 
     def _at_most(self, blocks: Iterable[Rows]) -> Iterator[Rows]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from pipeline.inspect.session import InspectionSession
-from pipeline.ledger.accepted import KnownUser
+from pipeline.ledger.people import KnownUser
 from pipeline.ledger.project import Hasher
 from pipeline.model.keys import USER_BYTES, is_given
 from pipeline.model.records import Kind, Record

@@ -12,6 +12,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from pipeline.ledger.people import KnownPeople, KnownUser
 from pipeline.model.keys import HASH_BYTES, USER_BYTES, is_given, split_fields, split_names
 from pipeline.model.records import Kind, Record, UserDetails
 from pipeline.model.sql import insert_many, rows_of_keys, run_for_keys
@@ -22,19 +23,6 @@ TABLES = ("users", "events", "given_events")
 
 _KEY_FINGERPRINT = itemgetter(3, 4)  # at the speed of C: every event passes through it
 _NOTHING = UserDetails()
-
-
-class KnownUser(NamedTuple):
-    """What is known of a user. fingerprint: empty where a request may have left since. query: a number of `queries`."""
-
-    key: bytes
-    fingerprint: bytes
-    fields: bytes
-    person: bytes | None
-    address: bytes | None
-    origin: bytes | None
-    moving_to: bytes | None
-    query: int
 
 
 class GivenEvent(NamedTuple):
@@ -54,8 +42,7 @@ class Accepted:
         self.run = 0
         self.query = 0
         self._stale: dict[str, bool] = {}  # by table: whether any entry's day lags too far behind
-        self.any_moved = self._has("users", "address IS NOT NULL")
-        self._any_more_persons = self._has("more_persons", "true")
+        self.people = KnownPeople(database, project)
 
     # Looking up -----------------------------------------------------------------------------------------------
 
@@ -79,37 +66,6 @@ class Accepted:
 
     def known_users(self, keys: Sequence[bytes]) -> dict[bytes, KnownUser]:
         return {row[0]: KnownUser(*row) for row in self._of_keys(", ".join(KnownUser._fields), "users", keys)}
-
-    def users_at(self, addresses: Sequence[bytes]) -> dict[bytes, KnownUser]:
-        """Users whose address has changed, by a hash of the present one."""
-        return {user.address: user for user in self._users_by("address", addresses) if user.address is not None}
-
-    def users_of_persons(self, persons: Sequence[bytes]) -> dict[bytes, list[KnownUser]]:
-        found = self.users_of_more_persons(persons)
-        for user in self._users_by("person", persons):
-            found.setdefault(user.person or b"", []).append(user)
-        return found
-
-    def users_of_more_persons(self, persons: Sequence[bytes]) -> dict[bytes, list[KnownUser]]:
-        """Of persons at an address that was another person's before: the user whom they share."""
-        found: dict[bytes, list[KnownUser]] = {}
-        if not self._any_more_persons:
-            return found
-        for person, key in rows_of_keys(
-            self._database, "person, more_persons.key", "more_persons", self._project, persons, column="person"
-        ):
-            found.setdefault(person, []).extend(self.known_users([key]).values())
-        return found
-
-    def has_more_persons(self, key: bytes) -> bool:
-        """Whether an address has, or had, several people."""
-        rows = self._database.execute("SELECT 1 FROM more_persons WHERE project = ? AND key = ?", (self._project, key))
-        return self._any_more_persons and rows.fetchone() is not None
-
-    def _users_by(self, column: str, values: Sequence[bytes]) -> list[KnownUser]:
-        indexed = f"users INDEXED BY users_by_{column}"  # else all users of the project are read, for each value
-        rows = rows_of_keys(self._database, ", ".join(KnownUser._fields), indexed, self._project, values, column=column)
-        return [KnownUser(*row) for row in rows]
 
     def accepted_at(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """When each of these keys that are known was accepted last, in Unix seconds."""
@@ -157,7 +113,7 @@ class Accepted:
         for each in users:
             details = each.details or _NOTHING
             rows.append((each.key, each.fingerprint, details.fields, details.person, details.address, details.origin))
-        self.any_moved = self.any_moved or any(row[4] is not None for row in rows)
+        self.people.any_moved = self.people.any_moved or any(row[4] is not None for row in rows)
         insert_many(
             self._database,
             "INSERT INTO users (key, fingerprint, fields, person, address, origin, query, project, accepted_at, run,"
@@ -198,25 +154,6 @@ class Accepted:
         for table, keys in _by_table([each.key for each in records if each.kind is Kind.EVENT]).items():
             self._with_keys(f"UPDATE {table} SET fingerprint = x'' WHERE", [_stored_key(table, key) for key in keys])
 
-    def restamp(self, users: Sequence[Record]) -> None:
-        """Users that need no update: all of their fields are known as a whole, too, and who they are."""
-        self._database.executemany(
-            "UPDATE users SET fingerprint = ?, person = coalesce(person, ?), origin = coalesce(origin, ?)"
-            " WHERE project = ? AND key = ?",
-            [
-                (each.fingerprint, each.details.person, each.details.origin, self._project, each.key)
-                for each in users
-                if each.details is not None
-            ],
-        )
-
-    def add_persons(self, persons: Sequence[tuple[bytes, bytes]]) -> None:
-        """More people at the address of a user: a person, and the user's key."""
-        self._database.executemany(
-            "INSERT OR IGNORE INTO more_persons (project, person, key) VALUES (?, ?, ?)",
-            [(self._project, person, key) for person, key in persons],
-        )
-
     def enter_unacknowledged(self, users: Sequence[Record], now: int) -> None:
         """Users whose first update may have arrived: nothing of them counts as accepted, but who they are is known."""
         known = self.known_users([each.key for each in users])
@@ -227,28 +164,6 @@ class Accepted:
                 for each in unknown
             ],
             now,
-        )
-
-    def forget_users(self, keys: Sequence[bytes]) -> None:
-        """They turned out to be known under other keys."""
-        self._with_keys("DELETE FROM users WHERE", keys)
-
-    def begin_move(self, key: bytes, address: bytes) -> None:
-        """A request may leave now that moves this user to another address."""
-        self._update_user(key, "moving_to = ?", address)
-
-    def cancel_move(self, key: bytes) -> None:
-        """It was refused: the user is where they were."""
-        self._update_user(key, "moving_to = ?", None)
-
-    def end_move(self, key: bytes, address: bytes | None) -> None:
-        """The user is at this address now; None: at the one that the key is made of."""
-        self._update_user(key, "address = ?, moving_to = NULL", address)
-        self.any_moved = True
-
-    def _update_user(self, key: bytes, assignments: str, *values: object) -> None:
-        self._database.execute(
-            f"UPDATE users SET {assignments} WHERE project = ? AND key = ?", (*values, self._project, key)
         )
 
     # Keeping --------------------------------------------------------------------------------------------------
@@ -286,11 +201,7 @@ class Accepted:
     def delete_before(self, day: int) -> None:
         for table in TABLES:
             self._database.execute(f"DELETE FROM {table} WHERE project = ? AND seen_day < ?", (self._project, day))
-        if self._any_more_persons:
-            self._database.execute(
-                "DELETE FROM more_persons WHERE project = ? AND key NOT IN (SELECT key FROM users WHERE project = ?)",
-                (self._project, self._project),
-            )
+        self.people.forget_unknown()
 
     def _of_keys(self, columns: str, table: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
         return rows_of_keys(self._database, columns, table, self._project, keys)

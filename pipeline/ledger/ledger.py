@@ -192,7 +192,7 @@ class Ledger:
     def begin_move(self, user_key: bytes, address: bytes) -> None:
         """A request may leave now that moves this user to another address; lasts when this returns."""
         with self._durably():
-            self.accepted.begin_move(user_key, address)
+            self.accepted.people.begin_move(user_key, address)
 
     def use_query(self, query: str) -> None:
         """What is accepted from now on was found by this query file."""

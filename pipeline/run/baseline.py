@@ -30,7 +30,7 @@ def enter_baseline(run: Run, moved: Sequence[tuple[bytes, bytes]]) -> Delivered:
             return Delivered(stopped=Ending(ExitCode.BRAKE, "Nothing was entered and nothing was sent."))
     run.interrupt.stop_raising()
     for key, address in moved if before is None else ():
-        run.ledger.accepted.end_move(key, address)
+        run.ledger.accepted.people.end_move(key, address)
     for kind in Kind:
         for records in _to_enter(run.stage, kind, before):
             run.ledger.accept(records)

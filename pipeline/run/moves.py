@@ -90,7 +90,7 @@ class Mover:
         return self._not_known(move, answer)
 
     def _finish(self, move: Move) -> None:
-        self._ledger.accepted.end_move(move.key, move.address)
+        self._ledger.accepted.people.end_move(move.key, move.address)
         self._ledger.commit()
         self._report.note_change(move.row, move.text, "moved")
         self._moved += 1
@@ -102,7 +102,7 @@ class Mover:
         if was_carried_out and self._has_arrived(move):
             self._finish(move)
             return None
-        self._ledger.accepted.cancel_move(move.key)
+        self._ledger.accepted.people.cancel_move(move.key)
         if _UNKNOWN in str(answer["error"]):
             logger.warning("Iterable does not know the old address of row %d; a new profile is made.", move.row)
             self._stage.send_all_fields(move.full)

@@ -63,11 +63,11 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
 
 def _remember_people(run: Run, read: Read) -> None:
     """Who they are, also of those who were sent nothing. A run that braked perhaps took the wrong column for them."""
-    run.ledger.accepted.add_persons(read.planner.more_persons)
+    run.ledger.accepted.people.add_persons(read.planner.changes.more_persons)
     for users in run.stage.unacknowledged_users():
         run.ledger.enter_unacknowledged(users)
     for users in run.stage.stale_users():
-        run.ledger.accepted.restamp(users)
+        run.ledger.accepted.people.restamp(users)
 
 
 def _is_whole(run: Run, read: Read) -> bool:

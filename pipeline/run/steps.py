@@ -93,10 +93,10 @@ def _reject_forgotten(run: Run) -> None:
 def _show_moves(run: Run, read: Read) -> None:
     """Addresses that Iterable would be told to change first."""
     people = read.planner.people
-    for move in read.planner.moves:
+    for move in read.planner.changes.moves:
         people.note_change(move.row, move.text, "moved")
-    if read.planner.moves:
-        run.console.say(f"        Addresses that Iterable would change first: {len(read.planner.moves):,}")
+    if read.planner.changes.moves:
+        run.console.say(f"        Addresses that Iterable would change first: {len(read.planner.changes.moves):,}")
 
 
 def _show_plan(run: Run, read: Read) -> str:
@@ -154,16 +154,16 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
         return Delivered()
     for records in run.stage.adopted():
         run.ledger.accept(records)
-    run.ledger.accepted.forget_users(read.planner.absorbed)
+    run.ledger.accepted.people.forget_users(read.planner.changes.absorbed)
     run.ledger.commit()
     if run.options.baseline:
-        return enter_baseline(run, read.planner.entered)
+        return enter_baseline(run, read.planner.changes.entered)
     if plan.pending[Kind.EVENT]:
         run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
         run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
     mover = Mover(run.client, run.ledger, run.stage, read.planner.people, interrupted=run.interrupt.ending)
-    moved = move_addresses(mover, read.planner.moves, run.console)
+    moved = move_addresses(mover, read.planner.changes.moves, run.console)
     if moved.stopped is not None:
         return Delivered(stopped=moved.stopped, has_accepted=moved.moved > 0)
     return _make_delivery(run, read, plan.mode, has_moved=moved.moved > 0).run()

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import NamedTuple
 
-from pipeline.ledger.accepted import KnownUser
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.people import KnownUser
 from pipeline.ledger.project import Hasher
 from pipeline.model.keys import merged_fields, split_fields
 from pipeline.model.records import Record, UserDetails
@@ -168,7 +168,9 @@ class People:
                     self._in_doubt.append(user)
             else:
                 unknown.append(user)
-        by_person = self._ledger.accepted.users_of_persons([user.person for user in unknown if user.person is not None])
+        by_person = self._ledger.accepted.people.users_of_persons(
+            [user.person for user in unknown if user.person is not None]
+        )
         for user in unknown:
             others = [each for each in by_person.get(user.person or b"", ()) if each.key != user.record.key]
             row = known.get(user.record.key)
@@ -180,12 +182,12 @@ class People:
     def _is_one_more(self, person: bytes, row: KnownUser) -> bool:
         """Whether this is known as one more person at the user's address."""
         return any(
-            each.key == row.key for each in self._ledger.accepted.users_of_more_persons([person]).get(person, ())
+            each.key == row.key for each in self._ledger.accepted.people.users_of_more_persons([person]).get(person, ())
         )
 
     def _look_up_sharing(self, user: Found) -> None:
         """An address of several persons: is one of them known under another address?"""
-        for known in self._ledger.accepted.users_of_persons(user.sharing).values():
+        for known in self._ledger.accepted.people.users_of_persons(user.sharing).values():
             if len(known) == 1 and known[0].key != user.record.key:
                 self._sharing.append(user)
                 return
@@ -259,7 +261,7 @@ class People:
         """Why one of the two addresses is not this person's alone; empty where both are."""
         if changed.own is not None and changed.own.person not in (None, changed.found.person):
             return "the new address is another person's in Iterable; change or merge them there"
-        if self._ledger.accepted.has_more_persons(changed.old.key):
+        if self._ledger.accepted.people.has_more_persons(changed.old.key):
             return "several people had the old address; change or merge them in Iterable"
         if self._stage.has_user(changed.old.key):
             return "another person has the old address in this read; change or merge them in Iterable"

@@ -23,7 +23,7 @@ from pipeline.stage.stage import Stage, UserRow
 from pipeline.stage.states import UNCHANGED
 from pipeline.transform import events
 from pipeline.transform.identity import identity, origin_of
-from pipeline.transform.people import Move, People, PeopleReport
+from pipeline.transform.people import People, PeopleReport
 from pipeline.transform.rules import Columns, Rules
 from pipeline.transform.updates import Merged, Updates, omitted_of
 from pipeline.transform.users import MergedUser, merge, user_values
@@ -142,11 +142,11 @@ class Planner:
         self._rules = rules
         self._columns = columns
         self._waiting = _Waiting()
-        self._people = People(
+        self.changes = People(
             ledger, stage, rules, self.people, enters=enters, is_full=Kind.USER in full, trusted=trusts_guess
         )
         self._updates = Updates(
-            ledger, stage, rules, self._people, self.people,
+            ledger, stage, rules, self.changes, self.people,
             is_full=Kind.USER in full, leave_known=leave_known_users, refuse=self._refuse,
         )  # fmt: skip
         self._keys: dict[str, bytes] = {}  # of users, by identity
@@ -159,24 +159,6 @@ class Planner:
         if rules.person_column is not None:
             self._last_fields = array("q", bytes(8 * SLOTS))
             self._persons = _PersonsSeen()
-
-    @property
-    def absorbed(self) -> Sequence[bytes]:
-        return self._people.absorbed
-
-    @property
-    def entered(self) -> Sequence[tuple[bytes, bytes]]:
-        """Users whose address has changed, as --baseline is to enter it."""
-        return self._people.entered
-
-    @property
-    def more_persons(self) -> Sequence[tuple[bytes, bytes]]:
-        return self._people.more_persons
-
-    @property
-    def moves(self) -> Sequence[Move]:
-        """Addresses that Iterable is to change first."""
-        return self._people.moves
 
     def plan(self, block: Sequence[Sequence[Any]]) -> None:
         """Plan some rows, given by the column."""
@@ -212,7 +194,7 @@ class Planner:
                 users, size = [], 0
         self._stage_merged(users)
         if self._rules.person_column is not None:
-            self._people.settle()
+            self.changes.settle()
         if self._rules.id_column is not None and not self._ledger.is_empty:
             self._reject_ids_of_others()
         self.people.gone = self._ledger.accepted.count_users_of_query() - self.people.found
@@ -254,7 +236,7 @@ class Planner:
             self._keys.clear()
             self._origins.clear()
         self._keys.update(zip(people, map(self._ledger.user_key, people), strict=True))
-        if people and self._ledger.accepted.any_moved:
+        if people and self._ledger.accepted.people.any_moved:
             for who, person in followed_moves(self._ledger, people).items():
                 self._keys[who] = person.key
                 if person.origin is not None:
@@ -434,7 +416,7 @@ class Planner:
 def followed_moves(ledger: Ledger, people: Sequence[str]) -> dict[str, _Person]:
     """People whom the ledger first knew under another address, or who have an address that was somebody else's."""
     own = {who: ledger.user_key(who) for who in people}
-    here = ledger.accepted.users_at(list(own.values()))
+    here = ledger.accepted.people.users_at(list(own.values()))
     left = ledger.accepted.known_users(list(own.values()))
     found = {}
     for who, key in own.items():

@@ -98,12 +98,9 @@ def make_rules(columns: Sequence[str], settings: Settings, now: float) -> Rules:
     identity_column = _identity_column(columns, by_user_id)
     person_column = None if by_user_id else _person_column(columns, settings)
     previous_column = _optional(PREVIOUS_EMAIL, columns) if person_column is not None else None
-    if settings.send_user_id and person_column == "id" and settings.person_column is None:
-        raise ColumnsError(
-            "SEND_USER_ID=true would send the column id, which may be the id of an event; alias the person's id AS "
-            "user_id, or set PERSON_COLUMN=id if it is that.",
-            "alias the person's id AS user_id, or set PERSON_COLUMN=id if it is that",
-        )
+    person_is_guessed = person_column == "id" and settings.person_column is None
+    if person_is_guessed and settings.send_user_id:
+        raise _guessed_id_error()
     others = _columns_without_use(columns, settings, {person_column, previous_column})
     user_fields = _available("USER_FIELDS", _with_address(columns, settings), columns, others, settings)
     event_fields = _available("EVENT_FIELDS", settings.event_fields, columns, others, settings)
@@ -132,11 +129,18 @@ def make_rules(columns: Sequence[str], settings: Settings, now: float) -> Rules:
         swept=swept,
         not_sent=not_sent,
         person_column=person_column,
-        person_is_guessed=person_column == "id" and settings.person_column is None,
+        person_is_guessed=person_is_guessed,
         previous_column=previous_column,
         sends_user_id=settings.send_user_id and not by_user_id,
         email_changes=settings.email_changes,
         omits_bad_values=settings.bad_values == "omit",
+    )
+
+
+def _guessed_id_error() -> ColumnsError:
+    way_out = "alias the person's id AS user_id, or set PERSON_COLUMN=id if it is that"
+    return ColumnsError(
+        f"SEND_USER_ID=true would send the column id, which may be the id of an event; {way_out}.", way_out
     )
 
 

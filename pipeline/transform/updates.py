@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.ledger.accepted import KnownUser
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.people import KnownUser
 from pipeline.model.keys import FIELD_NAME_BYTES, merged_fields, split_fields
 from pipeline.model.records import Kind, Record, UserDetails
 from pipeline.stage.outcomes import Omitted
@@ -232,11 +232,11 @@ class Updates:
         """What the ledger is to know of each: who it is, the address where the key is not made of it, and what made
         event ids say of the person."""
         nothing: list[bytes | None] = [None] * len(users)
-        if self._rules.person_column is None and not self._ledger.accepted.any_moved:
+        if self._rules.person_column is None and not self._ledger.accepted.people.any_moved:
             return list(zip(nothing, nothing, nothing, strict=True))
         hasher = self._ledger.hasher
         addresses = nothing
-        if self._ledger.accepted.any_moved:
+        if self._ledger.accepted.people.any_moved:
             own = [self._ledger.user_key(user.who) for user in users]
             addresses = [key if key != user.key else None for key, user in zip(own, users, strict=True)]
         origins = list(nothing)

@@ -69,11 +69,11 @@ def test_users_who_need_no_update_are_known_as_a_whole_and_by_their_person(opene
     [person] = opened.ledger.hasher.persons(["17"])
     assert person is not None
     details = UserDetails(person=person, origin=b"0123456789")
-    opened.ledger.accepted.restamp([found._replace(details=details)])
-    opened.ledger.accepted.restamp([found._replace(details=UserDetails())])
+    opened.ledger.accepted.people.restamp([found._replace(details=details)])
+    opened.ledger.accepted.people.restamp([found._replace(details=UserDetails())])
     known = opened.ledger.accepted.known_users([found.key])[found.key]
     assert (known.fingerprint, known.person, known.origin) == (found.fingerprint, person, b"0123456789")
-    assert opened.ledger.accepted.users_of_persons([person, b"nobody"]) == {person: [known]}
+    assert opened.ledger.accepted.people.users_of_persons([person, b"nobody"]) == {person: [known]}
     assert fields_known(opened, PLAN, CITY) == [True, False]
 
 
@@ -109,17 +109,18 @@ def test_all_that_was_accepted_of_a_user_is_found_with_its_run(opened: Opened) -
 
 def test_a_user_is_found_at_the_present_address(opened: Opened) -> None:
     accepted = opened.ledger.accepted
+    people = accepted.people
     ada, new = opened.ledger.user_key(ADA), opened.ledger.user_key(CY)
     opened.ledger.accept([user(opened, 1), user(opened, 2, BOB)])
-    assert (accepted.any_moved, accepted.users_at([ada, new])) == (False, {})
+    assert (people.any_moved, people.users_at([ada, new])) == (False, {})
     opened.ledger.begin_move(ada, new)
     assert accepted.known_users([ada])[ada].moving_to == new
-    accepted.end_move(ada, new)
-    assert accepted.any_moved
-    moved = accepted.users_at([ada, new])
+    people.end_move(ada, new)
+    assert people.any_moved
+    moved = people.users_at([ada, new])
     assert {address: (each.key, each.moving_to) for address, each in moved.items()} == {new: (ada, None)}
-    accepted.end_move(ada, None)
-    assert accepted.users_at([ada, new]) == {}
+    people.end_move(ada, None)
+    assert people.users_at([ada, new]) == {}
 
 
 def test_users_are_counted_by_the_query_that_found_them_first(opened: Opened) -> None:
