@@ -501,3 +501,53 @@ def test_a_dry_run_says_which_addresses_would_be_changed(moving: Program, iterab
     shown = run(moving, [(*row(1, NEW, plan="free"), ADA)], "--explain", NEW, columns=MOVING).out
     assert "these are sent: plan" in shown
     assert set(iterable.project.users) == {ADA}
+
+
+def test_a_first_update_whose_answer_was_lost_still_says_where_the_person_is(job: Program, iterable: StandIn) -> None:
+    job.settings["MAX_RETRIES"] = "1"
+    iterable.inject(Fault(path="/api/users/update", disconnect=True, store=True, times=1))
+    assert run(job, [row(1, ADA)]).code == 75
+    assert run(job, [row(1, BOB)]).code == 1
+    assert (set(iterable.project.users), len(iterable.project.events)) == ({ADA}, 1)
+    only(run(job, [row(1, ADA)]), 0, users={"delivered": 1}, events={"unchanged": 1})
+
+
+def test_whose_an_address_was_first_stays_known(job: Program, iterable: StandIn) -> None:
+    run(job, [row(1, ADA)])
+    run(job, [row(2, ADA)])
+    assert run(job, [row(1, BOB)]).code == 1
+    assert (set(iterable.project.users), len(iterable.project.events)) == ({ADA}, 1)
+
+
+def test_of_a_profile_that_iterable_has_lost_only_what_is_sent_again_is_known(job: Program, iterable: StandIn) -> None:
+    run(job, [row(1, ADA)])
+    iterable.project.delete_user(email=ADA)
+    run(job, [row(1, ADA, page="shop")], USER_FIELDS="plan")
+    run(job, [row(1, ADA, page="shop")])
+    assert iterable.project.users[ADA]["dataFields"] == {"plan": "pro", "city": "Paris"}
+
+
+def test_an_unchanged_user_is_not_too_large(job: Program, iterable: StandIn) -> None:
+    large = "x" * 2_000_000
+    run(job, [row(1, ADA, plan=large, city=None)])
+    for _ in range(2):
+        assert run(job, [row(1, ADA, plan=large, city=large)]).counts("users") in ({"delivered": 1}, {"unchanged": 1})
+
+
+@pytest.mark.parametrize(("merges", "sent"), [("false", {}), ("true", {"o": {"plan": "free"}})])
+def test_a_bad_value_within_an_object_never_deletes_the_good_one(
+    job: Program, iterable: StandIn, merges: str, sent: dict[str, Any]
+) -> None:
+    settings = {"USER_FIELDS": "plan:o.plan,city:o.city", "BAD_VALUES": "omit", "MERGE_NESTED": merges}
+    run(job, [row(1, ADA)], **settings)
+    run(job, [(1, ADA, "free", float("inf"), "home", "2026-01-13 08:45:12")], **settings)
+    assert [each["dataFields"] for each in updates(iterable, 1)] == ([sent] if sent else [])
+    assert iterable.project.users[ADA]["dataFields"]["o"]["city"] == "Paris"
+
+
+def test_an_old_address_that_is_gone_says_nothing_of_who_has_the_new_one(moving: Program, iterable: StandIn) -> None:
+    run(moving, [(*row(1, ADA), None)], columns=MOVING)
+    iterable.project.delete_user(email=ADA)
+    iterable.project.edit_user({"email": NEW, "dataFields": {"plan": "other"}})
+    run(moving, [(*row(1, NEW), ADA)], columns=MOVING)
+    assert iterable.project.users[NEW]["dataFields"] == {"plan": "pro", "city": "Paris"}

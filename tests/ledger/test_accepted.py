@@ -131,3 +131,18 @@ def test_users_are_counted_by_the_query_that_found_them_first(opened: Opened) ->
     assert opened.ledger.accepted.count_users_of_query() == 1
     opened.ledger.use_query("/srv/a.sql")
     assert opened.ledger.accepted.count_users_of_query() == 2
+
+
+def test_users_are_looked_up_by_an_index(opened: Opened) -> None:
+    opened.ledger.accept([user(opened, 1)])
+    people, statements = opened.ledger.accepted.people, list[str]()
+    database = people._database
+    database.set_trace_callback(statements.append)
+    people.users_of_persons([b"somebody"])
+    people.users_at([b"somewhere"])
+    database.set_trace_callback(None)
+    steps = [[each[3] for each in database.execute(f"EXPLAIN QUERY PLAN {statement}")] for statement in statements]
+    assert [next(step for step in each if " users " in step).split(" USING ")[1].split(" (")[0] for each in steps] == [
+        "INDEX users_by_person",
+        "INDEX users_by_address",
+    ]
