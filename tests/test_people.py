@@ -381,6 +381,14 @@ def test_who_is_gone_is_counted_after_a_full_read(job: Program, iterable: StandI
     assert run(job, [row(1, ADA)], "--limit", "1").results["counts"]["gone_users"] is None
 
 
+@pytest.mark.parametrize("changes", ["hold", "new"])
+def test_who_has_another_address_is_not_gone(job: Program, changes: str) -> None:
+    run(job, [row(1, ADA), row(2, BOB)])
+    for _ in range(2):
+        found = run(job, [row(1, ADA), row(2, CY)], EMAIL_CHANGES=changes)
+        assert found.results["counts"]["gone_users"] == 0
+
+
 # One person -----------------------------------------------------------------------------------------------------------
 
 

@@ -204,6 +204,10 @@ class People:
         changed = [each for each in self._changed if each.found.person not in several]
         self._report.changed = len(changed)
         self._report.known += len(changed)
+        query = self._ledger.accepted.query
+        self._report.found += sum(
+            each.old.query == query and (each.own is None or each.own.query != query) for each in changed
+        )
         if self._enters:
             self._enter(changed)
         else:
