@@ -179,7 +179,7 @@ def stage(opened: Opened, rows: Rows, fields: dict[str, Any] | None = None, *, s
         if event_id is not None
     ]
     opened.begin(skip_unchanged=skip_unchanged)
-    opened.stage.stage_users(list({each.key: each for each in users}.values()))
+    opened.stage.people.stage_users(list({each.key: each for each in users}.values()))
     opened.stage_events(events)
     opened.stage.finish_staging()
 

@@ -83,7 +83,7 @@ def shown(records: Sequence[Record]) -> list[str]:
 
 def stage(opened: Opened, *records: Record, skip_unchanged: bool = True, ids_are_given: bool = False) -> None:
     opened.begin(skip_unchanged=skip_unchanged)
-    opened.stage.stage_users(list({each.key: each for each in records if each.kind is Kind.USER}.values()))
+    opened.stage.people.stage_users(list({each.key: each for each in records if each.kind is Kind.USER}.values()))
     opened.stage_events([record for record in records if record.kind is Kind.EVENT])
     opened.stage.finish_staging(ids_are_given=ids_are_given)
 

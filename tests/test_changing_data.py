@@ -58,7 +58,7 @@ def run(folder: Path, url: str, mode: str, seed: int) -> dict[str, int]:
 
     def stage(opened: Opened) -> None:
         records = records_of(opened, seed)
-        opened.stage.stage_users([each for each in records if each.kind is Kind.USER])
+        opened.stage.people.stage_users([each for each in records if each.kind is Kind.USER])
         events = [each for each in records if each.kind is Kind.EVENT]
         opened.stage_events(events)
         opened.stage.finish_staging()

@@ -99,7 +99,7 @@ class _Person:
         self._planned = planned
         self._key = b""
         if identity is not None:
-            self._key = session.stage.key_of(identity) or _key_of(session, identity)
+            self._key = session.stage.people.key_of(identity) or _key_of(session, identity)
         accepted = session.ledger.accepted.accepted_of(self._key) if identity is not None else {}
         self._accepted = {key: accepted_at for key, (accepted_at, _) in accepted.items()}
         run_ids = session.ledger.run_ids({run for _, run in accepted.values()})
@@ -117,7 +117,7 @@ class _Person:
         for report in merge(self._records(Kind.EVENT), self._refused(Kind.EVENT), key=attrgetter("row")):
             counts[report.state] += 1
             last.append(report)
-        repeated = None if self._planned.all_staged else self._session.stage.duplicate_events
+        repeated = None if self._planned.all_staged else self._session.stage.doubled.repeated
         return Events(counts, repeated, last)
 
     def known(self) -> Known:

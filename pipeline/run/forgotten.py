@@ -59,7 +59,7 @@ class ForgottenPeople:
 def reject_forgotten(client: IterableClient, stage: Stage, *, by_user_id: bool) -> int:
     """Reject what is pending of forgotten people; returns how many people Iterable lists. Raises ForgottenListError."""
     forgotten = read_forgotten(client, by_user_id=by_user_id)
-    rejected = stage.reject_people(forgotten.__contains__, CODE, MESSAGE) if len(forgotten) else 0
+    rejected = stage.people.reject_people(forgotten.__contains__, CODE, MESSAGE) if len(forgotten) else 0
     logger.info("Iterable lists %d forgotten people; %d pending records are theirs.", len(forgotten), rejected)
     return len(forgotten)
 

@@ -105,7 +105,7 @@ class Mover:
         self._ledger.accepted.people.cancel_move(move.key)
         if _UNKNOWN in str(answer["error"]):
             logger.warning("Iterable does not know the old address of row %d; a new profile is made.", move.row)
-            self._stage.send_all_fields(move.full)
+            self._stage.people.send_all_fields(move.full)
             self._report.note_change(move.row, move.text, "new")
             self._ledger.commit()
             return None
@@ -114,7 +114,7 @@ class Mover:
             f"Iterable does not change this person's address ({str(answer['error']).rstrip('.')}); merge the two "
             "profiles in Iterable, and then run with --baseline --only and the new address."
         )
-        self._stage.reject_user(move.key, EMAIL_CHANGED, message)
+        self._stage.people.reject_user(move.key, EMAIL_CHANGED, message)
         self._report.note_change(move.row, move.text, "held")
         return None
 

@@ -50,7 +50,7 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
         run.query_path,
         full_read=is_whole,
         window_from=window_from,
-        users=None if has_braked else run.stage.count_users(),
+        users=None if has_braked else run.stage.people.count_users(),
     )
     if not has_braked:
         _remember_people(run, read)
@@ -64,9 +64,9 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
 def _remember_people(run: Run, read: Read) -> None:
     """Who they are, also of those who were sent nothing. A run that braked perhaps took the wrong column for them."""
     run.ledger.accepted.people.add_persons(read.planner.changes.more_persons)
-    for users in run.stage.unacknowledged_users():
+    for users in run.stage.people.unacknowledged_users():
         run.ledger.enter_unacknowledged(users)
-    for users in run.stage.stale_users():
+    for users in run.stage.people.stale_users():
         run.ledger.accepted.people.restamp(users)
 
 

@@ -152,7 +152,7 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     """Send what is pending. From here on, what is under way is finished or accounted for."""
     if run.options.dry_run:
         return Delivered()
-    for records in run.stage.adopted():
+    for records in run.stage.people.adopted():
         run.ledger.accept(records)
     run.ledger.accepted.people.forget_users(read.planner.changes.absorbed)
     run.ledger.commit()

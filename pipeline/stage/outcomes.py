@@ -232,11 +232,6 @@ class Outcomes:
             ended = Outcome.UNACKNOWLEDGED if outcome == "held" else Outcome(outcome)
             yield FailedRecord(Kind(kind), row, identity, ended, *rest)
 
-    def rejected_codes(self) -> list[str | None]:
-        """The codes of all rejections, each once."""
-        query = "SELECT DISTINCT code FROM undelivered WHERE outcome = ?"
-        return [code for (code,) in self._database.execute(query, (Outcome.REJECTED.value,))]
-
     def count_new_rejections(self) -> int:
         """Rejected records that were not rejected before, unchanged and for the same reason."""
         return self._count(f"undelivered WHERE outcome = '{Outcome.REJECTED.value}' AND is_new")

@@ -195,12 +195,12 @@ class People:
     def settle(self) -> None:
         """Call it when all users of the read are staged."""
         if self._rules.person_is_guessed and not self._trusts_guess():
-            self._stage.forget_persons()
+            self._stage.people.forget_persons()
             self._report.trusts_guess = False
             self._report.shared, self._report.shared_addresses = 0, []
             self._report.known = 0
             return
-        several = self._stage.persons_of_several([each.found.person or b"" for each in self._changed])
+        several = self._stage.people.persons_of_several([each.found.person or b"" for each in self._changed])
         changed = [each for each in self._changed if each.found.person not in several]
         self._report.changed = len(changed)
         self._report.known += len(changed)
@@ -228,12 +228,12 @@ class People:
         for number, each in enumerate(changed):
             key = self._ledger.user_key(f"\n{number}")  # no address
             origin = id_prefix(origin_of(each.found.record.identity))
-            self._stage.replace_user(
+            self._stage.people.replace_user(
                 each.found.record.key, each.found.record._replace(key=key), PENDING, origin, origin
             )
             each.found = each.found._replace(record=each.found.record._replace(key=key))
         for each in changed:
-            if self._stage.has_user(each.old.key):
+            if self._stage.people.has_user(each.old.key):
                 self._hold(each, "another person has the old address in this read", each.found.record.key)
             else:
                 self._take_over(each, moves=False)
@@ -245,7 +245,7 @@ class People:
         problem = self._whose_address(changed)
         if problem:
             self._hold(changed, problem, changed.found.record.key)
-            if self._stage.has_user(changed.old.key):  # who would overwrite the profile of the one who has left
+            if self._stage.people.has_user(changed.old.key):  # who would overwrite the profile of the one who has left
                 self._reject(changed.old.key, "the address is another person's in Iterable")
             return
         if mode == "move":
@@ -267,7 +267,7 @@ class People:
             return "the new address is another person's in Iterable; change or merge them there"
         if self._ledger.accepted.people.has_more_persons(changed.old.key):
             return "several people had the old address; change or merge them in Iterable"
-        if self._stage.has_user(changed.old.key):
+        if self._stage.people.has_user(changed.old.key):
             return "another person has the old address in this read; change or merge them in Iterable"
         return ""
 
@@ -278,7 +278,7 @@ class People:
     def _reject(self, key: bytes, problem: str) -> None:
         if key not in self._rejected:
             self._rejected.add(key)
-            self._stage.reject_user(key, EMAIL_CHANGED, _message(problem))
+            self._stage.people.reject_user(key, EMAIL_CHANGED, _message(problem))
 
     def _note(self, changed: _Changed, done: str) -> None:
         self._report.note_change(changed.found.record.row, changed.found.text, done)
@@ -317,9 +317,9 @@ class People:
             own_row is not None and (own_row.fingerprint == record.fingerprint or not sent)
         )
         state = UNCHANGED if has_all else LATE if moves else PENDING
-        self._stage.replace_user(record.key, replaced, state, id_prefix(own), id_prefix(origin), is_late=moves)
+        self._stage.people.replace_user(record.key, replaced, state, id_prefix(own), id_prefix(origin), is_late=moves)
         if state == UNCHANGED and not moves:
-            self._stage.adopt([replaced])
+            self._stage.people.adopt([replaced])
         if own_row is not None and own_row.person in (None, changed.found.person):
             self.absorbed.append(own_row.key)
 

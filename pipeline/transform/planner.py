@@ -313,7 +313,7 @@ class Planner:
         for place, problem in found.problems:
             self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
         keys, fingerprints = self._keys_of_events(found, [user_keys[place] for place in found.places])
-        states = self._stage.first_states(keys, fingerprints)
+        states = self._stage.known.first_states(keys, fingerprints)
         contents = self._payloads_of_news(found, states)
         waiting = self._waiting
         waiting.rows.extend([numbers[place] for place in found.places])

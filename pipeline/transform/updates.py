@@ -108,7 +108,7 @@ class Updates:
             stale.append(row is not None and not is_pending and self._is_stale(row, record))
             self._report.found += row is not None and row.query == self._ledger.accepted.query
         self._put_late_last(records, states)
-        self._stage.stage_users(records, states, stale)
+        self._stage.people.stage_users(records, states, stale)
         self._count(users)
         if self._rules.person_column is not None and not self._is_new:
             self._people.look_up(list(map(self._found, records, users, texts_of_persons)), known)
@@ -212,7 +212,7 @@ class Updates:
         return is_known_in_parts or (person is not None and row.person is None)
 
     def _put_late_last(self, records: Sequence[Record], states: list[int]) -> None:
-        late = self._stage.failed_before([each.key for each in records])
+        late = self._stage.known.failed_before([each.key for each in records])
         if late:
             for place, record in enumerate(records):
                 if states[place] == PENDING and record.key in late:

@@ -101,7 +101,7 @@ def test_dropped_and_created_fields_are_known_by_kind_after_the_run_and_which_wa
 
     def stage_ada(opened: Opened) -> None:
         fields = {"age": 7, "plan": "pro", "seat": {"row": 1, "number": 2}}
-        opened.stage.stage_users([make_record(opened, Kind.USER, 1, ADA, {}, fields)])
+        opened.stage.people.stage_users([make_record(opened, Kind.USER, 1, ADA, {}, fields)])
         event = make_record(opened, Kind.EVENT, 1, ADA, {"eventName": "visit", "id": "e1", "createdAt": 1})
         opened.stage_events([event])
         opened.stage.finish_staging()
@@ -170,7 +170,7 @@ def measure_memory(folder: str, url: str, mode: str) -> None:
             user = make_record(opened, Kind.USER, row, f"{row}@example.com", {}, large)
             event = {"eventName": "visit", "id": f"e{row}", "createdAt": row}
             event_record = make_record(opened, Kind.EVENT, row, f"{row}@example.com", event, large)
-            opened.stage.stage_users([user])
+            opened.stage.people.stage_users([user])
             opened.stage_events([event_record])
         opened.stage.finish_staging()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -91,11 +91,11 @@ def test_another_run_knows_these_rejections_again(tmp_path: Path) -> None:
     with open_both(tmp_path, now=1768298400) as opened:
         key = opened.ledger.user_key("ada@example.com")
         (event_key,) = opened.ledger.event_keys([key], ["e1"])
-        opened.stage.stage_users([Record(Kind.USER, 1, "ada@example.com", key, b"f1", b"{}")])
+        opened.stage.people.stage_users([Record(Kind.USER, 1, "ada@example.com", key, b"f1", b"{}")])
         opened.stage.stage_events([2], [event_key], [MADE], [b"{}"])
         opened.stage.finish_staging()
-        assert opened.stage.reject_people(lambda identity: identity == "bob@example.com", CODE, MESSAGE) == 0
-        assert opened.stage.reject_people(lambda identity: identity == "ada@example.com", CODE, MESSAGE) == 2
+        assert opened.stage.people.reject_people(lambda identity: identity == "bob@example.com", CODE, MESSAGE) == 0
+        assert opened.stage.people.reject_people(lambda identity: identity == "ada@example.com", CODE, MESSAGE) == 2
         (refusals,) = opened.stage.refusals()
         assert [(each.key, each.fingerprint) for each in refusals] == [(event_key, MADE), (key, b"f1")]
         assert [opened.stage.count_pending(kind) for kind in Kind] == [0, 0]

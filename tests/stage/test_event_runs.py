@@ -84,7 +84,7 @@ def test_events_come_out_of_their_runs_as_they_went_in(
     cut = data.draw(st.integers(0, len(found)))
     with open_stage(tmp_path_factory.getbasetemp()) as stage:
         stage.begin(None, made_ids_only=made_only)
-        stage.stage_users([Record(Kind.USER, 99, user.decode(), user + bytes(8), b"", b"") for user in USERS])
+        stage.people.stage_users([Record(Kind.USER, 99, user.decode(), user + bytes(8), b"", b"") for user in USERS])
         for part in (found[:cut], found[cut:]):
             if part:
                 rows, keys, fingerprints, payloads, states = zip(*part, strict=True)
@@ -136,7 +136,7 @@ def test_events_of_one_user_become_those_of_another(tmp_path: Path) -> None:
         moved = stage._runs.rekey(old, new, b"ue2-old-", b"ue2-new-")
         in_new_hands = [USERS[0] + key[USER_BYTES:] for key in keys]
         assert moved == list(zip(rows, in_new_hands, fingerprints, strict=True))
-        stage.stage_users(
+        stage.people.stage_users(
             [Record(Kind.USER, 9, "ada", new, b"", b""), Record(Kind.USER, 10, "cy", USERS[2] + bytes(8), b"", b"")]
         )
         stage.finish_staging()

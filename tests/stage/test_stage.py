@@ -62,7 +62,7 @@ with open_both(Path(sys.argv[1]), now=0) as opened:
     for start in range(0, int(sys.argv[2]), 1000):
         who = f"{start}@example.com"
         key = opened.ledger.user_key(who)
-        opened.stage.stage_users([Record(Kind.USER, start + 1, who, key, b"f" * 16, b"{}")])
+        opened.stage.people.stage_users([Record(Kind.USER, start + 1, who, key, b"f" * 16, b"{}")])
         rows = range(start + 1, start + 1001)
         keys = opened.ledger.event_keys([key] * len(rows), map(str, rows))
         opened.stage.stage_events(rows, keys, [b"f" * 16] * len(rows), [b"x" * 500] * len(rows))
@@ -85,17 +85,17 @@ def test_doubled_events_are_found_however_many_keys_are_compared_in_memory(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr("pipeline.stage.duplicates.MOST_KEYS", most)
-    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
+    opened.stage.people.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
     ids = ["a", "b", "a", "c", "a", "d"]
     stage_events(opened, *(event(opened, row, each) for row, each in enumerate(ids, start=1)))
     stage_events(opened, event(opened, 7, "a", BOB), event(opened, 8, "c"), event(opened, 9, "e", BOB))
     opened.stage.finish_staging()
     assert sorted(record.row for record in opened.stage.pending(Kind.EVENT)) == [1, 2, 4, 6, 7, 9]
-    assert opened.stage.duplicate_events == 3
+    assert opened.stage.doubled.repeated == 3
 
 
 def test_records_come_in_the_order_of_the_users_keys_and_within_a_user_by_row(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1, CY), user(opened, 2, ADA), user(opened, 3, BOB)])
+    opened.stage.people.stage_users([user(opened, 1, CY), user(opened, 2, ADA), user(opened, 3, BOB)])
     stage_events(opened, event(opened, 9, "z", ADA), event(opened, 5, "y", CY), event(opened, 7, "x", ADA))
     stage_events(opened, event(opened, 2, "w", ADA), event(opened, 6, "v", CY), event(opened, 8, "u", BOB))
     opened.stage.finish_staging()
@@ -127,7 +127,7 @@ def test_what_had_trouble_before_and_the_events_of_such_users_come_apart_from_th
     events = [event(opened, row, f"e{row}", who) for row, who in enumerate([ADA, BOB, CY, CY], 1)]
     failed_before = {users[0].key, events[3].key}
     opened.stage.begin(opened.ledger.known, lambda keys: failed_before)
-    opened.stage.stage_users(users)
+    opened.stage.people.stage_users(users)
     stage_events(opened, *events)
     opened.stage.finish_staging()
     offered = {
@@ -158,7 +158,7 @@ def test_unchanged_users_of_held_events_are_released_and_no_others(opened: Opene
 
 
 def test_doubled_events_are_counted_and_sent_once_with_the_last_content(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1)])
+    opened.stage.people.stage_users([user(opened, 1)])
     stage_events(opened, event(opened, 1, "same"), event(opened, 2, "same"), event(opened, 3, "changed", page="old"))
     stage_events(opened, event(opened, 4, "changed", page="new"), event(opened, 5, "same"))
     opened.stage.finish_staging()
@@ -197,7 +197,7 @@ def test_events_with_one_id_and_another_person_name_or_time_are_all_rejected(
 
 def test_ids_that_are_made_never_conflict(opened: Opened) -> None:
     keys = [opened.ledger.user_key(who) for who in (ADA, BOB)]
-    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
+    opened.stage.people.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
     made = opened.ledger.event_keys(keys, ["content", "content"])
     opened.stage.stage_events([1, 2], made, [MADE, MADE], [b"{}", b"{}"])
     opened.stage.finish_staging(ids_are_given=True)
@@ -235,7 +235,7 @@ def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_
 
 
 def test_cleared_stage_is_as_new(opened: Opened) -> None:
-    opened.stage.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
+    opened.stage.people.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
     stage_events(opened, event(opened, 1, "e1"))
     opened.stage.note([rejected(Kind.EVENT, 2)])
     opened.stage.clear()
@@ -267,7 +267,7 @@ def doubled(pages: str) -> Doubled:
 def test_of_doubled_events_the_first_with_the_last_content_is_sent(
     opened: Opened, pages: str, kept: int, first_row: int
 ) -> None:
-    opened.stage.stage_users([user(opened, first_row)])
+    opened.stage.people.stage_users([user(opened, first_row)])
     stage_events(opened, *(event(opened, row, "e", page=page) for row, page in enumerate(pages, start=first_row)))
     opened.stage.finish_staging()
     assert [each.row for each in opened.stage.pending(Kind.EVENT)] == [first_row + kept]
@@ -433,7 +433,7 @@ def test_users_that_nobody_has_put_together_yet_have_one_outcome_each(opened: Op
     opened.stage.end_reading()
     refused = FailedRecord(Kind.USER, 3, BOB, Outcome.REJECTED, None, "InvalidRecord", "plan is nan.", 0)
     opened.stage.note_refusals([Failure(bob.key, bob.fingerprint, refused)])
-    opened.stage.stage_users([ada])
+    opened.stage.people.stage_users([ada])
     opened.stage.note_not_attempted("the disk is full")
     assert states(opened) == {"user": {"rejected": 1, "not_attempted": 1}, "event": {"not_attempted": 2}}
     assert [(each.kind, each.row, each.identity) for each in opened.stage.undelivered()] == [
