@@ -162,11 +162,13 @@ class Job:
                 try:
                     delivered = delivery.run()
                 finally:
-                    self.users = shown(opened.stage.count_outcomes()[Kind.USER])
+                    self.users = shown(opened.stage.states.count_outcomes()[Kind.USER])
                 opened.stage.note_not_attempted("not attempted")
                 opened.ledger.commit()
-                users, events = (shown(opened.stage.count_outcomes()[kind]) for kind in Kind)
-                return Ran(delivered.stopped, users, events, list(opened.stage.undelivered()), progress, delivered)
+                users, events = (shown(opened.stage.states.count_outcomes()[kind]) for kind in Kind)
+                return Ran(
+                    delivered.stopped, users, events, list(opened.stage.outcomes.undelivered()), progress, delivered
+                )
         finally:
             client.session.close()
 

@@ -30,7 +30,7 @@ class Opened(NamedTuple):
 
     def accept(self, records: Sequence[Record]) -> None:
         """Iterable has accepted these."""
-        self.stage.note_delivered(records)
+        self.stage.outcomes.note_delivered(records)
         self.ledger.accept(records)
 
     def stage_events(self, events: Sequence[Record]) -> None:

@@ -39,7 +39,7 @@ class CommitBuffer:
     def commit(self) -> None:
         """Enter what was accepted, so that no later run sends it again."""
         if self._accepted:
-            self._stage.note_delivered(self._accepted)
+            self._stage.outcomes.note_delivered(self._accepted)
             self._ledger.accept(self._accepted)
             self._ledger.commit()
             self._accepted, self._bytes = [], 0

@@ -139,7 +139,7 @@ class Delivery:
         return Delivered(self._stop, self._breaker.has_accepted, *self._fields.found())
 
     def _send_everything(self) -> None:
-        self._left = {kind: self._stage.count_pending(kind) for kind in Kind}
+        self._left = {kind: self._stage.states.count_pending(kind) for kind in Kind}
         if any(self._left.values()):
             self._progress.start(self._left.copy())
             self._send()
@@ -296,9 +296,9 @@ class Delivery:
 
     def _note_unknown(self, unknown: Sequence[FailedRecord]) -> None:
         if self._is_second_try:
-            self._stage.note(unknown)
+            self._stage.outcomes.note(unknown)
         else:
-            self._stage.hold(unknown)
+            self._stage.outcomes.hold(unknown)
             self._held += len(unknown)
 
     def _finish(self, batch: Batch) -> None:
@@ -322,7 +322,7 @@ class Delivery:
         self._finish(batch)
         attempted = batch.unsettled if self._mode.is_bulk else batch.unsettled[:1]
         rest = (Outcome.UNACKNOWLEDGED, None, None, message, 1)
-        self._stage.note(
+        self._stage.outcomes.note(
             [FailedRecord(each.kind, each.row, each.identity, *rest) for each in attempted], is_blamed=False
         )
 
@@ -332,7 +332,7 @@ class Delivery:
         """Try the events of users unknown to Iterable once more, when it has had time to learn of its new users."""
         if self._stop is not None:
             return
-        lost = self._stage.release_users_of_held()
+        lost = self._stage.outcomes.release_users_of_held()
         if lost:
             self._progress.say(f"{counted(lost, 'unchanged user')} gone from Iterable; sending again.")
             self._send()
@@ -346,7 +346,7 @@ class Delivery:
         self._wait_until(self._clock() + wait_s)
         if self._stop is None:
             self._is_second_try = True
-            self._stage.release_held()
+            self._stage.outcomes.release_held()
             self._send()
 
     def _decide(self) -> None:
@@ -354,7 +354,7 @@ class Delivery:
         suspected = self._suspicions.conclude()
         if suspected is not None and (self._stop is None or self._is_verdict):
             self._stop = suspected
-        elif self._is_verdict and self._is_in_doubt and not any(map(self._stage.count_pending, Kind)):
+        elif self._is_verdict and self._is_in_doubt and not any(map(self._stage.states.count_pending, Kind)):
             self._stop = None  # all have been tried
 
     def _wait_until(self, moment: float) -> None:
@@ -373,7 +373,7 @@ class Delivery:
         with suppress(sqlite3.Error):
             self._decide()
         with suppress(sqlite3.Error):
-            self._stage.give_up_held()
+            self._stage.outcomes.give_up_held()
         try:
             counts = self._breaker.has_accepted
             note_failures(self._ledger, self._stage, self._query, counts=counts, window_from=self._window_from)

@@ -22,29 +22,29 @@ def note_failures(ledger: Ledger, stage: Stage, query: str, *, counts: bool, win
     """Called once, when each record that was tried has its outcome. counts: whether anything was accepted in this run;
     the failures of other runs may be the project's, and count neither for a record nor against it. window_from: where
     the window of :since starts, in Unix seconds."""
-    for failures in stage.failures():
+    for failures in stage.outcomes.failures():
         hopeless = _keep_failing(ledger, failures, counts)
-        stage.reject([each for each in failures if each.key in hopeless], KEEPS_FAILING)
+        stage.outcomes.reject([each for each in failures if each.key in hopeless], KEEPS_FAILING)
         failed = [_failed(each, hopeless) for each in failures]
         is_new = ledger.note_failures(failed, query, counts=counts, window_from=window_from)
-        stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
+        stage.outcomes.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     ledger.commit()
 
 
 def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool, window_from: int | None = None) -> None:
     """The same for records that can't be sent. keep=False only looks which of them are known, as a dry run does."""
-    for failures in stage.refusals():  # all are looked at before the first is noted, as rows may be alike
+    for failures in stage.outcomes.refusals():  # all are looked at before the first is noted, as rows may be alike
         is_new = ledger.are_new([_failed(each, set()) for each in failures])
-        stage.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
+        stage.outcomes.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     if keep:
-        for failures in stage.refusals():
+        for failures in stage.outcomes.refusals():
             failed = [_failed(each, set()) for each in failures]
             ledger.note_failures(failed, query, counts=False, window_from=window_from)
 
 
 def report_rejections(ledger: Ledger, stage: Stage) -> None:
     """The run has written down all rejections, and will end with 1: later runs know them. Committed by the caller."""
-    for failures in chain(stage.failures(), stage.refusals()):
+    for failures in chain(stage.outcomes.failures(), stage.outcomes.refusals()):
         rejected = [each for each in failures if each.undelivered.outcome is Outcome.REJECTED]
         ledger.report_failures([_failed(each, set()) for each in rejected])
     for values in stage.outcomes.omitted():

@@ -31,15 +31,15 @@ class Suspicions:
         if failure is None or failure is Failure.REJECTED:
             self._acquit()
             if settled.failed:
-                self._stage.note(settled.failed)
+                self._stage.outcomes.note(settled.failed)
         elif not POLICIES[failure].is_suspect:
             self._is_outage |= failure is not Failure.ABANDONED and settled.was_answered
-            self._stage.note(settled.failed, is_blamed=failure is not Failure.ABANDONED)
+            self._stage.outcomes.note(settled.failed, is_blamed=failure is not Failure.ABANDONED)
         elif POLICIES[failure].ends_run_at_once:
             self._suspect(failure, settled.message)
-            self._stage.note(settled.failed, is_blamed=False)
+            self._stage.outcomes.note(settled.failed, is_blamed=False)
         elif self._is_acquitted:
-            self._stage.note(settled.failed)
+            self._stage.outcomes.note(settled.failed)
         else:
             self._suspect(failure, settled.message)
             self._undecided += settled.failed
@@ -51,11 +51,13 @@ class Suspicions:
     def _acquit(self) -> None:
         self._is_acquitted = True
         if self._undecided:
-            self._stage.note(self._undecided)
+            self._stage.outcomes.note(self._undecided)
             self._undecided = []
 
     def conclude(self) -> Ending | None:
         """Nothing more comes: how the run ends for them, if it does."""
         undecided, self._undecided = self._undecided, []
-        self._stage.note([each._replace(outcome=Outcome.UNACKNOWLEDGED) for each in undecided], is_blamed=False)
+        self._stage.outcomes.note(
+            [each._replace(outcome=Outcome.UNACKNOWLEDGED) for each in undecided], is_blamed=False
+        )
         return None if self._is_acquitted or self._is_outage else self._ending

@@ -161,7 +161,7 @@ class _Person:
         )
 
     def _refused(self, kind: Kind) -> Iterator[RecordReport]:
-        for each in self._session.stage.undelivered():
+        for each in self._session.stage.outcomes.undelivered():
             if each.kind is kind and self._planned.is_asked_for(each.row):
                 accepted_at = self._accepted.get(self._key) if kind is Kind.USER else None
                 yield RecordReport(

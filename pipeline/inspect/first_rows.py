@@ -189,13 +189,13 @@ class FirstRows:
         )
 
     def _about_rows(self, stage: Stage) -> Iterator[Finding]:
-        users, events = (stage.count_pending(kind) for kind in Kind)
-        unchanged = sum(counts[Outcome.UNCHANGED] for counts in stage.count_outcomes().values())
+        users, events = (stage.states.count_pending(kind) for kind in Kind)
+        unchanged = sum(counts[Outcome.UNCHANGED] for counts in stage.states.count_outcomes().values())
         plan = f"{counted(users, 'user')} and {counted(events, 'event')} to send, {unchanged:,} unchanged"
         yield good(Area.ROWS, f"in {self._rows_phrase}: {plan}")
         reasons: dict[str, int] = {}  # each with the first row that has it
         rows = set()
-        for each in stage.undelivered(with_not_attempted=False):
+        for each in stage.outcomes.undelivered(with_not_attempted=False):
             reasons.setdefault(each.message.rstrip("."), each.row)
             rows.add(each.row)
         if rows:
@@ -231,4 +231,4 @@ def _folder_for_stage(output_dir: Path) -> Path:
 
 
 def _is_any_new(stage: Stage) -> bool:
-    return any(new for *_, new in stage.count_reasons(-1))
+    return any(new for *_, new in stage.outcomes.count_reasons(-1))

@@ -93,10 +93,10 @@ def _count_all(run: Run, account: Account, ending: Ending) -> dict[str, Any]:
         run.stage.note_not_attempted(f"Not attempted: {DRY_RUN_REASON if ran_dry else ending.reason}")
     except sqlite3.Error as problem:
         logger.error("At the end, the list of failures can't be written: %s", problem)
-    if any(run.stage.count_pending(kind) for kind in Kind):
+    if any(run.stage.states.count_pending(kind) for kind in Kind):
         raise AssertionError("some records have no outcome")
     return results.counts_as_json(
-        run.stage.count_outcomes(),
+        run.stage.states.count_outcomes(),
         rows=account.read.rows,
         duplicate_events=run.stage.doubled.repeated,
         corrected_events=run.stage.doubled.corrected,
@@ -107,7 +107,7 @@ def _count_all(run: Run, account: Account, ending: Ending) -> dict[str, Any]:
 
 def _write_rejected_rows(run: Run, account: Account) -> str | None:
     """A CSV of the rows of rejected records, if there are some; returns its name."""
-    rejected = (each for each in run.stage.undelivered() if each.outcome is Outcome.REJECTED)
+    rejected = (each for each in run.stage.outcomes.undelivered() if each.outcome is Outcome.REJECTED)
     first = next(rejected, None)
     if account.read is None or first is None:
         return None
@@ -119,7 +119,7 @@ def _write_rejected_rows(run: Run, account: Account) -> str | None:
 
 
 def _undelivered(run: Run, limit: int = -1) -> Iterator[FailedRecord]:
-    return run.stage.undelivered(limit, with_not_attempted=not run.leaves_pending)
+    return run.stage.outcomes.undelivered(limit, with_not_attempted=not run.leaves_pending)
 
 
 def _without_results(ending: Ending, what: str, problem: Exception) -> Ending:

@@ -35,7 +35,7 @@ def enter_baseline(run: Run, moved: Sequence[tuple[bytes, bytes]]) -> Delivered:
         for records in _to_enter(run.stage, kind, before):
             run.ledger.accept(records)
             run.ledger.commit()
-            run.stage.note_unchanged(records)
+            run.stage.outcomes.note_unchanged(records)
     return Delivered(entered=sum(found.values()))
 
 

@@ -85,7 +85,7 @@ class Brake:
 
     @cached_property
     def _numbers(self) -> dict[Kind, int]:
-        return {kind: self.stage.count_pending(kind) for kind in Kind}
+        return {kind: self.stage.states.count_pending(kind) for kind in Kind}
 
     @cached_property
     def _pending(self) -> Pending:

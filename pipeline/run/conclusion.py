@@ -52,7 +52,7 @@ def conclude(run: Run, read: Read, delivered: Delivered) -> Ending:
     """How a run ended that got through its steps."""
     if delivered.stopped is not None:
         return delivered.stopped
-    by_kind = run.stage.count_outcomes().values()
+    by_kind = run.stage.states.count_outcomes().values()
     numbers = {outcome: sum(counts[outcome] for counts in by_kind) for outcome in Outcome}
     if numbers[Outcome.UNACKNOWLEDGED]:
         left = f"{_records(numbers[Outcome.UNACKNOWLEDGED])} not acknowledged; the next run tries again."
@@ -74,13 +74,13 @@ def conclude(run: Run, read: Read, delivered: Delivered) -> Ending:
 
 
 def _conclude_baseline(run: Run, known: int) -> Ending:
-    left = [counted(count, kind.value) for kind in Kind if (count := run.stage.count_pending(kind))]
+    left = [counted(count, kind.value) for kind in Kind if (count := run.stage.states.count_pending(kind))]
     more = f" {' and '.join(left)} left to the next run, as --before was given." if left else ""
     return Ending(ExitCode.SUCCESS, f"{_records(known)} known as accepted; nothing was sent.{more}")
 
 
 def _conclude_rejected(run: Run, rejected: int) -> Ending:
-    new = run.stage.count_new_rejections()
+    new = run.stage.outcomes.count_new_rejections()
     path = run.settings.output_dir / results.REJECTED_NAME.format(run.run_id)
     known = "" if new == rejected else f", {new:,} of them new" if new else ", all known from earlier runs"
     code = ExitCode.SUCCESS if run.settings.exit_on_rejected == "new" and not new else ExitCode.REJECTED
@@ -106,7 +106,7 @@ def _example(run: Run, outcome: Outcome) -> str:
 
 def reasons_of(run: Run, limit: int = results.MAX_REASONS) -> list[results.Reason]:
     try:
-        reasons = [results.Reason(*each) for each in run.stage.count_reasons(limit)]
+        reasons = [results.Reason(*each) for each in run.stage.outcomes.count_reasons(limit)]
     except sqlite3.Error:
         return []
     planned_only = Outcome.NOT_ATTEMPTED.value if run.leaves_pending else None

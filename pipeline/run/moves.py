@@ -124,7 +124,7 @@ class Mover:
         message = f"Whether Iterable has changed this person's address is not known: {answer['error']}"
         rest = (Outcome.UNACKNOWLEDGED, answer["status_code"], answer["code"], message, answer["attempts"])
         failed = [FailedRecord(each.kind, each.row, each.identity, *rest) for each in self._stage.open_of(move.key)]
-        self._stage.note(failed, is_blamed=False)
+        self._stage.outcomes.note(failed, is_blamed=False)
         self._report.note_change(move.row, move.text, "held")
         if self._unanswered < MAX_UNANSWERED:
             return None

@@ -54,7 +54,7 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
     )
     if not has_braked:
         _remember_people(run, read)
-        events = run.stage.count_outcomes()[Kind.EVENT]
+        events = run.stage.states.count_outcomes()[Kind.EVENT]
         # The ids of these are made so. A part may be known by chance, such as the events without a field that is new.
         if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
             run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=True)

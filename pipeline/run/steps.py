@@ -70,9 +70,9 @@ def make_plan(run: Run, read: Read) -> Plan:
     except sqlite3.Error as error:
         folder = run.settings.output_dir
         raise OutputError(f"{folder} has no room for the records of this run ({error}); nothing was sent.") from error
-    pending = {kind: run.stage.count_pending(kind) for kind in Kind}
+    pending = {kind: run.stage.states.count_pending(kind) for kind in Kind}
     mode = mode_for(run.settings, sum(pending.values()))
-    unchanged = sum(counts[Outcome.UNCHANGED] for counts in run.stage.count_outcomes().values())
+    unchanged = sum(counts[Outcome.UNCHANGED] for counts in run.stage.states.count_outcomes().values())
     run.console.say(
         f"Step 5: {counted(pending[Kind.USER], 'user')} and {counted(pending[Kind.EVENT], 'event')} to send "
         f"({mode.name} requests); "
@@ -82,7 +82,7 @@ def make_plan(run: Run, read: Read) -> Plan:
 
 
 def _reject_forgotten(run: Run) -> None:
-    if not run.settings.skip_forgotten or not any(run.stage.count_pending(kind) for kind in Kind):
+    if not run.settings.skip_forgotten or not any(run.stage.states.count_pending(kind) for kind in Kind):
         return
     if run.options.dry_run:
         run.console.say("        Dry run: whom Iterable has forgotten (SKIP_FORGOTTEN) is not looked up.")
@@ -104,9 +104,9 @@ def _show_plan(run: Run, read: Read) -> str:
     _show_moves(run, read)
     say = run.console.say
     say("        Dry run: nothing is sent, and the ledger stays as it is.")
-    outcomes = run.stage.count_outcomes()
+    outcomes = run.stage.states.count_outcomes()
     for kind in Kind:
-        say(f"        {dry_run.counts(kind, outcomes[kind], run.stage.count_pending(kind))}")
+        say(f"        {dry_run.counts(kind, outcomes[kind], run.stage.states.count_pending(kind))}")
     for sentence in _journeys(run):
         say(f"        {sentence}")
     first = [record for kind in Kind for record in islice(pending_records(run.stage, kind), dry_run.SHOWN_OF_EACH_KIND)]
@@ -174,7 +174,7 @@ def _make_delivery(run: Run, read: Read, mode: Mode, *, has_moved: bool) -> Deli
     by_user_id = run.settings.iterable_identifier == "userId"
     paces = rates(run.settings.rate_limit_percent)
     progress = DeliveryProgress(
-        run.console, run.stage.count_delivered, pause_s=max(1 / paces[name] for name in mode.endpoints)
+        run.console, run.stage.outcomes.count_delivered, pause_s=max(1 / paces[name] for name in mode.endpoints)
     )
     run.breaker.on_wait = progress.waiting
     remembered = run.ledger.dropped_fields()

@@ -40,24 +40,15 @@ class Stage:
         self._database = database
         self._largest_user_row = 0  # in characters
         self._has_all_users = False  # until the rows of each are put together, a user is in `user_rows` only
-        self._states = States()
-        self._runs = EventRuns(database, self._states)
-        self._duplicates = Duplicates(database, self._runs, self._states)
+        self.states = States()
+        self._runs = EventRuns(database, self.states)
+        self._duplicates = Duplicates(database, self._runs, self.states)
         self.doubled = Doubled()
         self.merged_users = 0  # whose rows disagreed
         self.left_users = 0  # that are known, and would have been updated otherwise
-        self.outcomes = outcomes = Outcomes(database, self._states, self._runs)
+        self.outcomes = Outcomes(database, self.states, self._runs)
         self.known = KnownRecords()
-        self.people = People(database, self._states, self._runs, outcomes, self.known)
-        self.note_delivered, self.note_unchanged = outcomes.note_delivered, outcomes.note_unchanged
-        self.note, self.note_refusals, self.reject = outcomes.note, outcomes.note_refusals, outcomes.reject
-        self.hold, self.release_held, self.give_up_held = outcomes.hold, outcomes.release_held, outcomes.give_up_held
-        self.release_users_of_held = outcomes.release_users_of_held
-        self.failures, self.refusals, self.mark_known = outcomes.failures, outcomes.refusals, outcomes.mark_known
-        self.undelivered = outcomes.undelivered
-        self.count_new_rejections, self.count_reasons = outcomes.count_new_rejections, outcomes.count_reasons
-        self.count_pending, self.count_outcomes = self._states.count_pending, self._states.count_outcomes
-        self.count_delivered = outcomes.count_delivered
+        self.people = People(database, self.states, self._runs, self.outcomes, self.known)
 
     # Staging --------------------------------------------------------------------------------------------------
 
@@ -117,15 +108,15 @@ class Stage:
         self._keep()
         self._has_all_users = True
         if ids_are_given:
-            self.note(self._duplicates.find_conflicts())
+            self.outcomes.note(self._duplicates.find_conflicts())
         self.doubled = self._duplicates.drop()
-        if self.count_pending(Kind.EVENT):
+        if self.states.count_pending(Kind.EVENT):
             self._runs.put_in_order()
         self._put_events_of_late_users_last()
 
     def _put_events_of_late_users_last(self) -> None:
         """They must not overtake their user's update."""
-        users, events = self._states[Kind.USER], self._states[Kind.EVENT]
+        users, events = self.states[Kind.USER], self.states[Kind.EVENT]
         if LATE not in users or PENDING not in events:
             return
         for row, user_key in self._database.execute("SELECT row, key FROM users ORDER BY key"):
@@ -141,7 +132,7 @@ class Stage:
         self.merged_users = self.left_users = 0
         self.doubled = Doubled()
         self._duplicates.clear()
-        self._states.clear()
+        self.states.clear()
 
     # What is to be sent ---------------------------------------------------------------------------------------
 
@@ -161,7 +152,7 @@ class Stage:
     ) -> Iterator[UserRecords]:
         """The same, some at a time that belong to one user."""
         state = LATE if late else PENDING
-        if state not in self._states[kind]:
+        if state not in self.states[kind]:
             return iter(())
         read = self.people.read if kind is Kind.USER else self._runs.read
         return read(state, first[:USER_BYTES], before[:USER_BYTES] if before is not None else _BEHIND_ALL_KEYS)
@@ -169,7 +160,7 @@ class Stage:
     def open_of(self, key: bytes) -> list[Record]:
         """A user that is pending or unchanged, and the events that are pending."""
         behind = key[: USER_BYTES - 1] + bytes([key[USER_BYTES - 1] + 1]) if key[USER_BYTES - 1] < 255 else None
-        states = self._states[Kind.USER]
+        states = self.states[Kind.USER]
         user = self.people.record_of(key)
         users = [user] if user is not None and states[user.row] in (PENDING, LATE, UNCHANGED) else []
         events = [
@@ -188,7 +179,7 @@ class Stage:
 
     def pending_given(self) -> Iterator[list[tuple[int, bytes, bytes]]]:
         """Row, key and fingerprint of pending events whose ids the query gives, some at a time."""
-        states = self._states[Kind.EVENT]
+        states = self.states[Kind.EVENT]
         events = (each for each in self._runs.all() if is_given(each[1]) and states[each[0]] in (PENDING, LATE))
         while page := list(islice(events, KEYS_PER_LOOKUP)):
             yield page
@@ -201,26 +192,28 @@ class Stage:
         try:
             if not self._has_all_users:  # the run broke off before the stage was finished
                 self._stage_unmerged_users()
-            if self.count_pending(Kind.EVENT):
+            if self.states.count_pending(Kind.EVENT):
                 self._runs.put_in_order()
             for kind, late in product(Kind, (False, True)):
                 for page in pages(self.pending_by_user(kind, late=late)):
-                    self.note([FailedRecord(kind, record.row, record.identity, *undelivered) for record in page])
+                    self.outcomes.note(
+                        [FailedRecord(kind, record.row, record.identity, *undelivered) for record in page]
+                    )
         finally:
             for state in (PENDING, LATE):
-                self._states.replace(state, CODES[Outcome.NOT_ATTEMPTED])
+                self.states.replace(state, CODES[Outcome.NOT_ATTEMPTED])
 
     def _stage_unmerged_users(self) -> None:
         """So that each of them has one outcome, whether or not somebody has put together what their rows say."""
         missing = "FROM user_rows WHERE key NOT IN (SELECT key FROM users) GROUP BY key"
         is_refused = "key IN (SELECT own_key FROM undelivered WHERE own_key IS NOT NULL)"
-        self._states.clear(Kind.USER)
+        self.states.clear(Kind.USER)
         for source in (f"row, {is_refused} FROM users", f"max(row), {is_refused} {missing}"):
             for row, has_outcome in self._database.execute(f"SELECT {source}"):
                 if not has_outcome:
-                    self._states.set(Kind.USER, row, PENDING)
+                    self.states.set(Kind.USER, row, PENDING)
         for row, outcome in self._database.execute("SELECT row, outcome FROM undelivered WHERE kind = 'user'"):
-            self._states.set(Kind.USER, row, CODES[Outcome(outcome)])
+            self.states.set(Kind.USER, row, CODES[Outcome(outcome)])
         columns = "key, row, identity, fingerprint, payload"
         self._database.execute(f"INSERT INTO users ({columns}) SELECT key, max(row), identity, x'', x'' {missing}")
 

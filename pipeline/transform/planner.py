@@ -359,7 +359,9 @@ class Planner:
         for page in self._stage.pending_given():
             known = self._ledger.accepted.known_given([key for _, key, _ in page])
             others = [event for event in page if known.get(event[1], event[1])[0] != event[1][:USER_BYTES]]
-            self._stage.note([FailedRecord(Kind.EVENT, row, None, *rest) for row, key, _ in others if key in known])
+            self._stage.outcomes.note(
+                [FailedRecord(Kind.EVENT, row, None, *rest) for row, key, _ in others if key in known]
+            )
 
     def _payloads_of_news(self, found: events.Events, states: bytes) -> list[bytes]:
         """What is unchanged needs no payload."""
@@ -408,7 +410,7 @@ class Planner:
         self._stage.stage_events(
             waiting.rows, waiting.keys, waiting.fingerprints, waiting.payloads, states=bytes(waiting.states)
         )
-        self._stage.note_refusals(waiting.refusals)
+        self._stage.outcomes.note_refusals(waiting.refusals)
         self._stage.outcomes.note_omitted(waiting.omitted)
         self._waiting = _Waiting()
 

@@ -107,12 +107,12 @@ def test_what_was_not_accepted_is_offered_again(tmp_path: Path) -> None:
     with opening(tmp_path) as opened:
         offer(opened)
         opened.accept([user(opened, 1, "1@example.com")])
-        opened.stage.note([rejected(Kind.USER, 2), rejected(Kind.USER, 3, outcome=Outcome.UNACKNOWLEDGED)])
-        opened.stage.hold([rejected(Kind.USER, 4)])
-        opened.stage.give_up_held()
+        opened.stage.outcomes.note([rejected(Kind.USER, 2), rejected(Kind.USER, 3, outcome=Outcome.UNACKNOWLEDGED)])
+        opened.stage.outcomes.hold([rejected(Kind.USER, 4)])
+        opened.stage.outcomes.give_up_held()
         opened.stage.note_not_attempted("the run stopped")
         opened.ledger.commit()
-        assert opened.stage.count_outcomes()[Kind.USER] == {
+        assert opened.stage.states.count_outcomes()[Kind.USER] == {
             Outcome.DELIVERED: 1,
             Outcome.UNCHANGED: 0,
             Outcome.REJECTED: 1,
@@ -155,7 +155,7 @@ def test_files_hold_hashes_only(tmp_path: Path) -> None:
         records = [user(opened, 1, ADA, "Lovelace"), event(opened, 1, "event-id-17", page="secret page")]
         stage(opened, *records)
         opened.accept(records)
-        opened.stage.note([rejected(Kind.EVENT, 2)])
+        opened.stage.outcomes.note([rejected(Kind.EVENT, 2)])
         opened.ledger.commit()
         while_open = b"".join(path.read_bytes() for path in tmp_path.iterdir())
         assert records[0].key in while_open
@@ -569,5 +569,5 @@ def test_read_only_knows_what_was_accepted_and_leaves_the_file_as_it_is(tmp_path
     with reading(tmp_path, day=TODAY + 1000) as opened:
         stage(opened, user(opened, 1), user(opened, 2, BOB))
         opened.stage.note_not_attempted("a dry run")
-        assert opened.stage.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 1
+        assert opened.stage.states.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {LEDGER_NAME: before, LOCK_NAME: b""}

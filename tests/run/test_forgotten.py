@@ -96,9 +96,9 @@ def test_another_run_knows_these_rejections_again(tmp_path: Path) -> None:
         opened.stage.finish_staging()
         assert opened.stage.people.reject_people(lambda identity: identity == "bob@example.com", CODE, MESSAGE) == 0
         assert opened.stage.people.reject_people(lambda identity: identity == "ada@example.com", CODE, MESSAGE) == 2
-        (refusals,) = opened.stage.refusals()
+        (refusals,) = opened.stage.outcomes.refusals()
         assert [(each.key, each.fingerprint) for each in refusals] == [(event_key, MADE), (key, b"f1")]
-        assert [opened.stage.count_pending(kind) for kind in Kind] == [0, 0]
+        assert [opened.stage.states.count_pending(kind) for kind in Kind] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -116,10 +116,12 @@ def test_failures_have_the_fingerprints_that_were_staged(
         if found:
             rows, keys, fingerprints, payloads, states = zip(*found, strict=True)
             stage.stage_events(rows, keys, fingerprints, payloads, bytes(states))
-        stage.note(
+        stage.outcomes.note(
             [FailedRecord(Kind.EVENT, each.row, None, Outcome.REJECTED, 400, "Bad", "refused", 1) for each in found]
         )
-        of_failures = [(each.undelivered.row, each.key, each.fingerprint) for page in stage.failures() for each in page]
+        of_failures = [
+            (each.undelivered.row, each.key, each.fingerprint) for page in stage.outcomes.failures() for each in page
+        ]
         assert sorted(of_failures, key=itemgetter(0)) == [each[:3] for each in found]
 
 

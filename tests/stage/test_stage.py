@@ -141,9 +141,9 @@ def test_what_had_trouble_before_and_the_events_of_such_users_come_apart_from_th
         (Kind.EVENT, False): [2, 3],
         (Kind.EVENT, True): [1, 4],
     }
-    assert [opened.stage.count_pending(kind) for kind in Kind] == [3, 4]
+    assert [opened.stage.states.count_pending(kind) for kind in Kind] == [3, 4]
     opened.stage.note_not_attempted("an outage")
-    assert len(list(opened.stage.undelivered())) == 7
+    assert len(list(opened.stage.outcomes.undelivered())) == 7
 
 
 def test_unchanged_users_of_held_events_are_released_and_no_others(opened: Opened) -> None:
@@ -152,8 +152,8 @@ def test_unchanged_users_of_held_events_are_released_and_no_others(opened: Opene
     opened.ledger.accept([users[0], users[2]])
     stage(opened, *users, *events)
     opened.accept([users[1]])
-    opened.stage.hold([rejected(Kind.EVENT, row) for row in (1, 2, 3)])
-    assert opened.stage.release_users_of_held() == 1
+    opened.stage.outcomes.hold([rejected(Kind.EVENT, row) for row in (1, 2, 3)])
+    assert opened.stage.outcomes.release_users_of_held() == 1
     assert list(opened.stage.pending(Kind.USER)) == [users[0]]
 
 
@@ -191,7 +191,7 @@ def test_events_with_one_id_and_another_person_name_or_time_are_all_rejected(
         ids_are_given=True,
     )
     assert shown(list(opened.stage.pending(Kind.EVENT))) == ["event bob@example.com row 3: own"]
-    assert list(opened.stage.undelivered()) == [conflict(1, 2), conflict(2, 1), conflict(4, 2)]
+    assert list(opened.stage.outcomes.undelivered()) == [conflict(1, 2), conflict(2, 1), conflict(4, 2)]
     assert opened.stage.doubled == Doubled()
 
 
@@ -202,7 +202,7 @@ def test_ids_that_are_made_never_conflict(opened: Opened) -> None:
     opened.stage.stage_events([1, 2], made, [MADE, MADE], [b"{}", b"{}"])
     opened.stage.finish_staging(ids_are_given=True)
     assert sorted(each.key for each in opened.stage.pending(Kind.EVENT)) == sorted(made)
-    assert list(opened.stage.undelivered()) == []
+    assert list(opened.stage.outcomes.undelivered()) == []
 
 
 @pytest.mark.parametrize("order", [(ADA, BOB), (BOB, ADA)])
@@ -215,7 +215,7 @@ def test_of_events_in_conflict_what_iterable_has_already_is_unchanged(tmp_path: 
         assert list(opened.stage.pending(Kind.EVENT)) == []
         assert states(opened)["event"] == {"unchanged": 1, "rejected": 1}
         row = order.index(BOB) + 1
-        assert list(opened.stage.undelivered()) == [conflict(row, 3 - row)]
+        assert list(opened.stage.outcomes.undelivered()) == [conflict(row, 3 - row)]
 
 
 def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_reasons(opened: Opened) -> None:
@@ -228,7 +228,8 @@ def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_
     with pytest.raises(sqlite3.OperationalError, match="full"):
         opened.stage.note_not_attempted("Not attempted: " + "x" * 500)
     outcomes = {
-        kind: {each: count for each, count in of.items() if count} for kind, of in opened.stage.count_outcomes().items()
+        kind: {each: count for each, count in of.items() if count}
+        for kind, of in opened.stage.states.count_outcomes().items()
     }
     assert outcomes == {Kind.USER: {Outcome.NOT_ATTEMPTED: 1000}, Kind.EVENT: {Outcome.NOT_ATTEMPTED: 1}}
     assert pending(opened) == []
@@ -237,9 +238,9 @@ def test_what_was_not_attempted_is_counted_also_where_a_full_disk_takes_no_more_
 def test_cleared_stage_is_as_new(opened: Opened) -> None:
     opened.stage.people.stage_users([user(opened, 1, ADA), user(opened, 2, BOB)])
     stage_events(opened, event(opened, 1, "e1"))
-    opened.stage.note([rejected(Kind.EVENT, 2)])
+    opened.stage.outcomes.note([rejected(Kind.EVENT, 2)])
     opened.stage.clear()
-    assert (list(opened.stage.undelivered()), opened.stage.count_pending(Kind.EVENT)) == ([], 0)
+    assert (list(opened.stage.outcomes.undelivered()), opened.stage.states.count_pending(Kind.EVENT)) == ([], 0)
     stage(opened, user(opened, 3, CY), event(opened, 3, "e1", CY))
     assert shown(pending(opened)) == ["user cy@example.com row 3: pro", "event cy@example.com row 3: e1"]
 
@@ -271,7 +272,7 @@ def test_of_doubled_events_the_first_with_the_last_content_is_sent(
     stage_events(opened, *(event(opened, row, "e", page=page) for row, page in enumerate(pages, start=first_row)))
     opened.stage.finish_staging()
     assert [each.row for each in opened.stage.pending(Kind.EVENT)] == [first_row + kept]
-    assert opened.stage.count_pending(Kind.EVENT) == 1
+    assert opened.stage.states.count_pending(Kind.EVENT) == 1
     assert opened.stage.doubled == doubled(pages)
 
 
@@ -279,46 +280,46 @@ def test_held_events_are_settled_until_they_are_released(opened: Opened) -> None
     events = [event(opened, row, f"e{row}") for row in (1, 2, 3)]
     stage(opened, user(opened, 1), *events)
     opened.accept([user(opened, 1), events[0]])
-    opened.stage.hold([rejected(Kind.EVENT, 2), rejected(Kind.EVENT, 3)])
-    assert (pending(opened), opened.stage.count_pending(Kind.EVENT)) == ([], 0)
-    opened.stage.release_held()
-    assert (pending(opened), opened.stage.count_pending(Kind.EVENT)) == (events[1:], 2)
-    assert list(opened.stage.undelivered()) == []
+    opened.stage.outcomes.hold([rejected(Kind.EVENT, 2), rejected(Kind.EVENT, 3)])
+    assert (pending(opened), opened.stage.states.count_pending(Kind.EVENT)) == ([], 0)
+    opened.stage.outcomes.release_held()
+    assert (pending(opened), opened.stage.states.count_pending(Kind.EVENT)) == (events[1:], 2)
+    assert list(opened.stage.outcomes.undelivered()) == []
 
 
 def test_held_events_given_up_are_unacknowledged_with_what_iterable_said(opened: Opened) -> None:
     stage(opened, user(opened, 1), event(opened, 1, "e1"))
-    opened.stage.hold([rejected(Kind.EVENT, 1)])
-    opened.stage.give_up_held()
-    assert list(opened.stage.undelivered()) == [rejected(Kind.EVENT, 1, outcome=Outcome.UNACKNOWLEDGED)]
+    opened.stage.outcomes.hold([rejected(Kind.EVENT, 1)])
+    opened.stage.outcomes.give_up_held()
+    assert list(opened.stage.outcomes.undelivered()) == [rejected(Kind.EVENT, 1, outcome=Outcome.UNACKNOWLEDGED)]
 
 
 def test_what_has_no_outcome_is_not_attempted(opened: Opened) -> None:
     stage(opened, user(opened, 1, ADA), user(opened, 2, BOB), event(opened, 1, "e1"), event(opened, 2, "e2", BOB))
     opened.accept([user(opened, 1, ADA)])
-    opened.stage.note([rejected(Kind.EVENT, 1)])
+    opened.stage.outcomes.note([rejected(Kind.EVENT, 1)])
     opened.stage.note_not_attempted("an outage")
     not_attempted = (Outcome.NOT_ATTEMPTED, None, None, "an outage", 0)
-    assert list(opened.stage.undelivered()) == [
+    assert list(opened.stage.outcomes.undelivered()) == [
         rejected(Kind.EVENT, 1),
         FailedRecord(Kind.USER, 2, BOB, *not_attempted),
         FailedRecord(Kind.EVENT, 2, BOB, *not_attempted),
     ]
-    assert list(opened.stage.undelivered(with_not_attempted=False)) == [rejected(Kind.EVENT, 1)]
-    assert list(opened.stage.undelivered(limit=1)) == [rejected(Kind.EVENT, 1)]
+    assert list(opened.stage.outcomes.undelivered(with_not_attempted=False)) == [rejected(Kind.EVENT, 1)]
+    assert list(opened.stage.outcomes.undelivered(limit=1)) == [rejected(Kind.EVENT, 1)]
 
 
 def test_counts_cover_every_outcome_and_leave_out_what_is_pending_or_held(opened: Opened) -> None:
     stage(opened, user(opened, 1, ADA), user(opened, 2, BOB), event(opened, 1, "e1"), event(opened, 2, "e2", BOB))
     opened.accept([user(opened, 1, ADA)])
-    opened.stage.hold([rejected(Kind.EVENT, 1)])
-    opened.stage.note([rejected(Kind.EVENT, 2, BOB)])
+    opened.stage.outcomes.hold([rejected(Kind.EVENT, 1)])
+    opened.stage.outcomes.note([rejected(Kind.EVENT, 2, BOB)])
     nothing = dict.fromkeys(Outcome, 0)
-    assert opened.stage.count_outcomes() == {
+    assert opened.stage.states.count_outcomes() == {
         Kind.USER: {**nothing, Outcome.DELIVERED: 1},
         Kind.EVENT: {**nothing, Outcome.REJECTED: 1},
     }
-    assert (opened.stage.count_pending(Kind.USER), opened.stage.count_pending(Kind.EVENT)) == (1, 0)
+    assert (opened.stage.states.count_pending(Kind.USER), opened.stage.states.count_pending(Kind.EVENT)) == (1, 0)
 
 
 def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(opened: Opened) -> None:
@@ -327,8 +328,8 @@ def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(open
         for row, text in enumerate(["no email", "no email", "no email", "no plan"], 1)
     ]
     refused = [rejected(Kind.EVENT, row) for row in (1, 2)]
-    opened.stage.note([*invalid, *refused])
-    assert opened.stage.count_reasons(2) == [
+    opened.stage.outcomes.note([*invalid, *refused])
+    assert opened.stage.outcomes.count_reasons(2) == [
         ("rejected", "InvalidRecord", "no email", 3, 3),
         ("rejected", "BadParams", "refused", 2, 2),
     ]
@@ -347,7 +348,7 @@ def test_stage_is_an_unlinked_file_in_the_outputs_folder(tmp_path: Path) -> None
 def states(opened: Opened) -> dict[str, dict[str, int]]:
     return {
         kind.value: {outcome.value: count for outcome, count in counts.items() if count}
-        for kind, counts in opened.stage.count_outcomes().items()
+        for kind, counts in opened.stage.states.count_outcomes().items()
     }
 
 
@@ -384,7 +385,7 @@ def test_of_doubled_events_the_last_content_is_compared_with_what_was_accepted(
 def test_user_without_a_payload_is_no_record_and_names_its_events(opened: Opened) -> None:
     stage(opened, replace_payload(user(opened, 1), b""), event(opened, 1, "e1"))
     assert shown(pending(opened)) == ["event ada@example.com row 1: e1"]
-    assert opened.stage.count_pending(Kind.USER) == 0
+    assert opened.stage.states.count_pending(Kind.USER) == 0
 
 
 def replace_payload(record: Record, payload: bytes) -> Record:
@@ -413,11 +414,11 @@ def test_each_event_is_once_pending_dropped_or_unchanged_whatever_comes(
 
 def test_refusals_are_those_that_never_left_each_with_what_tells_it_again(opened: Opened) -> None:
     never = FailedRecord(Kind.EVENT, 3, ADA, Outcome.REJECTED, None, "InvalidRecord", "page is nan.", 0)
-    opened.stage.note_refusals([Failure(b"k" * 20, b"f" * 16, never)])
+    opened.stage.outcomes.note_refusals([Failure(b"k" * 20, b"f" * 16, never)])
     one, other = event(opened, 1, "same"), event(opened, 2, "same", BOB)
     stage(opened, user(opened, 1), user(opened, 2, BOB), one, other, ids_are_given=True)
-    opened.stage.note([rejected(Kind.USER, 1)])
-    found = [each for page in opened.stage.refusals() for each in page]
+    opened.stage.outcomes.note([rejected(Kind.USER, 1)])
+    found = [each for page in opened.stage.outcomes.refusals() for each in page]
     assert [(each.key, each.fingerprint, each.undelivered.row) for each in found] == [
         (one.key, one.fingerprint, 1),
         (other.key, other.fingerprint, 2),
@@ -432,11 +433,11 @@ def test_users_that_nobody_has_put_together_yet_have_one_outcome_each(opened: Op
     stage_events(opened, event(opened, 1, "e1"), event(opened, 3, "e2", BOB))
     opened.stage.end_reading()
     refused = FailedRecord(Kind.USER, 3, BOB, Outcome.REJECTED, None, "InvalidRecord", "plan is nan.", 0)
-    opened.stage.note_refusals([Failure(bob.key, bob.fingerprint, refused)])
+    opened.stage.outcomes.note_refusals([Failure(bob.key, bob.fingerprint, refused)])
     opened.stage.people.stage_users([ada])
     opened.stage.note_not_attempted("the disk is full")
     assert states(opened) == {"user": {"rejected": 1, "not_attempted": 1}, "event": {"not_attempted": 2}}
-    assert [(each.kind, each.row, each.identity) for each in opened.stage.undelivered()] == [
+    assert [(each.kind, each.row, each.identity) for each in opened.stage.outcomes.undelivered()] == [
         (Kind.EVENT, 1, ADA),
         (Kind.USER, 2, ADA),
         (Kind.USER, 3, BOB),

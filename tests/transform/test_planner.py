@@ -78,7 +78,7 @@ class Plan:
 def plan(opened: Opened, rows: Sequence[dict[str, Any]], rules: Rules = RULES, *, rows_per_block: int = 100) -> Plan:
     opened.plan(rules, rows, rows_per_block=rows_per_block)
     opened.stage.finish_staging(ids_are_given=rules.id_column is not None)
-    undelivered = list(opened.stage.undelivered())
+    undelivered = list(opened.stage.outcomes.undelivered())
     assert {undelivered[3:6] for undelivered in undelivered} <= {
         (Outcome.REJECTED, None, code) for code in ("InvalidRecord", "EventIdConflict")
     }
@@ -266,9 +266,9 @@ def test_records_are_staged_before_the_end(opened: Opened, monkeypatch: pytest.M
     planner = Planner(opened.ledger, opened.stage, RULES, list(ROW))
     nobody = [[value] for value in (ROW | {"email": "nobody"}).values()]
     planner.plan(nobody)
-    assert list(opened.stage.undelivered()) == []
+    assert list(opened.stage.outcomes.undelivered()) == []
     planner.plan(nobody)
-    assert len(list(opened.stage.undelivered())) == 4
+    assert len(list(opened.stage.outcomes.undelivered())) == 4
 
 
 def test_large_records_are_staged_at_once(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_single_user_field_that_changes_is_sent_with_its_last_value(opened: Open
 def test_row_that_names_nobody_is_refused_once_for_the_user_and_once_for_its_event(opened: Opened) -> None:
     opened.plan(RULES, [ROW | {"email": "nobody"}])
     message = "email is not a valid email address."
-    assert list(opened.stage.undelivered()) == [
+    assert list(opened.stage.outcomes.undelivered()) == [
         FailedRecord(Kind.USER, 1, None, Outcome.REJECTED, None, "InvalidRecord", message, 0),
         FailedRecord(Kind.EVENT, 1, None, Outcome.REJECTED, None, "InvalidRecord", message, 0),
     ]
@@ -415,7 +415,7 @@ def refusals_of(tmp_path: Path, *rows: dict[str, Any]) -> list[tuple[Kind, bytes
         plan(opened, rows)
         return sorted(
             (each.kind, key, fingerprint, each.message)
-            for page in opened.stage.refusals()
+            for page in opened.stage.outcomes.refusals()
             for key, fingerprint, each in page
         )
 
@@ -465,7 +465,7 @@ def test_run_that_breaks_off_before_users_are_put_together_has_a_whole_account(
     planner = Planner(opened.ledger, opened.stage, RULES, list(ROW))
     planner.plan(list(zip(*(row.values() for row in rows), strict=True)))
     opened.stage.note_not_attempted("Not attempted.")
-    assert [each[:4] for each in opened.stage.undelivered()] == [
+    assert [each[:4] for each in opened.stage.outcomes.undelivered()] == [
         (Kind.EVENT, 1, "ada@example.com", Outcome.NOT_ATTEMPTED),
         (Kind.USER, 2, "bob@example.com", Outcome.NOT_ATTEMPTED),
         (Kind.EVENT, 2, "bob@example.com", Outcome.NOT_ATTEMPTED),
@@ -489,7 +489,7 @@ def test_with_a_limit_known_users_are_left_alone_and_their_new_events_are_sent(t
         opened.stage.finish_staging()
         assert [each.identity for each in opened.stage.pending(Kind.USER)] == ["cy@example.com"]
         assert [each.identity for each in opened.stage.pending(Kind.EVENT)] == ["ada@example.com"]
-        assert opened.stage.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 2
+        assert opened.stage.states.count_outcomes()[Kind.USER][Outcome.UNCHANGED] == 2
         assert opened.stage.left_users == 1
 
 
@@ -558,7 +558,7 @@ def test_where_no_column_says_who_a_person_is_an_accepted_event_is_unchanged_und
     for values, is_refused in (({}, False), ({"page": "home"}, True), ({"event_time": "2026-01-13 08:45:13"}, True)):
         with open_both(tmp_path, now=NOW_S) as opened:
             found = plan(opened, [ROW | {"email": "new@example.com", "event_id": 7} | values], WITH_EVENT_ID)
-            unchanged = opened.stage.count_outcomes()[Kind.EVENT][Outcome.UNCHANGED]
+            unchanged = opened.stage.states.count_outcomes()[Kind.EVENT][Outcome.UNCHANGED]
         assert (found.events, len(found.refused), unchanged) == ([], int(is_refused), int(not is_refused))
 
 
