@@ -42,7 +42,7 @@ class Opened(NamedTuple):
         )
 
     def begin(self, *, skip_unchanged: bool = True) -> None:
-        self.stage.begin(self._known if skip_unchanged else None, self.ledger.failed_before)
+        self.stage.begin(self._known if skip_unchanged else None, self.ledger.failures.failed_before)
 
     def _known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """As the planner looks records up where a column says who a person is."""

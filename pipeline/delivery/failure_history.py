@@ -26,7 +26,7 @@ def note_failures(ledger: Ledger, stage: Stage, query: str, *, counts: bool, win
         hopeless = _keep_failing(ledger, failures, counts)
         stage.outcomes.reject([each for each in failures if each.key in hopeless], KEEPS_FAILING)
         failed = [_failed(each, hopeless) for each in failures]
-        is_new = ledger.note_failures(failed, query, counts=counts, window_from=window_from)
+        is_new = ledger.failures.note(failed, query, counts=counts, window_from=window_from)
         stage.outcomes.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     ledger.commit()
 
@@ -34,31 +34,31 @@ def note_failures(ledger: Ledger, stage: Stage, query: str, *, counts: bool, win
 def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool, window_from: int | None = None) -> None:
     """The same for records that can't be sent. keep=False only looks which of them are known, as a dry run does."""
     for failures in stage.outcomes.refusals():  # all are looked at before the first is noted, as rows may be alike
-        is_new = ledger.are_new([_failed(each, set()) for each in failures])
+        is_new = ledger.failures.are_new([_failed(each, set()) for each in failures])
         stage.outcomes.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
     if keep:
         for failures in stage.outcomes.refusals():
             failed = [_failed(each, set()) for each in failures]
-            ledger.note_failures(failed, query, counts=False, window_from=window_from)
+            ledger.failures.note(failed, query, counts=False, window_from=window_from)
 
 
 def report_rejections(ledger: Ledger, stage: Stage) -> None:
     """The run has written down all rejections, and will end with 1: later runs know them. Committed by the caller."""
     for failures in chain(stage.outcomes.failures(), stage.outcomes.refusals()):
         rejected = [each for each in failures if each.undelivered.outcome is Outcome.REJECTED]
-        ledger.report_failures([_failed(each, set()) for each in rejected])
+        ledger.failures.report([_failed(each, set()) for each in rejected])
     for values in stage.outcomes.omitted():
-        ledger.report_failures([_left_out(each) for each in values])
+        ledger.failures.report([_left_out(each) for each in values])
 
 
 def note_omitted(ledger: Ledger, stage: Stage, query: str, *, keep: bool, window_from: int | None = None) -> None:
     """As `note_refusals`, for values that are left out of records which are sent all the same."""
     for values in stage.outcomes.omitted():
-        is_new = ledger.are_new([_left_out(each) for each in values])
+        is_new = ledger.failures.are_new([_left_out(each) for each in values])
         stage.outcomes.mark_omitted_known([each for each, new in zip(values, is_new, strict=True) if not new])
     if keep:
         for values in stage.outcomes.omitted():
-            ledger.note_failures([_left_out(each) for each in values], query, counts=False, window_from=window_from)
+            ledger.failures.note([_left_out(each) for each in values], query, counts=False, window_from=window_from)
 
 
 def _left_out(value: Omitted) -> Failed:
@@ -67,9 +67,8 @@ def _left_out(value: Omitted) -> Failed:
 
 def _keep_failing(ledger: Ledger, failures: list[Failure], counts: bool) -> set[bytes]:
     keys = [each.key for each in failures if each.undelivered.outcome is Outcome.UNACKNOWLEDGED]
-    return {
-        key for key, past_failure in ledger.past_failures(keys).items() if past_failure.streak + counts >= MAX_STREAK
-    }
+    past_failures = ledger.failures.past_failures(keys)
+    return {key for key, past_failure in past_failures.items() if past_failure.streak + counts >= MAX_STREAK}
 
 
 def _failed(failure: Failure, hopeless: set[bytes]) -> Failed:

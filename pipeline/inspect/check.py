@@ -163,7 +163,7 @@ def _findings(
     if rows.rules is not None:
         yield from about_events(rows.rules)
         yield from about_fields(rows.rules, rows.samples, types)
-        yield from about_dropped(rows.rules, checked.ledger.dropped_fields())
+        yield from about_dropped(rows.rules, checked.ledger.dropped_fields.all())
         report.mapping = mapping.make_mapping(rows.rules, rows.samples, types)
 
 

@@ -102,7 +102,7 @@ class _Person:
             self._key = session.stage.people.key_of(identity) or _key_of(session, identity)
         accepted = session.ledger.accepted.accepted_of(self._key) if identity is not None else {}
         self._accepted = {key: accepted_at for key, (accepted_at, _) in accepted.items()}
-        run_ids = session.ledger.run_ids({run for _, run in accepted.values()})
+        run_ids = session.ledger.runs.ids({run for _, run in accepted.values()})
         self._runs = {key: run_ids.get(run) for key, (_, run) in accepted.items()}
         self._seen: set[bytes] = set()
         self.forgotten = _is_forgotten(session, identity)
@@ -131,7 +131,8 @@ class _Person:
         for page in pages(each for each in by_user if each.records[0].identity == self.identity):
             keys = [record.key for record in page]
             self._seen.update(keys)
-            fingerprints, past_failures = self._session.ledger.known(keys), self._session.ledger.past_failures(keys)
+            fingerprints = self._session.ledger.known(keys)
+            past_failures = self._session.ledger.failures.past_failures(keys)
             users = self._session.ledger.accepted.known_users(keys) if kind is Kind.USER else {}
             for record in page:
                 report = self._report(record, fingerprints.get(record.key), past_failures.get(record.key))

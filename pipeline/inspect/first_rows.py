@@ -125,7 +125,7 @@ class FirstRows:
             if stage is not None:
                 path = str(settings.query_file)
                 self._ledger.use_query(path)
-                trusted = self._ledger.trusts_id(path) if start else None
+                trusted = self._ledger.queries.trusts_id(path) if start else None
                 planner = Planner(
                     self._ledger, stage, rules, found.columns, full=resent(self._options), trusts_guess=trusted
                 )
@@ -171,7 +171,7 @@ class FirstRows:
         for kind in Kind:
             records = stage.pending(kind, late=True)
             while chunk := list(islice(records, KEYS_PER_LOOKUP)):
-                before = self._ledger.past_failures([record.key for record in chunk])
+                before = self._ledger.failures.past_failures([record.key for record in chunk])
                 for record in chunk:
                     past = before.get(record.key)
                     if past and past.outcome is Outcome.REJECTED and past.fingerprint == record.fingerprint:

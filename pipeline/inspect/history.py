@@ -48,8 +48,8 @@ def run_history(options: argparse.Namespace) -> ExitCode:
             folder = settings.output_dir
             now = time.time()
             ledger = stack.enter_context(read_ledger(folder, project_of(settings), now=now))
-            runs = ledger.runs(options.history)
-            verified = ledger.last_verification()
+            runs = ledger.runs.last(options.history)
+            verified = ledger.verifications.last()
         except SettingsError as error:
             console.configure(console.redactor, log_format=error.log_format)
             for problem in error.problems:

@@ -73,7 +73,7 @@ def _plan_rows(session: InspectionSession, choose: Choice | None, without_events
         rules = make_rules(found.columns, settings, session.now)
         rules = replace(rules, time_column=None) if without_events else rules
         session.ledger.use_query(str(settings.query_file))
-        trusted = session.ledger.trusts_id(str(settings.query_file))
+        trusted = session.ledger.queries.trusts_id(str(settings.query_file))
         planner = Planner(session.ledger, session.stage, rules, found.columns, full=list(Kind), trusts_guess=trusted)
         session.stage.begin(None)  # so that nothing is put last, either
         all_staged = choose is None or rules.id_column is not None

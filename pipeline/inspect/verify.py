@@ -87,7 +87,8 @@ def _remember(session: InspectionSession, found: Verification) -> None:
         suppress(LedgerError, LedgerBusyError, sqlite3.Error),
         open_ledger(folder, project_of(session.settings), now=now) as ledger,
     ):
-        ledger.set_verification(PastVerification(int(now), int(found.exit_code), users, events))
+        ledger.verifications.set(PastVerification(int(now), int(found.exit_code), users, events))
+        ledger.commit()
 
 
 def _report(verification: Verification, console: Console, *, as_json_only: bool) -> ExitCode:

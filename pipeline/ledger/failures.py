@@ -63,12 +63,19 @@ class PastFailure:
 
 
 class FailureHistory:
-    """Those of one project."""
+    """Those of one project. exist: whether anything failed in earlier runs and was not accepted since."""
 
-    def __init__(self, database: sqlite3.Connection, project: int, hash_text: Callable[[str], bytes]) -> None:
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        project: int,
+        hash_text: Callable[[str], bytes],
+        now: Callable[[], int],
+    ) -> None:
         self._database = database
         self._project = project
         self._hash = hash_text
+        self._now = now  # Unix seconds
         self.exist = (
             database.execute("SELECT 1 FROM past_failures WHERE project = ?", (project,)).fetchone() is not None
         )
@@ -100,9 +107,15 @@ class FailureHistory:
                 news.append(old is None or not old.knows(each.fingerprint, self._reason(each)))
         return news
 
-    def note(
-        self, failed: Sequence[Failed], query: bytes, now: int, *, counts: bool, window_from: int | None = None
-    ) -> None:
+    def note(self, failed: Sequence[Failed], query: str, *, counts: bool, window_from: int | None = None) -> list[bool]:
+        """Remember what failed in this run. For each: whether it is new, so not reported with this content and reason.
+
+        counts: something else was accepted in this run, so that records which were not acknowledged are to blame
+        themselves. window_from: where the window of :since starts that this run reads, in Unix seconds. Call it at the
+        end of the run, once for each record, and before the ledger's `end_reading`.
+        """
+        news = self.are_new(failed)
+        query_hash, now = self._hash(query), self._now()
         for chunk in chunks(failed):
             keys = [each.key for each in chunk]
             before = self.past_failures(keys)
@@ -110,11 +123,12 @@ class FailureHistory:
                 self._database,
                 "INSERT OR REPLACE INTO past_failures (key, query, fingerprint, reasons, outcome, status_code, code,"
                 " streak, first_at, window_from, project, noted_at) VALUES",
-                [self._row(each, before.get(each.key), query, now, counts, window_from) for each in chunk],
+                [self._row(each, before.get(each.key), query_hash, now, counts, window_from) for each in chunk],
                 constants=(self._project, now),
             )
             self.note_seen(keys)
         self.exist = self.exist or bool(failed)
+        return news
 
     def _row(
         self,
@@ -151,7 +165,7 @@ class FailureHistory:
         return f"#{self._hash(code)[:REASON_BYTES].hex()}"
 
     def report(self, failed: Sequence[Failed]) -> None:
-        """A run has reported these: from now on they are known with their content and reason."""
+        """A run has reported these, which were noted before: they are known now with their content and reason."""
         for chunk in chunks(failed):
             before = self.past_failures([each.key for each in chunk])
             self._database.executemany(
@@ -167,20 +181,23 @@ class FailureHistory:
         reason = self._reason(failed)
         return b"".join([reason, *(each for each in _split(before.reasons) if each != reason)][:KEPT_REASONS])
 
-    def held_from(self, query: bytes, now: int) -> int | None:
-        """The start of the earliest window that first read something which may still be accepted."""
+    def held_from(self, query: str) -> int | None:
+        """Where :since has to start at the latest, in Unix seconds, so that what may still be accepted is read again.
+
+        None: nothing is held. What has failed for HELD_DAYS is dropped.
+        """
         (start,) = self._database.execute(
             "SELECT min(window_from) FROM past_failures WHERE project = ? AND query = ? AND first_at > ?",
-            (self._project, query, now - HELD_DAYS * DAY_S),
+            (self._project, self._hash(query), self._now() - HELD_DAYS * DAY_S),
         ).fetchone()
         return None if start is None else int(start)
 
-    def count_let_go(self, query: bytes, now: int) -> int:
-        """Records that may still be accepted, but have failed for so long that no window goes back to them."""
+    def count_let_go(self, query: str) -> int:
+        """Records that may still be accepted, but are read by full reads only, as they have failed for HELD_DAYS."""
         (count,) = self._database.execute(
             "SELECT count(*) FROM past_failures"
             " WHERE project = ? AND query = ? AND window_from IS NOT NULL AND first_at <= ?",
-            (self._project, query, now - HELD_DAYS * DAY_S),
+            (self._project, self._hash(query), self._now() - HELD_DAYS * DAY_S),
         ).fetchone()
         return int(count)
 
@@ -209,7 +226,7 @@ class FailureHistory:
         ).fetchall()
         return {key for (key,) in rows} if len(rows) <= MAX_GONE else set()
 
-    def forget_gone(self, query: bytes, *, window_from: int | None = None) -> None:
+    def forget_gone(self, query: str, *, window_from: int | None = None) -> None:
         """The query was read in full: what it showed earlier, and now no longer, needs no memory.
 
         window_from: it was read from then on, so that this holds for what such windows, or later ones, have shown.
@@ -217,9 +234,8 @@ class FailureHistory:
         self.note_seen(())
         if self._gone:
             which = "query = ?" if window_from is None else f"query = ? AND window_from >= {window_from:d}"
-            run_for_keys(
-                self._database, f"DELETE FROM past_failures WHERE {which} AND", self._project, list(self._gone), query
-            )
+            statement = f"DELETE FROM past_failures WHERE {which} AND"
+            run_for_keys(self._database, statement, self._project, list(self._gone), self._hash(query))
 
 
 def _split(reasons: bytes) -> list[bytes]:

@@ -53,35 +53,103 @@ OUTAGES = (ExitCode.TEMPORARY, ExitCode.UNAVAILABLE)
 _COLUMNS = tuple(column.name for column in fields(RunResult))
 
 
-def insert_run(database: sqlite3.Connection, project: int, run_id: str, started_at: float, query_file: str) -> int:
-    """The number of the new run."""
-    cursor = database.execute(
-        "INSERT INTO runs (project, run_id, started_at, query_file) VALUES (?, ?, ?, ?)",
-        (project, run_id, int(started_at), query_file),
-    )
-    return int(cursor.lastrowid or 0)
+class Runs:
+    """Those that held this ledger, as far as they are remembered; `project` is the one that is looked from."""
 
+    def __init__(self, database: sqlite3.Connection, project: int) -> None:
+        self._database = database
+        self._project = project
 
-def update_run(database: sqlite3.Connection, number: int, result: RunResult) -> None:
-    values = {name: _stored(getattr(result, name)) for name in _COLUMNS}
-    assignments = ", ".join(f"{name} = ?" for name in values)
-    database.execute(f"UPDATE runs SET {assignments} WHERE id = ?", (*values.values(), number))
+    def insert(self, run_id: str, started_at: float, query_file: str) -> int:
+        """The number of the new run."""
+        cursor = self._database.execute(
+            "INSERT INTO runs (project, run_id, started_at, query_file) VALUES (?, ?, ?, ?)",
+            (self._project, run_id, int(started_at), query_file),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def note_end(self, number: int, result: RunResult) -> None:
+        values = {name: _stored(getattr(result, name)) for name in _COLUMNS}
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        self._database.execute(f"UPDATE runs SET {assignments} WHERE id = ?", (*values.values(), number))
+
+    def delete_before(self, oldest: int) -> None:
+        """Those of all projects that began before that time, in Unix seconds."""
+        self._database.execute("DELETE FROM runs WHERE started_at < ?", (oldest,))
+
+    def last(self, limit: int) -> list[PastRun]:
+        """The last ones of all projects, the newest last."""
+        rows = self._database.execute(
+            f"SELECT run_id, started_at, query_file, project, {', '.join(_COLUMNS)} FROM runs ORDER BY id DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
+        return [
+            PastRun(run_id, started_at, query_file, number == self._project, _result(values))
+            for run_id, started_at, query_file, number, *values in reversed(rows)
+        ]
+
+    def ids(self, numbers: Collection[int]) -> dict[int, str]:
+        """The ids of the runs that acceptances name."""
+        found: dict[int, str] = {}
+        for number in numbers:
+            row = self._database.execute("SELECT run_id FROM runs WHERE id = ?", (number,)).fetchone()
+            if row is not None:
+                found[number] = str(row[0])
+        return found
+
+    def ids_after(self, run_id: str) -> set[str]:
+        """The ids of those of all projects that are later than this one."""
+        rows = self._database.execute("SELECT run_id FROM runs WHERE run_id > ?", (run_id,))
+        return {found for (found,) in rows}
+
+    def fruitless(self, query_file: str) -> Fruitless:
+        """The last ones of this query file up to the first that did not end with an outage and nothing accepted.
+
+        Those that did not finish say nothing.
+        """
+        count, since = 0, None
+        for started_at, exit_code, *outcomes in self._database.execute(
+            "SELECT started_at, exit_code, users, events FROM runs "
+            "WHERE project = ? AND query_file = ? AND status IS NOT NULL ORDER BY id DESC",
+            (self._project, query_file),
+        ):
+            if exit_code not in OUTAGES or any(json.loads(each)["delivered"] for each in outcomes if each):
+                break
+            count, since = count + 1, started_at
+        return Fruitless(count, since)
+
+    def last_success(self, query_file: str) -> float | None:
+        """When the last run of this query file that ended with 0 did so, Unix seconds."""
+        (ended_at,) = self._database.execute(
+            "SELECT max(started_at + duration_s) FROM runs WHERE project = ? AND query_file = ? AND exit_code = 0",
+            (self._project, query_file),
+        ).fetchone()
+        return None if ended_at is None else float(ended_at)
+
+    def last_whole_delivery(self) -> str:
+        """The id of the project's last run that read everything, and delivered or entered something; none: an empty
+        text. After a part of it, such as with --limit, the rest may still be what was accepted before."""
+        rows = self._database.execute(
+            "SELECT run_id, status, users, events FROM runs WHERE project = ? AND full_read ORDER BY id DESC",
+            (self._project,),
+        )
+        for run_id, status, *counts in rows:
+            if status == "baseline" or any(json.loads(each).get("delivered") for each in counts if each):
+                return str(run_id)
+        return ""
+
+    def has_full(self) -> bool:
+        """Whether one of the project has read everything and got to its end: in its line, or in a cursor of :since."""
+        found = self._database.execute(
+            "SELECT 1 FROM runs WHERE project = ? AND full_read AND exit_code IN (0, 1)"
+            " UNION ALL SELECT 1 FROM queries WHERE project = ? AND last_full_at IS NOT NULL LIMIT 1",
+            (self._project, self._project),
+        )
+        return found.fetchone() is not None
 
 
 def _stored(value: Any) -> Any:
     return json.dumps(dict(value)) if isinstance(value, Mapping) else value
-
-
-def last_runs(database: sqlite3.Connection, limit: int, project: int) -> list[PastRun]:
-    """Those of all projects, the newest last."""
-    rows = database.execute(
-        f"SELECT run_id, started_at, query_file, project, {', '.join(_COLUMNS)} FROM runs ORDER BY id DESC LIMIT ?",
-        (limit,),
-    ).fetchall()
-    return [
-        PastRun(run_id, started_at, query_file, number == project, _result(values))
-        for run_id, started_at, query_file, number, *values in reversed(rows)
-    ]
 
 
 def _result(values: Sequence[Any]) -> RunResult | None:
@@ -91,67 +159,3 @@ def _result(values: Sequence[Any]) -> RunResult | None:
     for name in ("users", "events"):
         named[name] = json.loads(named[name]) if named[name] else None
     return RunResult(**{**named, "full_read": bool(named["full_read"])})
-
-
-def run_ids(database: sqlite3.Connection, numbers: Collection[int]) -> dict[int, str]:
-    """The ids of these runs, as far as they are remembered."""
-    found: dict[int, str] = {}
-    for number in numbers:
-        row = database.execute("SELECT run_id FROM runs WHERE id = ?", (number,)).fetchone()
-        if row is not None:
-            found[number] = str(row[0])
-    return found
-
-
-def last_fruitless_runs(database: sqlite3.Connection, project: int, query_file: str) -> Fruitless:
-    """The last runs of this query file up to the first that ended otherwise. Those that did not finish say nothing."""
-    count, since = 0, None
-    for started_at, exit_code, *outcomes in database.execute(
-        "SELECT started_at, exit_code, users, events FROM runs "
-        "WHERE project = ? AND query_file = ? AND status IS NOT NULL ORDER BY id DESC",
-        (project, query_file),
-    ):
-        if exit_code not in OUTAGES or any(json.loads(each)["delivered"] for each in outcomes if each):
-            break
-        count, since = count + 1, started_at
-    return Fruitless(count, since)
-
-
-def last_success(database: sqlite3.Connection, project: int, query_file: str) -> float | None:
-    """When the last run of this query file that ended with 0 did so, Unix seconds."""
-    (ended_at,) = database.execute(
-        "SELECT max(started_at + duration_s) FROM runs WHERE project = ? AND query_file = ? AND exit_code = 0",
-        (project, query_file),
-    ).fetchone()
-    return None if ended_at is None else float(ended_at)
-
-
-def delete_runs_before(database: sqlite3.Connection, oldest: int) -> None:
-    database.execute("DELETE FROM runs WHERE started_at < ?", (oldest,))
-
-
-def last_whole_delivery(database: sqlite3.Connection, project: int) -> str:
-    """The id of the last run of a project that read everything, and delivered or entered something; none: an empty
-    text. After a part of it, such as with --limit, the rest may still be what was accepted before."""
-    rows = database.execute(
-        "SELECT run_id, status, users, events FROM runs WHERE project = ? AND full_read ORDER BY id DESC",
-        (project,),
-    )
-    for run_id, status, *counts in rows:
-        if status == "baseline" or any(json.loads(each).get("delivered") for each in counts if each):
-            return str(run_id)
-    return ""
-
-
-def run_ids_after(database: sqlite3.Connection, run_id: str) -> set[str]:
-    return {found for (found,) in database.execute("SELECT run_id FROM runs WHERE run_id > ?", (run_id,))}
-
-
-def has_full_run(database: sqlite3.Connection, project: int) -> bool:
-    """Whether a run of a project has read everything and got to its end: in its line, or in a cursor of :since."""
-    found = database.execute(
-        "SELECT 1 FROM runs WHERE project = ? AND full_read AND exit_code IN (0, 1)"
-        " UNION ALL SELECT 1 FROM queries WHERE project = ? AND last_full_at IS NOT NULL LIMIT 1",
-        (project, project),
-    )
-    return found.fetchone() is not None

@@ -25,18 +25,26 @@ class PastVerification:
     events: Mapping[str, int]
 
 
-def set_verification(database: sqlite3.Connection, project: int, found: PastVerification) -> None:
-    database.execute(TABLE)
-    database.execute(
-        "INSERT OR REPLACE INTO verifications (project, at, exit_code, users, events) VALUES (?, ?, ?, ?, ?)",
-        (project, found.at, found.exit_code, json.dumps(dict(found.users)), json.dumps(dict(found.events))),
-    )
+class Verifications:
+    """The last one of one project."""
 
+    def __init__(self, database: sqlite3.Connection, project: int) -> None:
+        self._database = database
+        self._project = project
 
-def last_verification(database: sqlite3.Connection, project: int) -> PastVerification | None:
-    if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'verifications'").fetchone():
-        return None
-    row = database.execute(
-        "SELECT at, exit_code, users, events FROM verifications WHERE project = ?", (project,)
-    ).fetchone()
-    return None if row is None else PastVerification(row[0], row[1], json.loads(row[2]), json.loads(row[3]))
+    def set(self, found: PastVerification) -> None:
+        """The project was verified."""
+        self._database.execute(TABLE)
+        self._database.execute(
+            "INSERT OR REPLACE INTO verifications (project, at, exit_code, users, events) VALUES (?, ?, ?, ?, ?)",
+            (self._project, found.at, found.exit_code, json.dumps(dict(found.users)), json.dumps(dict(found.events))),
+        )
+
+    def last(self) -> PastVerification | None:
+        """When this project was last verified, and with what result."""
+        if not self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'verifications'").fetchone():
+            return None
+        row = self._database.execute(
+            "SELECT at, exit_code, users, events FROM verifications WHERE project = ?", (self._project,)
+        ).fetchone()
+        return None if row is None else PastVerification(row[0], row[1], json.loads(row[2]), json.loads(row[3]))

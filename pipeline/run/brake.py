@@ -111,12 +111,12 @@ class Brake:
         return KnownRuns("", ledger.is_empty, unknown, ledger.is_new_key_for_known_host)
 
     def _ids_have_changed(self) -> Ending | None:
-        used = self.ledger.id_schemes(str(self.settings.query_file))
+        used = self.ledger.queries.id_schemes(str(self.settings.query_file))
         knows_records = self.ledger.count_known() > 0
         return ids_have_changed(id_scheme_of(self.rules), used, self._numbers[Kind.EVENT], knows_records=knows_records)
 
     def _too_few(self) -> Ending | None:
-        before = self.ledger.last_full_users(str(self.settings.query_file)) if self.is_whole else None
+        before = self.ledger.queries.last_full_users(str(self.settings.query_file)) if self.is_whole else None
         return too_few(self.stage.people.count_users(), before) if before else None
 
     def _too_old(self) -> Ending | None:
@@ -127,10 +127,10 @@ class Brake:
 
     def _too_many(self) -> Ending | None:
         limit = self.settings.max_changes
-        if limit is None or (limit.is_percent and not self.ledger.has_full_run()):
+        if limit is None or (limit.is_percent and not self.ledger.runs.has_full()):
             return None
         query_path = str(self.settings.query_file)
-        causes = [] if self.ledger.id_schemes(query_path) else [f"{query_path} is new to the ledger"]
+        causes = [] if self.ledger.queries.id_schemes(query_path) else [f"{query_path} is new to the ledger"]
         return too_many(limit, self._pending, causes)
 
 

@@ -34,8 +34,8 @@ def unknown_delivery(folder: Path, project: Project, ledger: Ledger, *, before: 
     everything: one that took a part of it, with --yes and --limit, say, leaves the others unknown.
     before: only results that were written by then count, in Unix seconds; others are those of a run beside this one.
     """
-    after = "" if ledger.is_empty else ledger.last_whole_delivery()
-    known = set() if ledger.is_empty else ledger.run_ids_after(after)
+    after = "" if ledger.is_empty else ledger.runs.last_whole_delivery()
+    known = set() if ledger.is_empty else ledger.runs.ids_after(after)
     mark = project_mark(project)
     return next((run_id for run_id, path in _results(folder, after, known) if _delivered(path, mark, before)), None)
 

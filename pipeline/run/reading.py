@@ -97,7 +97,9 @@ def choose_since(
     asked = options.since or (ALL if options.full or options.only else None)
     path = str(settings.query_file)
     fingerprint = cursor_fingerprint(settings, query)
-    return decide(settings, ledger.cursor(path), fingerprint, now, asked, held_from=ledger.held_from(path))
+    return decide(
+        settings, ledger.queries.cursor(path), fingerprint, now, asked, held_from=ledger.failures.held_from(path)
+    )
 
 
 def resent(options: argparse.Namespace) -> list[Kind]:
@@ -125,7 +127,7 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
             full=resent(options),
             leave_known_users=options.limit is not None,
             enters=options.baseline,
-            trusts_guess=None if is_whole else run.ledger.trusts_id(run.query_path),
+            trusts_guess=None if is_whole else run.ledger.queries.trusts_id(run.query_path),
         )
         name = CSV_NAME.format(run.run_id)
         try:

@@ -44,7 +44,7 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
     window_from = read.window_from if not run.takes_part_of_rows else None
     has_braked = delivered.stopped is not None and delivered.stopped.code is ExitCode.BRAKE
     if is_whole and not has_braked and read.rules.person_is_guessed:
-        run.ledger.note_trust(run.query_path, trusts_id=read.planner.people.trusts_guess)
+        run.ledger.queries.note_trust(run.query_path, trusts_id=read.planner.people.trusts_guess)
     run.ledger.refresh(
         run.stage.keys(),
         run.query_path,
@@ -57,7 +57,7 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
         events = run.stage.states.count_outcomes()[Kind.EVENT]
         # The ids of these are made so. A part may be known by chance, such as the events without a field that is new.
         if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
-            run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=True)
+            run.ledger.queries.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=True)
         _remember_dropped_fields(run, read, delivered)
 
 
@@ -79,11 +79,11 @@ def _remember_dropped_fields(run: Run, read: Read, delivered: Delivered) -> None
     """Until a run delivers a field without its being dropped, or it is not sent any more, each run warns of it."""
     dropped = {(kind, name) for kind, names in delivered.filtered_out_fields.items() for name in names}
     passed = {(kind, name) for kind, names in delivered.passed_fields.items() for name in names}
-    gone = {(kind, name) for kind, name in run.ledger.dropped_fields() if name not in _fields_of(read.rules, kind)}
-    run.ledger.forget_dropped((passed - dropped) | gone)
-    run.ledger.remember_dropped(dropped)
+    gone = {(kind, name) for kind, name in run.ledger.dropped_fields.all() if name not in _fields_of(read.rules, kind)}
+    run.ledger.dropped_fields.forget((passed - dropped) | gone)
+    run.ledger.dropped_fields.remember(dropped)
     for kind in Kind:
-        names = sorted(name for each, name in run.ledger.dropped_fields() if each is kind)
+        names = sorted(name for each, name in run.ledger.dropped_fields.all() if each is kind)
         if names:
             run.console.warn(
                 f"Iterable drops these fields of {kind.value}s: {', '.join(names)}. Allow them in the project's "
@@ -108,7 +108,7 @@ def moves_cursor(run: Run, read: Read | None, ending: Ending) -> bool:
 
 def let_go_note(run: Run, read: Read | None) -> str:
     """What to say of records that no window of :since goes back to any more."""
-    count = run.ledger.count_let_go(run.query_path) if read is not None and read.since is not None else 0
+    count = run.ledger.failures.count_let_go(run.query_path) if read is not None and read.since is not None else 0
     if not count:
         return ""
     return (
@@ -143,12 +143,14 @@ def close_books(run: Run, read: Read | None, delivered: Delivered | None, ending
 
 def _note_reading(run: Run, read: Read, delivered: Delivered | None, ending: Ending, *, has_moved: bool) -> None:
     started_at = int(read.started_at.timestamp())
-    before = run.ledger.cursor(run.query_path)
+    before = run.ledger.queries.cursor(run.query_path)
     if has_moved and ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED):
         full_at = started_at if read.is_full or before is None else before.last_full_at
-        run.ledger.set_cursor(run.query_path, Cursor(started_at, cursor_fingerprint(run.settings, read.query), full_at))
+        run.ledger.queries.set_cursor(
+            run.query_path, Cursor(started_at, cursor_fingerprint(run.settings, read.query), full_at)
+        )
     elif read.is_full and not _partial_option(run) and delivered is not None and delivered.stopped is None:
-        run.ledger.note_full_read(run.query_path, started_at)
+        run.ledger.queries.note_full_read(run.query_path, started_at)
 
 
 def _enter_history(run: Run, read: Read | None, ending: Ending, written: Results) -> None:

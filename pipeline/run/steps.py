@@ -159,7 +159,7 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     if run.options.baseline:
         return enter_baseline(run, read.planner.changes.entered)
     if plan.pending[Kind.EVENT]:
-        run.ledger.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
+        run.ledger.queries.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
         run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
     mover = Mover(run.client, run.ledger, run.stage, read.planner.people, interrupted=run.interrupt.ending)
@@ -177,7 +177,7 @@ def _make_delivery(run: Run, read: Read, mode: Mode, *, has_moved: bool) -> Deli
         run.console, run.stage.outcomes.count_delivered, pause_s=max(1 / paces[name] for name in mode.endpoints)
     )
     run.breaker.on_wait = progress.waiting
-    remembered = run.ledger.dropped_fields()
+    remembered = run.ledger.dropped_fields.all()
     return Delivery(
         run.ledger,
         run.stage,

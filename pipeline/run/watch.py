@@ -27,8 +27,8 @@ def update_metrics(run: Run, written: Results) -> None:
     query_file = run.settings.query_file.name
     try:
         standing = Standing(
-            run.ledger.last_success(query_file),
-            run.ledger.fruitless_runs(query_file).count,
+            run.ledger.runs.last_success(query_file),
+            run.ledger.runs.fruitless(query_file).count,
             {kind: run.ledger.count_known(kind) for kind in Kind},
         )
         write_metrics(path, metrics_text(written, standing))
@@ -44,7 +44,7 @@ def raise_alarm(run: Run, ending: Ending, counts: Mapping[str, Any]) -> Ending:
     if any(counts[kind]["delivered"] for kind in ("users", "events")):
         return ending
     try:
-        earlier = run.ledger.fruitless_runs(run.settings.query_file.name)
+        earlier = run.ledger.runs.fruitless(run.settings.query_file.name)
     except sqlite3.Error:  # such as the full disk that ended the run
         return ending
     count = earlier.count + 1

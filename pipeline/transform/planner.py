@@ -132,7 +132,7 @@ class Planner:
         trusts_guess: whether a guessed PERSON_COLUMN says who people are; None: this read shows it."""
         stage.begin(
             None if Kind.EVENT in full or ledger.is_empty else self._known_events,
-            ledger.failed_before if ledger.has_failure_history else None,
+            ledger.failures.failed_before if ledger.failures.exist else None,
             made_ids_only=rules.id_column is None,
         )
         self.rows = 0

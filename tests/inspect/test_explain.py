@@ -330,7 +330,7 @@ def held_ledger(program: Program) -> AbstractContextManager[Ledger]:
 def note_trouble(program: Program, who: str) -> None:
     with held_ledger(program) as ledger:
         failed = Failed(ledger.user_key(who), b"x", Outcome.REJECTED, 400, "RequestFieldsTypesMismatched", "no", False)
-        ledger.note_failures([failed], "query.sql", counts=True)
+        ledger.failures.note([failed], "query.sql", counts=True)
         ledger.commit()
 
 

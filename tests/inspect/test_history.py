@@ -63,7 +63,7 @@ def leave(folder: Path, *results: RunResult | None, project: Project = PROJECT, 
 
 def runs(folder: Path, limit: int = 20, project: Project = PROJECT) -> list[PastRun]:
     with read_ledger(folder, project, now=STARTED_AT) as ledger:
-        return ledger.runs(limit)
+        return ledger.runs.last(limit)
 
 
 # In the ledger --------------------------------------------------------------------------------------------------------

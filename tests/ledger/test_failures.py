@@ -41,20 +41,20 @@ def note(
 ) -> list[bool]:
     """A run in which these failed, and which reports them or not -> which of them are new."""
     with opening(folder, day=day) as ledger:
-        news = ledger.note_failures(failed, QUERY, counts=counts, window_from=window_from)
+        news = ledger.failures.note(failed, QUERY, counts=counts, window_from=window_from)
         if reports:
-            ledger.report_failures(failed)
+            ledger.failures.report(failed)
         return news
 
 
 def streak(folder: Path) -> int:
     with read_ledger(folder, PROJECT, now=0) as ledger:
-        return ledger.past_failures([ADA])[ADA].streak
+        return ledger.failures.past_failures([ADA])[ADA].streak
 
 
 def known(folder: Path) -> set[bytes]:
     with read_ledger(folder, PROJECT, now=0) as ledger:
-        return ledger.failed_before([ADA, BOB])
+        return ledger.failures.failed_before([ADA, BOB])
 
 
 def record(key: bytes) -> Record:
@@ -86,7 +86,7 @@ def test_code_that_iterable_does_not_document_is_kept_as_a_hash(tmp_path: Path) 
     for code in codes:
         note(tmp_path, replace(REFUSED, code=code))
         with read_ledger(tmp_path, PROJECT, now=0) as ledger:
-            kept.append(ledger.past_failures([ADA])[ADA].code)
+            kept.append(ledger.failures.past_failures([ADA])[ADA].code)
     assert kept[:-1] == codes[:-1]
     assert str(kept[-1]).startswith("#")
     assert len(str(kept[-1])) == 17
@@ -95,21 +95,21 @@ def test_code_that_iterable_does_not_document_is_kept_as_a_hash(tmp_path: Path) 
 
 def test_nothing_fails_where_nothing_failed(tmp_path: Path) -> None:
     with opening(tmp_path) as ledger:
-        assert (ledger.has_failure_history, ledger.failed_before([ADA]), ledger.past_failures([ADA])) == (
+        assert (ledger.failures.exist, ledger.failures.failed_before([ADA]), ledger.failures.past_failures([ADA])) == (
             False,
             set(),
             {},
         )
-        ledger.note_failures([REFUSED], QUERY, counts=True)
-        assert (ledger.has_failure_history, ledger.failed_before([ADA, BOB])) == (True, {ADA})
+        ledger.failures.note([REFUSED], QUERY, counts=True)
+        assert (ledger.failures.exist, ledger.failures.failed_before([ADA, BOB])) == (True, {ADA})
     with opening(tmp_path) as ledger:
-        assert ledger.has_failure_history
+        assert ledger.failures.exist
 
 
 def test_what_is_remembered_says_when_and_why_without_the_message(tmp_path: Path) -> None:
     note(tmp_path, REFUSED)
     with read_ledger(tmp_path, PROJECT, now=0) as ledger:
-        (found,) = ledger.past_failures([ADA, BOB]).values()
+        (found,) = ledger.failures.past_failures([ADA, BOB]).values()
     then = TODAY * DAY_S
     assert found == PastFailure(b"content", found.reasons, 0, Outcome.REJECTED, 400, "BadParams", then, then, None)
     assert len(found.reasons) == 8
@@ -162,14 +162,14 @@ def test_of_many_reasons_the_last_four_are_kept(tmp_path: Path) -> None:
 def test_which_are_new_can_be_asked_without_noting_it(tmp_path: Path) -> None:
     note(tmp_path, REFUSED)
     with read_ledger(tmp_path, PROJECT, now=0) as ledger:
-        assert ledger.are_new([REFUSED, replace(REFUSED, key=BOB)]) == [False, True]
+        assert ledger.failures.are_new([REFUSED, replace(REFUSED, key=BOB)]) == [False, True]
     assert known(tmp_path) == {ADA}
 
 
 def test_failures_of_another_project_are_not_ours(tmp_path: Path) -> None:
     note(tmp_path, REFUSED)
     with opening(tmp_path, Project(PROJECT.base_url, "another-key")) as ledger:
-        assert (ledger.has_failure_history, ledger.are_new([REFUSED])) == (False, [True])
+        assert (ledger.failures.exist, ledger.failures.are_new([REFUSED])) == (False, [True])
 
 
 # Runs in a row --------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_streak_ends_with_a_refusal(tmp_path: Path) -> None:
 
 def held(folder: Path, *, day: int = TODAY, query: str = QUERY) -> tuple[int | None, int]:
     with read_ledger(folder, PROJECT, now=day * DAY_S) as ledger:
-        return ledger.held_from(query), ledger.count_let_go(query)
+        return ledger.failures.held_from(query), ledger.failures.count_let_go(query)
 
 
 def test_record_that_may_still_be_accepted_holds_the_window_that_first_read_it(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_failure_noted_in_this_run_is_kept_also_where_its_row_has_no_key_to_show
     for _ in range(2):
         with opening(tmp_path) as ledger:
             ledger.mark_seen([BOB])
-            ledger.note_failures([REFUSED], QUERY, counts=True)
+            ledger.failures.note([REFUSED], QUERY, counts=True)
             ledger.end_reading(QUERY, full_read=True)
         assert known(tmp_path) == {ADA}
 

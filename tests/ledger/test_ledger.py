@@ -252,30 +252,30 @@ def test_records_are_counted_by_project(tmp_path: Path) -> None:
 def test_mark_is_that_of_its_query_and_project(tmp_path: Path) -> None:
     first, second = Cursor(1_000, b"circumstances", 900), Cursor(2_000, b"others", 900)
     with opening(tmp_path) as opened:
-        assert opened.ledger.cursor("/srv/a.sql") is None
+        assert opened.ledger.queries.cursor("/srv/a.sql") is None
         opened.refresh("/srv/a.sql", full_read=False)
-        assert opened.ledger.cursor("/srv/a.sql") is None
-        opened.ledger.set_cursor("/srv/a.sql", first)
-        opened.ledger.set_cursor("/srv/b.sql", first)
-        opened.ledger.set_cursor("/srv/a.sql", second)
+        assert opened.ledger.queries.cursor("/srv/a.sql") is None
+        opened.ledger.queries.set_cursor("/srv/a.sql", first)
+        opened.ledger.queries.set_cursor("/srv/b.sql", first)
+        opened.ledger.queries.set_cursor("/srv/a.sql", second)
         opened.refresh("/srv/a.sql")
         opened.ledger.commit()
     with reading(tmp_path) as opened:
-        assert [opened.ledger.cursor(f"/srv/{name}.sql") for name in "abc"] == [second, first, None]
+        assert [opened.ledger.queries.cursor(f"/srv/{name}.sql") for name in "abc"] == [second, first, None]
     with reading(tmp_path, Project("https://api.iterable.com", "another-key")) as opened:
-        assert opened.ledger.cursor("/srv/a.sql") is None
+        assert opened.ledger.queries.cursor("/srv/a.sql") is None
 
 
 def test_ways_of_making_ids_are_kept_in_the_order_of_their_first_use(tmp_path: Path) -> None:
     with opening(tmp_path) as opened:
-        opened.ledger.add_id_scheme("/srv/a.sql", "zone: UTC", accepted=False)
-        opened.ledger.add_id_scheme("/srv/a.sql", "zone: Europe/Berlin", accepted=True)
-        opened.ledger.add_id_scheme("/srv/a.sql", "zone: Europe/Berlin", accepted=False)
-        opened.ledger.add_id_scheme("/srv/b.sql", "zone: UTC", accepted=False)
-        opened.ledger.add_id_scheme("/srv/b.sql", "zone: UTC", accepted=True)
+        opened.ledger.queries.add_id_scheme("/srv/a.sql", "zone: UTC", accepted=False)
+        opened.ledger.queries.add_id_scheme("/srv/a.sql", "zone: Europe/Berlin", accepted=True)
+        opened.ledger.queries.add_id_scheme("/srv/a.sql", "zone: Europe/Berlin", accepted=False)
+        opened.ledger.queries.add_id_scheme("/srv/b.sql", "zone: UTC", accepted=False)
+        opened.ledger.queries.add_id_scheme("/srv/b.sql", "zone: UTC", accepted=True)
         opened.ledger.commit()
     with reading(tmp_path) as opened:
-        assert [opened.ledger.id_schemes(f"/srv/{name}.sql") for name in "abc"] == [
+        assert [opened.ledger.queries.id_schemes(f"/srv/{name}.sql") for name in "abc"] == [
             [IdScheme("zone: UTC", False), IdScheme("zone: Europe/Berlin", True)],
             [IdScheme("zone: UTC", True)],
             [],
@@ -285,15 +285,15 @@ def test_ways_of_making_ids_are_kept_in_the_order_of_their_first_use(tmp_path: P
 def test_dropped_fields_are_remembered_until_they_are_forgotten(tmp_path: Path) -> None:
     for fields in ([(Kind.USER, "plan"), (Kind.EVENT, "plan")], [(Kind.USER, "plan"), (Kind.USER, "tier")]):
         with opening(tmp_path) as opened:
-            opened.ledger.remember_dropped(fields)
+            opened.ledger.dropped_fields.remember(fields)
             opened.ledger.commit()
     with opening(tmp_path) as opened:
-        opened.ledger.forget_dropped([(Kind.USER, "plan"), (Kind.EVENT, "unknown")])
+        opened.ledger.dropped_fields.forget([(Kind.USER, "plan"), (Kind.EVENT, "unknown")])
         opened.ledger.commit()
     with reading(tmp_path) as opened:
-        assert opened.ledger.dropped_fields() == {(Kind.EVENT, "plan"), (Kind.USER, "tier")}
+        assert opened.ledger.dropped_fields.all() == {(Kind.EVENT, "plan"), (Kind.USER, "tier")}
     with reading(tmp_path, Project("https://api.iterable.com", "another-key")) as opened:
-        assert opened.ledger.dropped_fields() == set()
+        assert opened.ledger.dropped_fields.all() == set()
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------

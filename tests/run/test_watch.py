@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.ledger.file import hold_file
-from pipeline.ledger.runs import Fruitless, last_fruitless_runs
+from pipeline.ledger.runs import Fruitless, Runs
 from pipeline.sandbox import StandIn
 from tests.program import Finished, Program
 
@@ -99,5 +99,5 @@ def test_what_counts_as_a_run_without_fruit(endings: list[tuple[int | None, int]
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
             rows,
         )
-        assert last_fruitless_runs(database, 1, "q.sql") == fruitless
-        assert last_fruitless_runs(database, 2, "q.sql") == Fruitless(0)
+        assert Runs(database, 1).fruitless("q.sql") == fruitless
+        assert Runs(database, 2).fruitless("q.sql") == Fruitless(0)
