@@ -148,8 +148,19 @@ def _cell(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         value = bytes(value).decode("utf-8", errors="backslashreplace")
     elif isinstance(value, (dict, list)):
-        value = json.dumps(value, ensure_ascii=False, default=str)
+        value = json_text(value)
     return guarded(str(value).replace("\0", "\\x00"))  # a NUL makes many CSV readers give up
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(_with_text_keys(value), ensure_ascii=False, default=str)
+
+
+def _with_text_keys(value: Any) -> Any:
+    """A map may have keys that JSON can't hold, such as a Decimal or a date."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): _with_text_keys(each) for key, each in value.items()}
+    return [_with_text_keys(each) for each in value] if isinstance(value, list) else value
 
 
 def guarded(text: str) -> str:

@@ -79,7 +79,12 @@ class FailureHistory:
         self.exist = (
             database.execute("SELECT 1 FROM past_failures WHERE project = ?", (project,)).fetchone() is not None
         )
+        # Whose failures are looked up and forgotten: two query files may send different fields of the same people.
+        self._query: bytes | None = None  # all
         self._gone: set[bytes] | None = None  # those that the query has not shown in this run
+
+    def use_query(self, query: str) -> None:
+        self._query = self._hash(query)
 
     def failed_before(self, keys: Sequence[bytes]) -> set[bytes]:
         """Those of these keys whose records failed when they were last tried."""
@@ -90,11 +95,14 @@ class FailureHistory:
     def past_failures(self, keys: Sequence[bytes]) -> dict[bytes, PastFailure]:
         if not self.exist:
             return {}
-        columns = "key, fingerprint, reasons, streak, outcome, status_code, code, noted_at, first_at, window_from"
+        columns = (
+            "query, key, fingerprint, reasons, streak, outcome, status_code, code, noted_at, first_at, window_from"
+        )
         rows = rows_of_keys(self._database, columns, "past_failures", self._project, keys)
         return {
             key: PastFailure(fingerprint, reasons, streak, Outcome(outcome), *rest)
-            for key, fingerprint, reasons, streak, outcome, *rest in rows
+            for query, key, fingerprint, reasons, streak, outcome, *rest in rows
+            if self._query in (None, query)
         }
 
     def are_new(self, failed: Sequence[Failed]) -> list[bool]:
@@ -169,9 +177,9 @@ class FailureHistory:
         for chunk in chunks(failed):
             before = self.past_failures([each.key for each in chunk])
             self._database.executemany(
-                "UPDATE past_failures SET reasons = ? WHERE project = ? AND key = ?",
+                f"UPDATE past_failures SET reasons = ? WHERE {self._of_query} AND project = ? AND key = ?",
                 [
-                    (self._with_reason(each, before[each.key]), self._project, each.key)
+                    (self._with_reason(each, before[each.key]), self._query, self._project, each.key)
                     for each in chunk
                     if each.key in before and before[each.key].fingerprint == each.fingerprint
                 ],
@@ -207,7 +215,13 @@ class FailureHistory:
     def forget(self, keys: Sequence[bytes]) -> None:
         """These were accepted."""
         if self.exist:
-            run_for_keys(self._database, "DELETE FROM past_failures WHERE", self._project, keys)
+            statement = f"DELETE FROM past_failures WHERE {self._of_query} AND"
+            run_for_keys(self._database, statement, self._project, keys, self._query)
+
+    @property
+    def _of_query(self) -> str:
+        """A condition with one value, the query."""
+        return "query = ?" if self._query is not None else "? IS NULL"
 
     def forget_before(self, oldest: int) -> None:
         self._database.execute("DELETE FROM past_failures WHERE noted_at < ?", (oldest,))
@@ -222,7 +236,8 @@ class FailureHistory:
         if not self.exist:
             return set()
         rows = self._database.execute(
-            "SELECT key FROM past_failures WHERE project = ? LIMIT ?", (self._project, MAX_GONE + 1)
+            f"SELECT key FROM past_failures WHERE project = ? AND {self._of_query} LIMIT ?",
+            (self._project, self._query, MAX_GONE + 1),
         ).fetchall()
         return {key for (key,) in rows} if len(rows) <= MAX_GONE else set()
 

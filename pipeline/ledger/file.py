@@ -75,7 +75,7 @@ CREATE TABLE given_events (  -- whose ids the query gives; `person`: the beginni
 CREATE TABLE past_failures (
     project INTEGER NOT NULL, key BLOB NOT NULL, query BLOB NOT NULL, fingerprint BLOB NOT NULL, reasons BLOB NOT NULL,
     outcome TEXT NOT NULL, status_code INTEGER, code TEXT, streak INTEGER NOT NULL, noted_at INTEGER NOT NULL,
-    first_at INTEGER NOT NULL, window_from INTEGER, PRIMARY KEY (project, key)
+    first_at INTEGER NOT NULL, window_from INTEGER, PRIMARY KEY (project, key, query)
 ) WITHOUT ROWID;
 CREATE TABLE queries (  -- full_users, trusts_id: what the last full read found
     id INTEGER PRIMARY KEY, project INTEGER NOT NULL, query BLOB NOT NULL, used_day INTEGER NOT NULL,

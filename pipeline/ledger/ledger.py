@@ -160,10 +160,11 @@ class Ledger:
             self.accepted.people.begin_move(user_key, address)
 
     def use_query(self, query: str) -> None:
-        """What is accepted from now on was found by this query file."""
+        """What is accepted, or fails, from now on was found by this query file."""
         if not self.is_read_only:
             self.queries.add(query)
         self.accepted.query = self.queries.number(query)
+        self.failures.use_query(query)
 
     # What the query shows -------------------------------------------------------------------------------------
 

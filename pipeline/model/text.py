@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 from unicodedata import combining, east_asian_width
+
+from iterable.export import json_text
 
 WIDTH = 80
 NARROWEST = 6  # columns are cut down to this, and no further
@@ -26,7 +27,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).decode("utf-8", errors="backslashreplace")
     if isinstance(value, (dict, list, bool)):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return json_text(value)
     return str(value)
 
 

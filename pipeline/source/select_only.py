@@ -23,10 +23,21 @@ DIALECTS = {
     "postgresql": "postgres",
 }
 # A session that is read-only refuses what the parser can't read and the check below can't judge.
-READ_ONLY_SESSIONS = ("postgresql", "cockroachdb", *MYSQL)
+READ_ONLY_SESSIONS = ("postgresql", *MYSQL)
 
 _BEGINS_AS_QUERY = re.compile(r"[\s(]*(?:SELECT|WITH|VALUES|FROM|TABLE)\b", re.IGNORECASE)
 _INTO = re.compile(r"\bINTO\b", re.IGNORECASE)
+# SQL Server needs no ; between statements, and the parser takes the next one's first word for an alias. No name may be
+# one of these there without quotes.
+_BEGINS_IN_TSQL = re.compile(
+    r"\b(?:ALTER|BACKUP|BULK|CHECKPOINT|COMMIT|CREATE|DBCC|DECLARE|DELETE|DENY|DROP|EXEC|EXECUTE|GRANT|IF|INSERT|KILL"
+    r"|OPENDATASOURCE|OPENQUERY|OPENROWSET|PRINT|RAISERROR|RECONFIGURE|RESTORE|REVERT|REVOKE|ROLLBACK|SAVE|SET|SHUTDOWN"
+    r"|TRUNCATE|UPDATE|USE|WAITFOR|WHILE)\b",
+    re.IGNORECASE,
+)
+_CHANGES_IN_TSQL = re.compile(r"\b(?:UPDLOCK|XLOCK|TABLOCKX|TABLOCK|HOLDLOCK|NEXT\s+VALUE\s+FOR)\b", re.IGNORECASE)
+_IN_BRACKETS = re.compile(r"\[[^\]]*\]")
+_CHANGES_IN_COCKROACHDB = re.compile(r"\[\s*(?!SHOW\b)[A-Z]+\s", re.IGNORECASE)  # SELECT * FROM [DELETE FROM …]
 _RUN_BY_MYSQL = re.compile(r"/\*M?!")
 
 
@@ -35,6 +46,8 @@ def refuse_all_but_select(sql: str, backend: str, query_name: str) -> None:
     if backend in MYSQL and _RUN_BY_MYSQL.search(code_of(sql, backend)):
         raise SourceError(f"The query in {query_name} has a comment that MySQL executes, /*! … */; leave it out.")
     problem, is_readable = _parse(sql, backend)
+    if is_readable:
+        problem = problem or _beyond_the_parser(code_of(sql, backend), backend)
     if is_readable and problem:
         raise SourceError(f"The query in {query_name} {problem}; it must be one SELECT.")
     if is_readable:
@@ -45,6 +58,18 @@ def refuse_all_but_select(sql: str, backend: str, query_name: str) -> None:
             f"The query in {query_name} can't be read as the SQL of {backend} ({problem}), so nothing says that it "
             "changes no data; correct it, or put it into a view and select from that."
         )
+
+
+def _beyond_the_parser(code: str, backend: str) -> str:
+    """What it has that changes or locks something, and that the parser takes for something else; "": nothing."""
+    if backend == "mssql":
+        code = _IN_BRACKETS.sub(" ", code)
+        found = _BEGINS_IN_TSQL.search(code) or _CHANGES_IN_TSQL.search(code)
+    elif backend == "cockroachdb":
+        found = _CHANGES_IN_COCKROACHDB.search(code)
+    else:
+        found = None
+    return f"has {found[0].strip('[ ').upper()} in it" if found else ""
 
 
 def _parse(sql: str, backend: str) -> tuple[str, bool]:

@@ -321,3 +321,15 @@ def test_failure_that_did_not_happen_again_is_forgotten_after_400_days(
     note(tmp_path, REFUSED)
     note(tmp_path, day=TODAY + days_later)
     assert known(tmp_path) == kept
+
+
+def test_two_queries_for_the_same_people_have_a_history_each(tmp_path: Path) -> None:
+    with opening(tmp_path) as ledger:
+        for query in ("a.sql", "b.sql"):
+            ledger.use_query(query)
+            assert ledger.failures.note([REFUSED], query, counts=True, window_from=5) == [True]
+            ledger.failures.report([REFUSED])
+        ledger.accept([record(ADA)])
+        assert (ledger.failures.held_from("a.sql"), ledger.failures.held_from("b.sql")) == (5, None)
+        ledger.use_query("a.sql")
+        assert ledger.failures.note([REFUSED], "a.sql", counts=True) == [False]

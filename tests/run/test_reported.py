@@ -64,3 +64,12 @@ def test_rejection_of_a_run_that_ended_with_75_is_reported_also_where_since_read
     assert program.run().code == 75
     refuse_bob(iterable)
     assert [(run.code, reported(run)) for run in (program.run() for _ in range(2))] == [(1, REJECTED), (0, {})]
+
+
+def test_two_queries_for_the_same_people_know_their_own_rejections(program: Program, iterable: StandIn) -> None:
+    other = program.folder.parent / "other.sql"
+    other.write_text("SELECT email, page AS plan FROM rows")
+    settings = {"QUERY_FILE": str(other), "USER_FIELDS": "plan", "EVENT_FIELDS": "-"}
+    runs = [(run.code, reported(run)) for _ in range(3) for run in (program.run(), program.run(**settings))]
+    silent: tuple[int, dict[str, int]] = (0, {})
+    assert runs == [(1, REJECTED), (1, {"InvalidRecord": 1, "BadParams": 1}), *[silent] * 4]

@@ -107,3 +107,37 @@ def test_an_insert_that_begins_with_from_is_refused() -> None:
 @pytest.mark.parametrize("url", ["impala://127.0.0.1:9/default", "databricks://token:x@127.0.0.1?http_path=/x"])
 def test_refusal_comes_before_the_connection(tmp_path: Path, url: str) -> None:
     assert problem(url, "DROP TABLE victim", tmp_path) == "The query in query.sql is DROP; it must be one SELECT."
+
+
+@pytest.mark.parametrize(
+    ("backend", "sql"),
+    [
+        ("mssql", "SELECT 1\nDELETE FROM victim"),
+        ("mssql", "SELECT a FROM b\nEXEC('drop table victim')"),
+        ("mssql", "SELECT a FROM b\nSHUTDOWN"),
+        ("mssql", "SELECT a FROM b /* x */ UPDATE victim SET a = 1"),
+        ("mssql", "SELECT * FROM OPENQUERY(s, 'drop table victim')"),
+        ("mssql", "SELECT * FROM victim WITH (UPDLOCK)"),
+        ("mssql", "SELECT NEXT VALUE FOR s"),
+        ("cockroachdb", "SELECT * FROM [DELETE FROM victim RETURNING a]"),
+        ("cockroachdb", "SELECT * FROM t WHERE a some_new_operator @@@ b"),
+    ],
+)
+def test_what_the_parser_takes_for_something_else_is_refused(backend: str, sql: str) -> None:
+    with pytest.raises(SourceError):
+        refuse_all_but_select(sql, backend, "query.sql")
+
+
+@pytest.mark.parametrize(
+    ("backend", "sql"),
+    [
+        ("mssql", "SELECT [delete], 'exec' AS a, \"use\" FROM [set] /* update */ -- drop"),
+        (
+            "mssql",
+            "SELECT deleted, last_update, is_set FROM t",
+        ),
+        ("cockroachdb", "SELECT tags[1], ARRAY[a, b] FROM t"),
+    ],
+)
+def test_names_and_texts_are_no_statements(backend: str, sql: str) -> None:
+    refuse_all_but_select(sql, backend, "query.sql")
