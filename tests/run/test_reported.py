@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_rejection_of_a_run_that_ended_with_75_is_reported_also_where_since_read
 def test_two_queries_for_the_same_people_know_their_own_rejections(program: Program, iterable: StandIn) -> None:
     other = program.folder.parent / "other.sql"
     other.write_text("SELECT email, page AS plan FROM rows")
-    settings = {"QUERY_FILE": str(other), "USER_FIELDS": "plan", "EVENT_FIELDS": "-"}
+    settings: dict[str, Any] = {"QUERY_FILE": str(other), "USER_FIELDS": "plan", "EVENT_FIELDS": "-"}
     runs = [(run.code, reported(run)) for _ in range(3) for run in (program.run(), program.run(**settings))]
     silent: tuple[int, dict[str, int]] = (0, {})
     assert runs == [(1, REJECTED), (1, {"InvalidRecord": 1, "BadParams": 1}), *[silent] * 4]
