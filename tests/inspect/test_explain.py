@@ -328,9 +328,10 @@ def held_ledger(program: Program) -> AbstractContextManager[Ledger]:
 
 
 def note_trouble(program: Program, who: str) -> None:
+    query = str(load_settings(program.env_file, program.settings).query_file)
     with held_ledger(program) as ledger:
         failed = Failed(ledger.user_key(who), b"x", Outcome.REJECTED, 400, "RequestFieldsTypesMismatched", "no", False)
-        ledger.failures.note([failed], "query.sql", counts=True)
+        ledger.failures.note([failed], query, counts=True)
         ledger.commit()
 
 
