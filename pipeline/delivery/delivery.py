@@ -21,7 +21,7 @@ from pipeline.delivery.breaker import Breaker
 from pipeline.delivery.bulk_answers import Settled
 from pipeline.delivery.commits import CommitBuffer
 from pipeline.delivery.dropped_fields import DroppedFields
-from pipeline.delivery.failure_history import note_failures
+from pipeline.delivery.failure_history import are_known_rejections, note_failures
 from pipeline.delivery.feed import Batch, Feed
 from pipeline.delivery.in_flight import InFlight
 from pipeline.delivery.modes import Mode
@@ -121,7 +121,7 @@ class Delivery:
         self._feed: Feed  # of the present pass
         self._in_flight = InFlight(mode, breaker)
         self._probes = Probes(self._in_flight, self._workers, breaker)
-        self._suspicions = Suspicions(stage)
+        self._suspicions = Suspicions(stage, lambda: are_known_rejections(ledger, stage))
         self._commits = CommitBuffer(ledger, stage, clock)
         self._left = dict.fromkeys(Kind, 0)  # records that the progress does not count yet
         self._updated_users_at: float | None = None
@@ -354,7 +354,11 @@ class Delivery:
         suspected = self._suspicions.conclude()
         if suspected is not None and (self._stop is None or self._is_verdict):
             self._stop = suspected
-        elif self._is_verdict and self._is_in_doubt and not any(map(self._stage.states.count_pending, Kind)):
+        elif (
+            self._is_verdict
+            and (self._is_in_doubt or self._suspicions.were_known)
+            and not any(map(self._stage.states.count_pending, Kind))
+        ):
             self._stop = None  # all have been tried
 
     def _wait_until(self, moment: float) -> None:

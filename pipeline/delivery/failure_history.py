@@ -61,6 +61,19 @@ def note_omitted(ledger: Ledger, stage: Stage, query: str, *, keep: bool, window
             ledger.failures.note([_left_out(each) for each in values], query, counts=False, window_from=window_from)
 
 
+def are_known_rejections(ledger: Ledger, stage: Stage) -> bool:
+    """Whether all that has failed was rejected, as it is, in earlier runs, which have reported it."""
+    for failures in stage.outcomes.failures():
+        past_failures = ledger.failures.past_failures([each.key for each in failures])
+        for each in failures:
+            past = past_failures.get(each.key)
+            if past is None or past.outcome is not Outcome.REJECTED or not past.reasons:
+                return False
+            if past.fingerprint != each.fingerprint or each.undelivered.outcome is not Outcome.REJECTED:
+                return False
+    return True
+
+
 def _left_out(value: Omitted) -> Failed:
     return Failed(value.key, value.fingerprint, Outcome.REJECTED, None, OMITTED_VALUE, value.reason, False)
 

@@ -156,6 +156,11 @@ def _odd(name: str, type_: Any, depth: int = 0) -> str:
         parts = [_odd(f'({name})."{_doubled(field)}"', part, depth) for field, part in type_.children]
     elif type_.id == "map":
         parts = [_odd_in(f"map_{kind}s({name})", part, depth) for kind, part in type_.children]
+    elif type_.id == "union":
+        of_member = [
+            (f"union_extract({name}, '{tag.replace(chr(39), chr(39) * 2)}')", part) for tag, part in type_.children
+        ]
+        parts = [_odd(member, part, depth) for member, part in of_member[1:]]  # the first one is the tag
     elif type_.id in ("list", "array"):
         parts = [_odd_in(name, type_.children[0][1], depth)]
     else:

@@ -64,6 +64,15 @@ class Outcomes:
             self._states.set(each.kind, each.row, CODES[each.outcome])
         self._insert_undelivered(undelivered, [each.outcome.value for each in undelivered], is_blamed=is_blamed)
 
+    def pardon(self, failed: Sequence[FailedRecord]) -> None:
+        """What was noted of these is not their own fault, after all: they count as unacknowledged."""
+        for each in failed:
+            self._states.set(each.kind, each.row, CODES[Outcome.UNACKNOWLEDGED])
+        self._database.executemany(
+            "UPDATE undelivered SET outcome = ?, is_blamed = 0 WHERE kind = ? AND row = ?",
+            [(Outcome.UNACKNOWLEDGED.value, each.kind.value, each.row) for each in failed],
+        )
+
     def note_refusals(self, refusals: Sequence[Failure]) -> None:
         """Note what can't be sent, and so was never staged."""
         for _, _, each in refusals:

@@ -74,3 +74,13 @@ def test_two_queries_for_the_same_people_know_their_own_rejections(program: Prog
     runs = [(run.code, reported(run)) for _ in range(3) for run in (program.run(), program.run(**settings))]
     silent: tuple[int, dict[str, int]] = (0, {})
     assert runs == [(1, REJECTED), (1, {"InvalidRecord": 1, "BadParams": 1}), *[silent] * 4]
+
+
+@pytest.mark.parametrize("mode", ["single", "bulk"])
+def test_a_rejection_that_is_known_is_not_taken_for_a_wrong_key(program: Program, iterable: StandIn, mode: str) -> None:
+    program.settings["PUSH_MODE"] = mode
+    iterable.clear_faults()
+    iterable.inject(Fault(match=BOB, status=403, body=b'{"msg":"no","code":"Forbidden"}'))
+    assert [program.run().code for _ in range(4)] == [1, 0, 0, 0]
+    iterable.clear_faults()
+    assert program.run().counts("users") == {"delivered": 1, "unchanged": 8, "rejected": 1}
