@@ -389,6 +389,11 @@ def test_who_has_another_address_is_not_gone(job: Program, changes: str) -> None
         assert found.results["counts"]["gone_users"] == 0
 
 
+def test_who_takes_the_address_of_somebody_who_has_another_one_counts_once(job: Program) -> None:
+    run(job, [row(1, ADA), row(2, BOB), row(3, CY)])
+    assert run(job, [row(1, NEW), row(4, ADA), row(2, BOB)]).results["counts"]["gone_users"] == 1
+
+
 # One person -----------------------------------------------------------------------------------------------------------
 
 

@@ -205,9 +205,10 @@ class People:
         self._report.changed = len(changed)
         self._report.known += len(changed)
         query = self._ledger.accepted.query
-        self._report.found += sum(
-            each.old.query == query and (each.own is None or each.own.query != query) for each in changed
-        )
+        moved = {
+            each.old.key for each in changed if each.old.query == query and (not each.own or each.own.query != query)
+        }
+        self._report.found += sum(not self._stage.people.has_user(key) for key in moved)
         if self._enters:
             self._enter(changed)
         else:

@@ -197,7 +197,7 @@ class Planner:
             self.changes.settle()
         if self._rules.id_column is not None and not self._ledger.is_empty:
             self._reject_ids_of_others()
-        self.people.gone = self._ledger.accepted.count_users_of_query() - self.people.found
+        self.people.gone = max(0, self._ledger.accepted.count_users_of_query() - self.people.found)
 
     # Users ----------------------------------------------------------------------------------------------------
 
