@@ -14,6 +14,7 @@ from tests.program import Finished, Program, make_table, use_query
 ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
 COLUMNS = "user_id, email, plan, city, page, event_time"
 MOVING = f"{COLUMNS}, previous_email"
+GIVEN = f"{COLUMNS}, event_id"
 Row = tuple[Any, ...]
 
 
@@ -36,6 +37,11 @@ def row(
     person: int | None, email: str, plan: str = "pro", city: str | None = "Paris", page: str | None = "home"
 ) -> Row:
     return (person, email, plan, city, page, "2026-01-13 08:45:12" if page else None)
+
+
+def with_id(row: Row, columns: str) -> Row:
+    """The row, with an event id made of its page where these columns have one."""
+    return (*row, row[4]) if columns is GIVEN else row
 
 
 def updates(iterable: StandIn, since: int = 0) -> list[dict[str, Any]]:
@@ -564,3 +570,15 @@ def test_an_old_address_that_is_gone_says_nothing_of_who_has_the_new_one(moving:
     iterable.project.edit_user({"email": NEW, "dataFields": {"plan": "other"}})
     run(moving, [(*row(1, NEW), ADA)], columns=MOVING)
     assert iterable.project.users[NEW]["dataFields"] == {"plan": "pro", "city": "Paris"}
+
+
+@pytest.mark.parametrize("columns", [COLUMNS, GIVEN], ids=["made ids", "given ids"])
+def test_who_is_held_takes_nothing_over_from_the_address(job: Program, iterable: StandIn, columns: str) -> None:
+    use_query(job, f"SELECT {columns} FROM rows")
+    first = [with_id(row(None, BOB, page="shop"), columns), with_id(row(1, ADA), columns)]
+    run(job, first, columns=columns)
+    assert run(job, [with_id(row(1, BOB, page="shop"), columns)], columns=columns).code == 1
+    iterable.project.effects.clear()
+    only(run(job, first, columns=columns), 0, users={"unchanged": 2}, events={"unchanged": 2})
+    assert not iterable.project.effects.event_writes
+    assert not iterable.project.effects.field_writes

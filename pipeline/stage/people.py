@@ -120,12 +120,20 @@ class People:
                 yield list(map(_user_record, page))
 
     def replace_user(
-        self, key: bytes, record: Record, state: int, old_id: str, new_id: str, *, is_late: bool = False
+        self,
+        key: bytes,
+        record: Record,
+        state: int,
+        old_id: str,
+        new_id: str,
+        *,
+        is_late: bool = False,
+        adopts: bool = True,
     ) -> None:
         """A user whom the ledger knows under another key, which `record` has; the events become those of that key.
 
         old_id, new_id: what the made ids of their events begin with. is_late: the events are sent after all others.
-        What Iterable has under the present key, and the ledger does not know under the other one, is `adopted`.
+        adopts: what Iterable has under the present key, and the ledger does not know under the other one, is `adopted`.
         """
         self._database.execute("DELETE FROM users WHERE key = ?", (key,))
         self.stage_users([record], [state])
@@ -134,7 +142,8 @@ class People:
         for (row, event_key, fingerprint), found in zip(events, states, strict=True):
             present = self._states[Kind.EVENT][row]
             if present == UNCHANGED and found != UNCHANGED:  # staged without its payload, and needs none
-                self.adopt([Record(Kind.EVENT, row, record.identity, event_key, fingerprint, b"")])
+                if adopts:
+                    self.adopt([Record(Kind.EVENT, row, record.identity, event_key, fingerprint, b"")])
             elif present == UNCHANGED:
                 self._database.execute("DELETE FROM adopted WHERE kind = ? AND row = ?", (Kind.EVENT.value, row))
             elif present in (PENDING, LATE):

@@ -254,7 +254,7 @@ class People:
         elif mode == "hold":
             problem = f"{_HOW_TO_ENTER}, or set EMAIL_CHANGES"
         moves = mode == "move" and not problem
-        self._take_over(changed, moves=moves)
+        self._take_over(changed, moves=moves, is_held=bool(problem))
         if problem:
             self._hold(changed, problem, changed.old.key)
         elif moves:
@@ -304,8 +304,9 @@ class People:
             "EMAIL_CHANGES=move needs the old address, in a column previous_email, or SEND_USER_ID=true from the start"
         )
 
-    def _take_over(self, changed: _Changed, *, moves: bool) -> None:
-        """The user of this read becomes the one whom the ledger knows, with the events. moves: so does the profile."""
+    def _take_over(self, changed: _Changed, *, moves: bool, is_held: bool = False) -> None:
+        """The user of this read becomes the one whom the ledger knows, with the events. moves: so does the profile.
+        is_held: in this run only; nothing is learned of who has which address."""
         record, old = changed.found.record, changed.old
         replaced = self._known_as(changed)
         if moves and record.payload and not self._is_full:
@@ -315,10 +316,14 @@ class People:
         sent = replaced.details.sent if replaced.details is not None else b""
         own_row = changed.own
         has_all = (moves and not sent) or (
-            own_row is not None and (own_row.fingerprint == record.fingerprint or not sent)
+            not is_held and own_row is not None and (own_row.fingerprint == record.fingerprint or not sent)
         )
         state = UNCHANGED if has_all else LATE if moves else PENDING
-        self._stage.people.replace_user(record.key, replaced, state, id_prefix(own), id_prefix(origin), is_late=moves)
+        self._stage.people.replace_user(
+            record.key, replaced, state, id_prefix(own), id_prefix(origin), is_late=moves, adopts=not is_held
+        )
+        if is_held:
+            return
         if state == UNCHANGED and not moves:
             self._stage.people.adopt([replaced])
         if own_row is not None and own_row.person in (None, changed.found.person):
