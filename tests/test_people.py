@@ -582,3 +582,8 @@ def test_who_is_held_takes_nothing_over_from_the_address(job: Program, iterable:
     only(run(job, first, columns=columns), 0, users={"unchanged": 2}, events={"unchanged": 2})
     assert not iterable.project.effects.event_writes
     assert not iterable.project.effects.field_writes
+
+
+def test_a_first_run_with_a_wrong_key_knows_nobody(job: Program) -> None:
+    assert run(job, [row(1, ADA)], ITERABLE_API_KEY="another-key").code == 77
+    only(run(job, [row(1, ADA)]), 0, users={"delivered": 1}, events={"delivered": 1})

@@ -19,6 +19,8 @@ from pipeline.stage.states import CODES, LATE, PENDING, UNCHANGED, States
 
 _USER_COLUMNS = "row, identity, key, fingerprint, payload, fields, sent, person, address, origin"
 
+NOT_CARRIED_OUT = (401, 403, 407, 429)  # the key, a proxy or the limits refused the request, so that it changed nothing
+
 
 class People:
     """The table `users`, and `adopted`: what Iterable has already, and the ledger does not know yet."""
@@ -108,11 +110,12 @@ class People:
             yield [each for each in records if self._states[Kind.USER][each.row] == UNCHANGED]
 
     def unacknowledged_users(self) -> Iterator[list[Record]]:
-        """Users whose update was sent, and not acknowledged, some at a time."""
+        """Users whose update was sent, and may have been carried out without an acknowledgement, some at a time."""
         columns = ", ".join(f"users.{name.strip()}" for name in _USER_COLUMNS.split(","))
         rows = self._database.execute(
             f"SELECT {columns} FROM users CROSS JOIN undelivered ON undelivered.row = users.row"
-            " WHERE undelivered.kind = ? AND outcome = ? AND attempts",
+            " WHERE undelivered.kind = ? AND outcome = ? AND attempts"
+            f" AND coalesce(status_code, 0) NOT IN ({', '.join(map(str, NOT_CARRIED_OUT))})",
             (Kind.USER.value, Outcome.UNACKNOWLEDGED.value),
         )
         if CODES[Outcome.UNACKNOWLEDGED] in self._states[Kind.USER]:
