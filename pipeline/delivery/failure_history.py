@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from itertools import chain
 
-from pipeline.ledger.ledger import Failed, Ledger
+from pipeline.ledger.ledger import FailureEntry, Ledger
 from pipeline.model.failure_policy import EVENT_ID_CONFLICT, KEEPS_FAILING
 from pipeline.model.records import Outcome
-from pipeline.stage.outcomes import Failure, Omitted
+from pipeline.stage.outcomes import KeyedFailure, Omitted
 from pipeline.stage.stage import Stage
 
 OMITTED_VALUE = "OmittedValue"  # our code for a value that is left out
@@ -74,17 +74,17 @@ def are_known_rejections(ledger: Ledger, stage: Stage) -> bool:
     return True
 
 
-def _left_out(value: Omitted) -> Failed:
-    return Failed(value.key, value.fingerprint, Outcome.REJECTED, None, OMITTED_VALUE, value.reason, False)
+def _left_out(value: Omitted) -> FailureEntry:
+    return FailureEntry(value.key, value.fingerprint, Outcome.REJECTED, None, OMITTED_VALUE, value.reason, False)
 
 
-def _keep_failing(ledger: Ledger, failures: list[Failure], counts: bool) -> set[bytes]:
+def _keep_failing(ledger: Ledger, failures: list[KeyedFailure], counts: bool) -> set[bytes]:
     keys = [each.key for each in failures if each.undelivered.outcome is Outcome.UNACKNOWLEDGED]
     past_failures = ledger.failures.past_failures(keys)
     return {key for key, past_failure in past_failures.items() if past_failure.streak + counts >= MAX_STREAK}
 
 
-def _failed(failure: Failure, hopeless: set[bytes]) -> Failed:
+def _failed(failure: KeyedFailure, hopeless: set[bytes]) -> FailureEntry:
     key, fingerprint, undelivered = failure
     is_unacknowledged = undelivered.outcome is Outcome.UNACKNOWLEDGED
     outcome, code = undelivered.outcome, undelivered.code
@@ -92,4 +92,6 @@ def _failed(failure: Failure, hopeless: set[bytes]) -> Failed:
         key += fingerprint
     if key in hopeless:
         outcome, code = Outcome.REJECTED, KEEPS_FAILING
-    return Failed(key, fingerprint, outcome, undelivered.status_code, code, undelivered.message, is_unacknowledged)
+    return FailureEntry(
+        key, fingerprint, outcome, undelivered.status_code, code, undelivered.message, is_unacknowledged
+    )

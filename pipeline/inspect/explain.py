@@ -44,8 +44,8 @@ from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import MESSAGE, ForgottenListError, read_forgotten
 from pipeline.run.interrupt import Interrupted
 from pipeline.stage.pages import pages
+from pipeline.transform.address_changes import changes_only
 from pipeline.transform.identity import identity_or_none, is_meant
-from pipeline.transform.people import changes_only
 from pipeline.transform.planner import followed_moves
 
 

@@ -21,7 +21,7 @@ from pipeline.config import ROOT, Settings
 from pipeline.delivery import note_refusals
 from pipeline.inspect.findings import Area, Finding, bad, good, note
 from pipeline.inspect.mapping import Sample, Sampler
-from pipeline.inspect.people import about_event_ids, about_people, count_odd_ids
+from pipeline.inspect.people_findings import about_event_ids, about_people, count_odd_ids
 from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.model.exits import ExitCode, UsageError
 from pipeline.model.records import Kind, Outcome
@@ -35,7 +35,7 @@ from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, pla
 from pipeline.run.since import Since
 from pipeline.source import Query, SourceError, advice_for_writers, read_query
 from pipeline.stage.stage import Stage, open_stage
-from pipeline.transform.people import PeopleReport
+from pipeline.transform.address_changes import PeopleReport
 from pipeline.transform.planner import Planner
 from pipeline.transform.rules import ColumnsError, Rules, make_rules
 

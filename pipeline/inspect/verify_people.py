@@ -16,7 +16,7 @@ from pipeline.ledger.project import Hasher
 from pipeline.model.keys import USER_BYTES, is_given
 from pipeline.model.records import Kind, Record
 from pipeline.stage.pages import BYTES_A_PAGE, RECORDS_A_PAGE, records_of
-from pipeline.transform.people import changes_only
+from pipeline.transform.address_changes import changes_only
 
 SORTED_BELOW = 1000  # people: so few are read in the order of the query
 

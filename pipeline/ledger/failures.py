@@ -23,8 +23,8 @@ MAX_GONE = 100_000  # of more failures, those that are gone expire with time, so
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A record that ended rejected or unacknowledged.
+class FailureEntry:
+    """A record that ended rejected or unacknowledged in this run, as it is entered here.
 
     is_unacknowledged: it may have arrived; also of a record that is rejected because it was never acknowledged.
     """
@@ -105,7 +105,7 @@ class FailureHistory:
             if self._query in (None, query)
         }
 
-    def are_new(self, failed: Sequence[Failed]) -> list[bool]:
+    def are_new(self, failed: Sequence[FailureEntry]) -> list[bool]:
         """For each: whether no run has reported yet that this content failed for this reason."""
         news = []
         for chunk in chunks(failed):
@@ -115,7 +115,9 @@ class FailureHistory:
                 news.append(old is None or not old.knows(each.fingerprint, self._reason(each)))
         return news
 
-    def note(self, failed: Sequence[Failed], query: str, *, counts: bool, window_from: int | None = None) -> list[bool]:
+    def note(
+        self, failed: Sequence[FailureEntry], query: str, *, counts: bool, window_from: int | None = None
+    ) -> list[bool]:
         """Remember what failed in this run. For each: whether it is new, so not reported with this content and reason.
 
         counts: something else was accepted in this run, so that records which were not acknowledged are to blame
@@ -140,7 +142,7 @@ class FailureHistory:
 
     def _row(
         self,
-        failed: Failed,
+        failed: FailureEntry,
         before: PastFailure | None,
         query: bytes,
         now: int,
@@ -172,7 +174,7 @@ class FailureHistory:
             return code
         return f"#{self._hash(code)[:REASON_BYTES].hex()}"
 
-    def report(self, failed: Sequence[Failed]) -> None:
+    def report(self, failed: Sequence[FailureEntry]) -> None:
         """A run has reported these, which were noted before: they are known now with their content and reason."""
         for chunk in chunks(failed):
             before = self.past_failures([each.key for each in chunk])
@@ -185,7 +187,7 @@ class FailureHistory:
                 ],
             )
 
-    def _with_reason(self, failed: Failed, before: PastFailure) -> bytes:
+    def _with_reason(self, failed: FailureEntry, before: PastFailure) -> bytes:
         reason = self._reason(failed)
         return b"".join([reason, *(each for each in _split(before.reasons) if each != reason)][:KEPT_REASONS])
 
@@ -209,7 +211,7 @@ class FailureHistory:
         ).fetchone()
         return int(count)
 
-    def _reason(self, failed: Failed) -> bytes:
+    def _reason(self, failed: FailureEntry) -> bytes:
         return self._hash(reason_text(failed))[:REASON_BYTES]
 
     def forget(self, keys: Sequence[bytes]) -> None:
@@ -257,7 +259,7 @@ def _split(reasons: bytes) -> list[bytes]:
     return [reasons[start : start + REASON_BYTES] for start in range(0, len(reasons), REASON_BYTES)]
 
 
-def reason_text(failed: Failed) -> str:
+def reason_text(failed: FailureEntry) -> str:
     """Why a record failed, without what differs from run to run: rows, attempts, times, ids of requests.
 
     ... 400 BadParams: row 7 is odd (3 attempts) -> ... # BadParams: row # is odd # attempt)

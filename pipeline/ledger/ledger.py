@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.ledger.accepted import Accepted
 from pipeline.ledger.dropped_fields import DroppedFields
-from pipeline.ledger.failures import Failed, FailureHistory, PastFailure
+from pipeline.ledger.failures import FailureEntry, FailureHistory, PastFailure
 from pipeline.ledger.file import (
     LEDGER_NAME,
     LedgerBusyError,
@@ -41,7 +41,7 @@ __all__ = [
     "LEDGER_NAME",
     "USER_BYTES",
     "Cursor",
-    "Failed",
+    "FailureEntry",
     "IdScheme",
     "Ledger",
     "LedgerBusyError",

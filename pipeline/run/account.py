@@ -30,7 +30,7 @@ from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.earlier_runs import project_mark
 from pipeline.run.heartbeat import account_of
 from pipeline.run.opening import Run, project_of
-from pipeline.run.people import gone_users, people_as_json, people_lines
+from pipeline.run.people_report import gone_users, people_as_json, people_lines
 from pipeline.run.reading import Read
 from pipeline.run.remember import close_books, let_go_note, moves_cursor
 from pipeline.run.steps import Plan, mode_for

@@ -24,7 +24,7 @@ from pipeline.run.id_schemes import id_scheme_of, ids_have_changed
 from pipeline.run.opening import project_of
 from pipeline.run.resends import OVERRIDE_HINT, KnownRuns, full_over_accepted, sent_again
 from pipeline.stage.stage import Stage
-from pipeline.transform.people import PeopleReport
+from pipeline.transform.address_changes import PeopleReport
 from pipeline.transform.rules import Rules
 
 DAY_S = 86_400

@@ -20,7 +20,7 @@ from pipeline.model.failure_policy import GO_ON, POLICIES, stopped_by
 from pipeline.model.records import FailedRecord, Outcome
 from pipeline.report.log import Console
 from pipeline.stage.stage import Stage
-from pipeline.transform.people import EMAIL_CHANGED, Move, PeopleReport
+from pipeline.transform.address_changes import EMAIL_CHANGED, Move, PeopleReport
 
 logger = logging.getLogger("main")
 

@@ -14,8 +14,9 @@ from pipeline.stage.event_runs import KEYS_PER_LOOKUP, RUN_OF_ROW, USER_OF_RUN, 
 from pipeline.stage.states import CODES, DELIVERED, HELD, PENDING, UNCHANGED, States
 
 
-class Failure(NamedTuple):
-    """A record that was not delivered. key, fingerprint: of the record or, where there is none, of its cells."""
+class KeyedFailure(NamedTuple):
+    """A failed record, and how a later run knows it again: key and fingerprint of the record or, if it has none, of its
+    cells."""
 
     key: bytes
     fingerprint: bytes
@@ -73,7 +74,7 @@ class Outcomes:
             [(Outcome.UNACKNOWLEDGED.value, each.kind.value, each.row) for each in failed],
         )
 
-    def note_refusals(self, refusals: Sequence[Failure]) -> None:
+    def note_refusals(self, refusals: Sequence[KeyedFailure]) -> None:
         """Note what can't be sent, and so was never staged."""
         for _, _, each in refusals:
             self._states.set(each.kind, each.row, CODES[each.outcome])
@@ -166,7 +167,7 @@ class Outcomes:
         self._states.replace(HELD, CODES[outcome])
         self._database.execute("UPDATE undelivered SET outcome = ? WHERE outcome = 'held'", (outcome.value,))
 
-    def failures(self) -> Iterator[list[Failure]]:
+    def failures(self) -> Iterator[list[KeyedFailure]]:
         """The records that were refused or not acknowledged for a reason of their own, some at a time.
 
         Not among them are those that never left, and those that only the end of the run cut off.
@@ -189,11 +190,11 @@ class Outcomes:
             )
             while page := rows.fetchmany(KEYS_PER_LOOKUP):
                 yield [
-                    Failure(key, unpadded(fingerprint), FailedRecord(kind, row, identity, Outcome(outcome), *rest))
+                    KeyedFailure(key, unpadded(fingerprint), FailedRecord(kind, row, identity, Outcome(outcome), *rest))
                     for key, fingerprint, row, identity, outcome, *rest in page
                 ]
 
-    def refusals(self) -> Iterator[list[Failure]]:
+    def refusals(self) -> Iterator[list[KeyedFailure]]:
         """The records that never left, as they can't be sent, some at a time."""
         key, fingerprint = self._runs.sql_of_row()
         rows = self._database.execute(
@@ -205,11 +206,13 @@ class Outcomes:
         )
         while page := rows.fetchmany(KEYS_PER_LOOKUP):
             yield [
-                Failure(key, unpadded(fingerprint), FailedRecord(Kind(kind), row, identity, Outcome(outcome), *rest))
+                KeyedFailure(
+                    key, unpadded(fingerprint), FailedRecord(Kind(kind), row, identity, Outcome(outcome), *rest)
+                )
                 for key, fingerprint, kind, row, identity, outcome, *rest in page
             ]
 
-    def reject(self, failures: Sequence[Failure], code: str) -> None:
+    def reject(self, failures: Sequence[KeyedFailure], code: str) -> None:
         """What was not acknowledged is rejected after all, with this code of ours."""
         for _, _, undelivered in failures:
             self._states[undelivered.kind][undelivered.row] = CODES[Outcome.REJECTED]
@@ -218,7 +221,7 @@ class Outcomes:
             [(Outcome.REJECTED.value, code, each.kind.value, each.row) for _, _, each in failures],
         )
 
-    def mark_known(self, failures: Sequence[Failure]) -> None:
+    def mark_known(self, failures: Sequence[KeyedFailure]) -> None:
         """These failed in an earlier run, too, with the same content and for the same reason."""
         self._database.executemany(
             "UPDATE undelivered SET is_new = 0 WHERE kind = ? AND row = ?",

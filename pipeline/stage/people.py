@@ -13,7 +13,7 @@ from pipeline.model.records import FailedRecord, Kind, Outcome, Record, UserDeta
 from pipeline.model.sql import insert_many
 from pipeline.stage.event_runs import KEYS_PER_LOOKUP, EventRuns
 from pipeline.stage.known_records import KnownRecords
-from pipeline.stage.outcomes import Failure, Outcomes
+from pipeline.stage.outcomes import KeyedFailure, Outcomes
 from pipeline.stage.pages import UserRecords
 from pipeline.stage.states import CODES, LATE, PENDING, UNCHANGED, States
 
@@ -197,7 +197,9 @@ class People:
             if self._states.count_pending(Kind.EVENT):
                 records += [(Kind.EVENT, *event) for event in self._runs.of_user(key)]
             refusals = [
-                Failure(own_key, own, FailedRecord(kind, number, identity, Outcome.REJECTED, None, code, message, 0))
+                KeyedFailure(
+                    own_key, own, FailedRecord(kind, number, identity, Outcome.REJECTED, None, code, message, 0)
+                )
                 for kind, number, own_key, own in records
                 if number < len(self._states[kind]) and self._states[kind][number] in (PENDING, LATE)
             ]

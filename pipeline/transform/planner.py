@@ -18,12 +18,12 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.model.failure_policy import EVENT_ID_CONFLICT
 from pipeline.model.keys import MADE, USER_BYTES, is_given
 from pipeline.model.records import FailedRecord, Kind, Outcome
-from pipeline.stage.outcomes import Failure, Omitted
+from pipeline.stage.outcomes import KeyedFailure, Omitted
 from pipeline.stage.stage import Stage, UserRow
 from pipeline.stage.states import UNCHANGED
 from pipeline.transform import events
+from pipeline.transform.address_changes import AddressChanges, PeopleReport
 from pipeline.transform.identity import identity, origin_of
-from pipeline.transform.people import People, PeopleReport
 from pipeline.transform.rules import Columns, Rules
 from pipeline.transform.updates import Merged, Updates, omitted_of
 from pipeline.transform.users import MergedUser, merge, user_values
@@ -43,7 +43,7 @@ class _Waiting:
     """What is to be staged, in the order of its rows."""
 
     user_rows: list[UserRow] = field(default_factory=list)
-    refusals: list[Failure] = field(default_factory=list)
+    refusals: list[KeyedFailure] = field(default_factory=list)
     omitted: list[Omitted] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)  # of events, as all that follows
     keys: list[bytes] = field(default_factory=list)
@@ -142,7 +142,7 @@ class Planner:
         self._rules = rules
         self._columns = columns
         self._waiting = _Waiting()
-        self.changes = People(
+        self.changes = AddressChanges(
             ledger, stage, rules, self.people, enters=enters, is_full=Kind.USER in full, trusted=trusts_guess
         )
         self._updates = Updates(
@@ -402,7 +402,7 @@ class Planner:
         self, kind: Kind, number: int, who: str | None, problem: InvalidRecord, key: bytes, fingerprint: bytes
     ) -> None:
         undelivered = FailedRecord(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", f"{problem}.", 0)
-        self._waiting.refusals.append(Failure(key, fingerprint, undelivered))
+        self._waiting.refusals.append(KeyedFailure(key, fingerprint, undelivered))
 
     def _flush(self) -> None:
         waiting = self._waiting

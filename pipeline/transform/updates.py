@@ -16,9 +16,17 @@ from pipeline.model.records import Kind, Record, UserDetails
 from pipeline.stage.outcomes import Omitted
 from pipeline.stage.stage import Stage
 from pipeline.stage.states import LATE, PENDING, UNCHANGED
+from pipeline.transform.address_changes import (
+    MAX_LISTED,
+    AddressChanges,
+    Disagreement,
+    Found,
+    PeopleReport,
+    SharedAddress,
+    person_of,
+)
 from pipeline.transform.data_fields import Member
 from pipeline.transform.identity import origin_of
-from pipeline.transform.people import MAX_LISTED, Disagreement, Found, People, PeopleReport, SharedAddress, person_of
 from pipeline.transform.rules import Rules
 from pipeline.transform.users import (
     MAX_RECORD_BYTES,
@@ -60,7 +68,7 @@ class Updates:
         ledger: Ledger,
         stage: Stage,
         rules: Rules,
-        people: People,
+        people: AddressChanges,
         report: PeopleReport,
         *,
         is_full: bool,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import load_settings
-from pipeline.ledger.ledger import Failed, Ledger, open_ledger
+from pipeline.ledger.ledger import FailureEntry, Ledger, open_ledger
 from pipeline.model.records import Kind, Outcome, Record, UserDetails
 from pipeline.run.opening import project_of
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
@@ -330,7 +330,9 @@ def held_ledger(program: Program) -> AbstractContextManager[Ledger]:
 def note_trouble(program: Program, who: str) -> None:
     query = str(load_settings(program.env_file, program.settings).query_file)
     with held_ledger(program) as ledger:
-        failed = Failed(ledger.user_key(who), b"x", Outcome.REJECTED, 400, "RequestFieldsTypesMismatched", "no", False)
+        failed = FailureEntry(
+            ledger.user_key(who), b"x", Outcome.REJECTED, 400, "RequestFieldsTypesMismatched", "no", False
+        )
         ledger.failures.note([failed], query, counts=True)
         ledger.commit()
 

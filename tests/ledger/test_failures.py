@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.ledger import failures as past_failures
 from pipeline.ledger.failures import reason_text
-from pipeline.ledger.ledger import LEDGER_NAME, Failed, Ledger, PastFailure, Project, open_ledger, read_ledger
+from pipeline.ledger.ledger import LEDGER_NAME, FailureEntry, Ledger, PastFailure, Project, open_ledger, read_ledger
 from pipeline.model.records import Kind, Outcome, Record
 from tests.opened import PROJECT
 
@@ -19,8 +19,10 @@ DAY_S = 86_400
 TODAY = 20_000
 QUERY = "/srv/query.sql"
 ADA, BOB = b"key of ada", b"key of bob"
-REFUSED = Failed(ADA, b"content", Outcome.REJECTED, 400, "BadParams", "users/update refused it (1 attempt).", False)
-LOST = Failed(ADA, b"content", Outcome.UNACKNOWLEDGED, 504, None, "No answer came (3 attempts).", True)
+REFUSED = FailureEntry(
+    ADA, b"content", Outcome.REJECTED, 400, "BadParams", "users/update refused it (1 attempt).", False
+)
+LOST = FailureEntry(ADA, b"content", Outcome.UNACKNOWLEDGED, 504, None, "No answer came (3 attempts).", True)
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def opening(folder: Path, project: Project = PROJECT, *, day: int = TODAY) -> It
 
 def note(
     folder: Path,
-    *failed: Failed,
+    *failed: FailureEntry,
     counts: bool = True,
     day: int = TODAY,
     reports: bool = True,

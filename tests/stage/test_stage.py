@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.model.keys import MADE
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.stage.duplicates import Doubled
-from pipeline.stage.outcomes import Failure
+from pipeline.stage.outcomes import KeyedFailure
 from tests.opened import Opened, open_both
 from tests.processes import child
 from tests.records import (
@@ -414,7 +414,7 @@ def test_each_event_is_once_pending_dropped_or_unchanged_whatever_comes(
 
 def test_refusals_are_those_that_never_left_each_with_what_tells_it_again(opened: Opened) -> None:
     never = FailedRecord(Kind.EVENT, 3, ADA, Outcome.REJECTED, None, "InvalidRecord", "page is nan.", 0)
-    opened.stage.outcomes.note_refusals([Failure(b"k" * 20, b"f" * 16, never)])
+    opened.stage.outcomes.note_refusals([KeyedFailure(b"k" * 20, b"f" * 16, never)])
     one, other = event(opened, 1, "same"), event(opened, 2, "same", BOB)
     stage(opened, user(opened, 1), user(opened, 2, BOB), one, other, ids_are_given=True)
     opened.stage.outcomes.note([rejected(Kind.USER, 1)])
@@ -433,7 +433,7 @@ def test_users_that_nobody_has_put_together_yet_have_one_outcome_each(opened: Op
     stage_events(opened, event(opened, 1, "e1"), event(opened, 3, "e2", BOB))
     opened.stage.end_reading()
     refused = FailedRecord(Kind.USER, 3, BOB, Outcome.REJECTED, None, "InvalidRecord", "plan is nan.", 0)
-    opened.stage.outcomes.note_refusals([Failure(bob.key, bob.fingerprint, refused)])
+    opened.stage.outcomes.note_refusals([KeyedFailure(bob.key, bob.fingerprint, refused)])
     opened.stage.people.stage_users([ada])
     opened.stage.note_not_attempted("the disk is full")
     assert states(opened) == {"user": {"rejected": 1, "not_attempted": 1}, "event": {"not_attempted": 2}}

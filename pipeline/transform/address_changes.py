@@ -119,7 +119,7 @@ class _Changed:
     own: KnownUser | None  # who is known under the new address
 
 
-class People:
+class AddressChanges:
     """Looks up the persons of a read, and settles those who have another address."""
 
     def __init__(

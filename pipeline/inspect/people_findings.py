@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pipeline.inspect.findings import Area, Finding, good, note
 from pipeline.model.exits import ExitCode
 from pipeline.model.text import counted
-from pipeline.transform.people import PeopleReport
+from pipeline.transform.address_changes import PeopleReport
 from pipeline.transform.rules import Columns, Rules
 
 _DOCUMENTED_ID = re.compile(r"[A-Za-z0-9-]+")  # Iterable's article "Custom Event Properties"
