@@ -52,13 +52,13 @@ class Alarm(BaseException):
 
 @contextmanager
 def alarm(after_s: float = 0.2) -> Iterator[None]:
-    """A signal in a moment, and again later, as Python drops what is raised while it deletes something."""
+    """A signal in a moment, once."""
 
     def handle(*_: object) -> None:
         raise Alarm
 
     before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, after_s, 20.0)
+    signal.setitimer(signal.ITIMER_REAL, after_s)
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from pipeline.source.result import Block, QueryResult
 from pipeline.source.select_only import refuse_all_but_select
 from pipeline.source.server import CONNECT_LIMIT_S, run_on_server
 from pipeline.source.sqlite import advice_for_writers, run_on_sqlite
+from pipeline.source.worker import QueryStopped
 
 __all__ = [
     "Block",
@@ -59,13 +60,13 @@ def open_query(
     if query.backend == "sqlite":
         running = run_on_sqlite(database_url, sql, query.name, root, should_stop, any_bytes)
     elif query.backend == "duckdb":
-        running = run_on_duckdb(database_url, sql, query.name, root, should_stop)
+        running = run_on_duckdb(database_url, sql, query.name, root, should_stop, connect_limit_s)
     else:
         refuse_all_but_select(sql, query.backend, query.name)
         running = run_on_server(database_url, sql, query.name, options or {}, should_stop, connect_limit_s)
     with running as result:
         _check_columns(result.columns, query.name)
-        yield QueryResult(result.columns, _stream(result.blocks, query.name))
+        yield QueryResult(result.columns, _stream(result.blocks, query.name, should_stop))
 
 
 def _check_columns(columns: tuple[str, ...], query_name: str) -> None:
@@ -78,6 +79,9 @@ def _check_columns(columns: tuple[str, ...], query_name: str) -> None:
         )
 
 
-def _stream(blocks: Iterator[Block], query_name: str) -> Iterator[Block]:
+def _stream(blocks: Iterator[Block], query_name: str, should_stop: Callable[[], bool]) -> Iterator[Block]:
     with explained(f"The query in {query_name} failed while its rows were read"):
-        yield from blocks
+        for block in blocks:
+            if should_stop():  # Python drops what a signal's handler raises in the middle of an import or a clean-up
+                raise QueryStopped("interrupted")
+            yield block

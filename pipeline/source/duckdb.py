@@ -34,31 +34,37 @@ _Convert = Callable[[Any], Any]
 
 @contextmanager
 def run_on_duckdb(
-    database_url: str, sql: str, query_name: str, root: Path, should_stop: Callable[[], bool]
+    database_url: str,
+    sql: str,
+    query_name: str,
+    root: Path,
+    should_stop: Callable[[], bool],
+    connect_limit_s: float,
 ) -> Iterator[QueryResult]:
-    # The folder is for what a large sort spills; by itself, DuckDB would leave it in the working directory.
-    with TemporaryDirectory(prefix="duckdb-") as folder:
-        with explained("The database can't be reached"):
-            connection = _connect(_find(database_url, root), folder, root)
-        worker = Worker("duckdb", should_stop)
-        worker.cancel = connection.interrupt
-        with _closed_by(worker, connection):
-            with explained(f"The query in {query_name} can't be run"):
-                _refuse_all_but_select(connection, sql, query_name)
-                columns = worker.run(partial(_describe, connection, sql))
-                worker.run(partial(connection.execute, _readable(sql, columns)))
-            found = {index: _converter(column.type) for index, column in enumerate(columns)}
-            converters = {index: convert for index, convert in found.items() if convert}
-            fetch = partial(_fetch, worker, connection, converters)
-            yield QueryResult(tuple(column.name for column in columns), in_blocks(fetch, ROWS_PER_FETCH))
+    worker = Worker("duckdb", should_stop)
+    with _connected(worker, database_url, root, connect_limit_s) as connection:
+        with explained(f"The query in {query_name} can't be run"):
+            columns = worker.run(partial(_describe, connection, sql, query_name))
+            worker.run(partial(connection.execute, _readable(sql, columns)))
+        found = {index: _converter(column.type) for index, column in enumerate(columns)}
+        converters = {index: convert for index, convert in found.items() if convert}
+        fetch = partial(_fetch, worker, connection, converters)
+        yield QueryResult(tuple(column.name for column in columns), in_blocks(fetch, ROWS_PER_FETCH))
 
 
 @contextmanager
-def _closed_by(worker: Worker, connection: DuckDBPyConnection) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        worker.close(connection.close)
+def _connected(worker: Worker, database_url: str, root: Path, limit_s: float) -> Iterator[DuckDBPyConnection]:
+    """All is done in the worker's thread: MotherDuck may be slow, and a signal's exception aborts DuckDB's import."""
+    close: Callable[[], object] = bool
+    # The folder is for what a large sort spills; by itself, DuckDB would leave it in the working directory.
+    with TemporaryDirectory(prefix="duckdb-", ignore_cleanup_errors=True) as folder:
+        try:
+            with explained("The database can't be reached"):
+                connection = worker.run(partial(_connect, _find(database_url, root), folder, root), limit_s)
+            worker.cancel, close = connection.interrupt, connection.close
+            yield connection
+        finally:
+            worker.close(close)
 
 
 def _find(database_url: str, root: Path) -> DatabaseFile:
@@ -110,7 +116,8 @@ class _Column:
     type: Any  # DuckDB's own, with the types of its parts
 
 
-def _describe(connection: DuckDBPyConnection, sql: str) -> list[_Column]:
+def _describe(connection: DuckDBPyConnection, sql: str, query_name: str) -> list[_Column]:
+    _refuse_all_but_select(connection, sql, query_name)
     described = connection.execute(f"DESCRIBE {sql}").fetchall()
     return [_Column(name, _type(connection, type_)) for name, type_, *_ in described]
 

@@ -42,10 +42,10 @@ def run_on_server(
 ) -> Iterator[QueryResult]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what drivers and dialects print about themselves helps nobody here
-        with explained("The database can't be opened"):
-            engine = _make_engine(_parse_url(database_url), options)
-        session = _Session(engine, Worker("source", should_stop))
+        session = _Session(Worker("source", should_stop))
         try:
+            with explained("The database can't be opened"):  # drivers are imported here, where no signal meets them
+                session.worker.run(partial(session.open, database_url, options))
             with explained("The database can't be reached"):
                 connection = session.worker.run(session.connect, connect_limit_s)
             with explained(f"The query in {query_name} can't be run"):
@@ -58,10 +58,11 @@ def run_on_server(
 class _Session:
     """One connection with one query. All but `cancel` runs in the worker's thread."""
 
-    def __init__(self, engine: Engine, worker: Worker) -> None:
+    _engine: Engine
+
+    def __init__(self, worker: Worker) -> None:
         self.worker = worker
         worker.cancel = self.cancel
-        self._engine = engine
         self._connection: Connection | None = None
         self._cursor: Any = None
         self._mysql: tuple[str, int] | None = None
@@ -71,6 +72,9 @@ class _Session:
     def _note_cursor(self, _connection: object, cursor: Any, *_: object) -> None:
         self._cursor = cursor
         prepare_cursor(self._engine.dialect, cursor)
+
+    def open(self, database_url: str, options: Mapping[str, Any]) -> None:
+        self._engine = _make_engine(_parse_url(database_url), options)
 
     def connect(self) -> Connection:
         self._connection = connection = self._engine.connect()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from time import monotonic
 from uuid import UUID
 
 import duckdb
@@ -20,7 +21,7 @@ import pytest
 from pipeline.model.records import Unreadable
 from pipeline.sandbox import StandIn
 from pipeline.source import SourceBusyError, SourceError
-from tests.program import Program, use_query
+from tests.program import ROOT, Program, use_query
 from tests.reading import Alarm, alarm, opened, problem, read, rows
 
 MEMORY = "duckdb:///:memory:"
@@ -180,9 +181,7 @@ def test_times_with_a_zone_need_neither_pytz_nor_a_time_zone_database(tmp_path: 
     )
     command = [sys.executable, "-c", code, str(tmp_path / "query.sql")]
     bare = {**os.environ, "PYTHONTZPATH": "", "TZ": "America/New_York"}
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent.parent.parent, env=bare, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True, check=True)
     assert done.stdout == "2026-01-13 07:45:12+00:00 False\n"
 
 
@@ -197,7 +196,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "query.sql")]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     total, peak_kib = map(int, done.stdout.split())
     assert total == sum(range(400_000))
     assert peak_kib < 200 * 1024
@@ -422,11 +421,45 @@ def test_duckdb_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytes
 
 
 def test_query_at_work_ends_when_asked_to_stop(tmp_path: Path) -> None:
+    begun = monotonic()
     with (
         pytest.raises(SourceError, match=r"^The query in query\.sql can't be run: interrupted\.$"),
-        opened(MEMORY, ENDLESS, tmp_path, should_stop=lambda: True),
+        opened(MEMORY, ENDLESS, tmp_path, should_stop=lambda: monotonic() > begun + 0.5),
     ):
         pass
+
+
+def test_reading_ends_when_asked_to_stop_though_rows_come_at_once(tmp_path: Path) -> None:
+    asked: list[bool] = []
+    with opened(MEMORY, "FROM range(100000000)", tmp_path, should_stop=lambda: bool(asked)) as result:
+        next(result.blocks)
+        asked.append(True)
+        with pytest.raises(
+            SourceError, match=r"^The query in query\.sql failed while its rows were read: interrupted\.$"
+        ):
+            next(result.blocks)
+
+
+def test_signal_while_duckdb_is_imported_ends_the_run_by_it(tmp_path: Path) -> None:
+    """What a handler raises in the middle of this import aborts the process, or is dropped."""
+    (tmp_path / "query.sql").write_text(ENDLESS)
+    code = (
+        "import os, signal, sys; from pathlib import Path; from pipeline.source import *\n"
+        "class Asked(BaseException): pass\n"
+        "def ask(*_): raise Asked\n"
+        "signal.signal(signal.SIGTERM, ask)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == '_duckdb': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"url = '{MEMORY}'\n"
+        "try:\n"
+        "    with open_query(url, read_query(Path(sys.argv[1]), url), root=Path('/')): pass\n"
+        "except Asked: print(hasattr(sys.modules.get('_duckdb'), 'connect'))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "query.sql")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 def test_signal_ends_a_query_at_work(tmp_path: Path) -> None:
