@@ -98,6 +98,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
     if options.files and options.explain is None:
         parser.error("--files looks for the person of --explain, so it needs --explain")
+    if options.report and options.sandbox:
+        parser.error("--report shows what runs have left in the ledger, and --sandbox keeps none")
     if options.repair and options.verify is None:
         parser.error("--repair marks what --verify finds, so it needs --verify")
     if options.before is not None and not options.baseline:
@@ -174,6 +176,7 @@ def _add_looks(look: argparse._ArgumentGroup) -> None:
         metavar="N|all",
         help="compare N people (20) or all with Iterable's copy, with their events",
     )
+    add("--report", action="store_true", help="write report.html: the last run, 90 days as charts, what is on the disk")
     look.add_argument(
         "--files", action="store_true", help="with --explain: also where the person stands in the files of OUTPUT_DIR"
     )
@@ -236,6 +239,10 @@ def _chosen(options: argparse.Namespace) -> Callable[[argparse.Namespace], ExitC
         from pipeline.inspect.verify import run_verify
 
         return run_verify
+    if options.report:
+        from pipeline.inspect.page import run_report
+
+        return run_report
     return run
 
 

@@ -222,7 +222,7 @@ def new_file(path: Path) -> Iterator[TextIO]:
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "the file exists already", str(path))
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    unfinished = _unfinished(path)
     try:
         descriptor = _create_held(unfinished)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -235,6 +235,29 @@ def new_file(path: Path) -> Iterator[TextIO]:
             _move_without_replacing(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_file(path: Path, *, mode: int = 0o600) -> Iterator[TextIO]:
+    """A text file that takes the place of the last one of this name, whole, when the block ends without an exception.
+
+    A symbolic link there is replaced, never followed.
+    """
+    unfinished = _unfinished(path)
+    try:
+        with os.fdopen(_create_held(unfinished), "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if mode != 0o600:
+            unfinished.chmod(mode)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 @contextmanager

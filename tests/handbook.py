@@ -45,17 +45,19 @@ What `main.py` takes. This page is its own `--help`, and a few words on what goe
 
 COMMAND_LINE_NOTES = """
 - Without an option, the program reads, plans and sends: the job that a schedule runs.
-- `--dry-run`, `--check`, `--history`, `--explain` and `--verify` send nothing, and work while a run is active.
+- `--dry-run`, `--check`, `--history`, `--explain`, `--verify` and `--report` send nothing, and work while a run is
+  active.
 - `--verify` leaves files, `--only` limits it to one person, and `--repair` goes with it alone
   ([proof and repair](verify.md)).
 - `--files` goes with `--explain` alone ([privacy](privacy.md)).
+- `--report` writes [`report.html`](outputs.md#the-page), and needs `requirements-report.txt`.
 - `--limit` counts rows of the query, not people. A run with `--limit` or `--only` does not move `:since`.
 - `--since WHEN` is UTC unless it says an offset, and needs a query with [`:since`](query.md#only-what-changed).
 - `--full` reads everything, too. Over what was accepted it needs `--yes`
   ([the brake](what-a-send-does.md#the-brake)).
 - `--baseline` asks before it enters anything. Without a terminal it needs `--yes`.
 - `--json` prints what the [results file](outputs.md#the-results) has. It works with `--check`, `--history`,
-  `--explain` and `--verify`, too, with keys of their own.
+  `--explain`, `--verify` and `--report`, too, with keys of their own.
 - The exit codes, and what to do about each, are in [operations](operations.md#exit-codes).
 """
 

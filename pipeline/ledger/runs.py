@@ -79,13 +79,26 @@ class Runs:
 
     def last(self, limit: int) -> list[PastRun]:
         """The last ones of all projects, the newest last."""
+        return self._select("ORDER BY id DESC LIMIT ?", limit)[::-1]
+
+    def of_project(self, *, since: float) -> list[PastRun]:
+        """Those of this project that began then (Unix seconds) or later, and in any case the last two; the newest last.
+
+        Two, as the last one may be active.
+        """
+        return self._select(
+            "WHERE project = ? AND (started_at >= ? OR id IN "
+            "(SELECT id FROM runs WHERE project = ? ORDER BY id DESC LIMIT 2)) ORDER BY id",
+            *(self._project, since, self._project),
+        )
+
+    def _select(self, which: str, *parameters: float) -> list[PastRun]:
         rows = self._database.execute(
-            f"SELECT run_id, started_at, query_file, project, {', '.join(_COLUMNS)} FROM runs ORDER BY id DESC LIMIT ?",
-            (limit,),
-        ).fetchall()
+            f"SELECT run_id, started_at, query_file, project, {', '.join(_COLUMNS)} FROM runs {which}", parameters
+        )
         return [
             PastRun(run_id, started_at, query_file, number == self._project, _result(values))
-            for run_id, started_at, query_file, number, *values in reversed(rows)
+            for run_id, started_at, query_file, number, *values in rows
         ]
 
     def ids(self, numbers: Collection[int]) -> dict[int, str]:

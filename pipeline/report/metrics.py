@@ -5,13 +5,12 @@ Each sample has the label `query_file`, so that several jobs can share a collect
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from iterable.export import replacing_file
 from pipeline.model.records import Kind
 from pipeline.report.results import Results
 
@@ -88,14 +87,5 @@ def _number(value: float) -> str:
 
 def write_metrics(path: Path, text: str) -> None:
     """Put the file in the place of the last one, whole, readable by all, as the collector is another user. OSError."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    try:
-        with os.fdopen(os.open(unfinished, flags, 0o600), "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing_file(path, mode=0o644) as file:
+        file.write(text)

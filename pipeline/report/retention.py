@@ -34,7 +34,7 @@ def _named(names: Iterable[str]) -> re.Pattern[str]:
 
 _OUTPUT_OF_RUN = _named(RUN_NAMES)
 _OUTPUT = _named((*RUN_NAMES, *VERIFY_NAMES))
-_UNFINISHED = re.compile(rf"\.(?:{_OUTPUT.pattern})\.[0-9a-f]+\.tmp")
+_UNFINISHED = re.compile(rf"\.(?:{_OUTPUT.pattern}|{re.escape(PAGE_NAME)})\.[0-9a-f]+\.tmp")
 _DATED_BY_CONTENT = re.compile(rf"{re.escape(LOG_NAME)}\.[1-9][0-9]*|{re.escape(PAGE_NAME)}")
 
 
@@ -44,7 +44,9 @@ _DATED_BY_CONTENT = re.compile(rf"{re.escape(LOG_NAME)}\.[1-9][0-9]*|{re.escape(
 def sweep(folder: Path, warn: Callable[[str], None]) -> None:
     """Delete the unfinished files that a killed run left behind: they hold personal data. Those of live runs, which
     may be dry ones, are held and stay."""
-    dead = [each for each in _files(folder, warn) if _UNFINISHED.fullmatch(each.name) and not is_held(Path(each.path))]
+    dead = [
+        each for each in files_in(folder, warn) if _UNFINISHED.fullmatch(each.name) and not is_held(Path(each.path))
+    ]
     _delete(dead, "left unfinished by a killed run", warn)
 
 
@@ -56,14 +58,14 @@ def delete_old(folder: Path, keep_days: float, now: float, warn: Callable[[str],
     if not keep_days:
         return 0
     oldest = now - keep_days * 86_400
-    old = [entry for entry in _files(folder, warn) if _time_of(entry) < oldest]
+    old = [entry for entry in files_in(folder, warn) if time_of(entry) < oldest]
     count = _delete(old, f"older than KEEP_DAYS={keep_days:g}", warn)
     if count:
         logger.info("Deleted %s older than KEEP_DAYS=%g.", counted(count, "file"), keep_days)
     return count
 
 
-def _files(folder: Path, warn: Callable[[str], None]) -> Iterator[os.DirEntry[str]]:
+def files_in(folder: Path, warn: Callable[[str], None]) -> Iterator[os.DirEntry[str]]:
     """The regular files. What is behind a symbolic link is none."""
     try:
         with os.scandir(folder) as entries:
@@ -72,7 +74,7 @@ def _files(folder: Path, warn: Callable[[str], None]) -> Iterator[os.DirEntry[st
         warn(f"{folder} can't be listed ({reason_of(error)}).")
 
 
-def _time_of(entry: os.DirEntry[str]) -> float:
+def time_of(entry: os.DirEntry[str]) -> float:
     """When an output's run began, or when a rotated log or the page was last written. What is not ours is never old."""
     with suppress(ValueError, OverflowError, OSError):  # it looks like one of our stamps, or is gone meanwhile
         if match := _OUTPUT.fullmatch(entry.name):
@@ -108,7 +110,7 @@ def _delete(entries: Iterable[os.DirEntry[str]], what: str, warn: Callable[[str]
 def disk_space_warning(folder: Path, free_bytes: int) -> str | None:
     """A sentence where the outputs take much room, or the disk has little for more runs like the newest; else None."""
     bytes_by_run: Counter[str] = Counter()
-    for entry in _files(folder, logger.warning):
+    for entry in files_in(folder, logger.warning):
         if match := _OUTPUT_OF_RUN.fullmatch(entry.name):
             with suppress(OSError):  # gone meanwhile
                 bytes_by_run[_stamp(match)] += entry.stat(follow_symlinks=False).st_size
@@ -119,15 +121,17 @@ def disk_space_warning(folder: Path, free_bytes: int) -> str | None:
     if held <= MUCH_BYTES and room >= FEW_RUNS:
         return None
     return (
-        f"OUTPUT_DIR holds {_size(held)} from {counted(len(bytes_by_run), 'run')}; there is room for about "
+        f"OUTPUT_DIR holds {size_text(held)} from {counted(len(bytes_by_run), 'run')}; there is room for about "
         f"{_roughly(room)} more; set KEEP_DAYS to delete old files."
     )
 
 
-def _size(number_of_bytes: int) -> str:
-    """`12.3 GB`, `345 MB`"""
+def size_text(number_of_bytes: int) -> str:
+    """`12.3 GB`, `345 MB`, `7 kB`"""
     if number_of_bytes >= 1_000_000_000:
         return f"{number_of_bytes / 1_000_000_000:,.1f} GB"
+    if number_of_bytes < 1_000_000:
+        return f"{math.ceil(number_of_bytes / 1_000)} kB"
     return f"{number_of_bytes / 1_000_000:,.0f} MB"
 
 

@@ -42,19 +42,31 @@ def unknown_delivery(folder: Path, project: Project, ledger: Ledger, *, before: 
 
 def _results(folder: Path, after: str, known: set[str]) -> Iterator[tuple[str, Path]]:
     """The results files that are later than a run, the newest first, but for those of known runs."""
+    for run_id, path in results_files(folder):
+        if run_id > after and run_id not in known:
+            yield run_id, path
+
+
+def results_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """All results files by their run's id, the newest first."""
     before, behind = RESULTS_NAME.split("{}")
     found = {path.name[len(before) : -len(behind)]: path for path in folder.glob(RESULTS_NAME.format("*"))}
-    for run_id in sorted(found, reverse=True):
-        if run_id > after and run_id not in known:
-            yield run_id, found[run_id]
+    yield from sorted(found.items(), reverse=True)
 
 
 def _delivered(path: Path, mark: str, before: float) -> bool:
-    """Whether a run delivered anything to this project. Of other projects' results only the head is read."""
+    """Whether a run delivered anything to this project."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mtime > before or mark.encode() not in file.read(HEAD_BYTES):
-                return False
-        results: dict[str, Any] = json.loads(path.read_bytes())
-        return bool(results["project_mark"] == mark and results["delivered_total"] > 0)
+        results = results_of_project(path, mark, before=before)
+        return results is not None and bool(results["delivered_total"] > 0)
     return False
+
+
+def results_of_project(path: Path, mark: str, *, before: float = math.inf) -> dict[str, Any] | None:
+    """What a results file holds; None where it is another project's, of which only the head is read, or was written
+    later than `before`. OSError, ValueError, KeyError or TypeError where it is damaged."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mtime > before or mark.encode() not in file.read(HEAD_BYTES):
+            return None
+    results: dict[str, Any] = json.loads(path.read_bytes())
+    return results if results["project_mark"] == mark else None
