@@ -93,7 +93,7 @@ class BulkSender:
                 patience.refuse()
                 yield _settle_failure(bad, answer)
             else:
-                yield _settle_failure(piece, answer, note=_NOT_ALONE if len(piece) > 1 and _blames(answer) else "")
+                yield _settle_failure(piece, answer, note=_NOT_ALONE if _may_be_of_another(piece, answer) else "")
                 if _ends_the_run(answer):
                     break
         if pieces and patience.has_begun:  # they were part of a request already
@@ -154,6 +154,11 @@ def _blames(details: dict[str, Any]) -> bool:
     """Whether a record may be to blame for this failure of a batch."""
     policy = POLICIES[details["failure"]]
     return details["status_code"] in policy.divided_for | policy.divided_once_accepted
+
+
+def _may_be_of_another(piece: Sequence[Record], details: dict[str, Any]) -> bool:
+    """Whether Iterable has refused the whole for what may be one record's fault. An outage is nobody's."""
+    return len(piece) > 1 and details["failure"] is Failure.REJECTED and _blames(details)
 
 
 def _take_apart(piece: list[Record], details: dict[str, Any]) -> tuple[list[Record], list[list[Record]]]:
@@ -227,7 +232,7 @@ def _failure_of(ok: bool, details: dict[str, Any]) -> tuple[Failure | None, str]
     return (None, "") if ok else (details["failure"], details["error"])
 
 
-_NOT_ALONE = " It was only sent in a batch, so another record may be to blame."
+_NOT_ALONE = ". It was only sent in a batch, so another record may be to blame."
 
 
 def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: str = "") -> Settled:
@@ -237,7 +242,7 @@ def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: st
     # A blocked event's answer is 200 Success; it is called what the list in a bulk answer is called.
     is_blocked = failure is Failure.REJECTED and details["status_code"] == 200 and records[0].kind is Kind.EVENT
     code = "disallowedEventNames" if is_blocked and details["code"] == "Success" else details["code"]
-    rest = (outcome, details["status_code"], code, details["error"] + note, details["attempts"])
+    rest = (outcome, details["status_code"], code, (details["error"].rstrip(".") if note else details["error"]) + note, details["attempts"])
     undelivered = [FailedRecord(record.kind, record.row, record.identity, *rest) for record in records]
     is_unknown_user = details["code"] in UNKNOWN_USER_CODES and failure is Failure.REJECTED
     how = {"failure": failure, "message": details["error"], "was_answered": details["status_code"] is not None}

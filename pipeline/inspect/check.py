@@ -211,7 +211,7 @@ def check_ledger(settings: Settings, options: argparse.Namespace, stack: ExitSta
             ledger = stack.enter_context(read_ledger(folder, project, now=now))
             return CheckedLedger(ledger, list(_about_ledger(ledger, settings, options)))
         except LedgerDamagedError as problem:
-            damage = str(problem)
+            damage = problem.damage
             finding = _about_damage(damage, is_overridden=options.yes)
         except LedgerError as problem:
             finding = bad(Area.LEDGER, str(problem), "fix its permissions, or move it away", problem.code)
@@ -229,8 +229,12 @@ def check_ledger(settings: Settings, options: argparse.Namespace, stack: ExitSta
 def _about_damage(damage: str, *, is_overridden: bool) -> Finding:
     if is_overridden:
         return note(Area.LEDGER, damage, "with --yes, a run sets it aside and sends everything")
-    remedy = "or run with --baseline --yes (enters everything as accepted), or --yes (sends it); both set it aside"
-    return bad(Area.LEDGER, damage, remedy, ExitCode.BRAKE)
+    ways_on = (
+        "Put it back from a backup.",
+        "Run with --baseline --yes, which enters everything as accepted, and sets the damaged file aside.",
+        "Run with --yes, which sends everything, and sets the damaged file aside.",
+    )
+    return Finding(Mark.BAD, Area.LEDGER, damage, ways_on, ExitCode.BRAKE)
 
 
 def _about_ledger(ledger: Ledger, settings: Settings, options: argparse.Namespace) -> Iterator[Finding]:

@@ -44,30 +44,36 @@ class Mark(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `[BAD]  ledger: ... -> remedy`. code: how a run would end because of this."""
+    """One line: `[BAD]  ledger: ... -> remedy`. remedies: more than one where one of several will do. code: how a run
+    would end because of this."""
 
     mark: Mark
     area: Area
     text: str
-    remedy: str = ""
+    remedies: tuple[str, ...] = ()
     code: ExitCode = ExitCode.SUCCESS
 
+    @property
+    def remedy(self) -> str:
+        """All of them in one text."""
+        return " ".join(self.remedies)
+
     def line(self) -> str:
-        arrow = f" -> {self.remedy}" if self.remedy else ""
+        arrow = f" -> {self.remedy}" if self.remedies else ""
         return f"[{self.mark.value:^4}] {self.area.value}: {self.text}{arrow}"
 
     def lines(self) -> list[str]:
         """The same for a terminal of 80 columns."""
         lines = wrapped(f"[{self.mark.value:^4}] {self.area.value}: {self.text}", hanging=INDENT)
-        return [*lines, *(wrapped(f"-> {self.remedy}", INDENT, f"{INDENT}   ") if self.remedy else [])]
+        return lines + [line for each in self.remedies for line in wrapped(f"-> {each}", INDENT, f"{INDENT}   ")]
 
 
 def bad(area: Area, text: str, remedy: str, code: ExitCode) -> Finding:
-    return Finding(Mark.BAD, area, text, remedy, code)
+    return Finding(Mark.BAD, area, text, (remedy,) if remedy else (), code)
 
 
 def note(area: Area, text: str, remedy: str = "", code: ExitCode = ExitCode.SUCCESS) -> Finding:
-    return Finding(Mark.NOTE, area, text, remedy, code)
+    return Finding(Mark.NOTE, area, text, (remedy,) if remedy else (), code)
 
 
 def good(area: Area, text: str) -> Finding:

@@ -19,13 +19,13 @@ from pathlib import Path
 from iterable_client import IterableClient
 from pipeline.config import ROOT, Settings
 from pipeline.delivery import note_refusals
-from pipeline.inspect.findings import Area, Finding, bad, good, note
+from pipeline.inspect.findings import Area, Finding, Mark, bad, good, note
 from pipeline.inspect.mapping import Sample, Sampler
 from pipeline.inspect.people_findings import about_event_ids, about_people, count_odd_ids
 from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.model.exits import ExitCode, UsageError
-from pipeline.model.records import Kind, Outcome
-from pipeline.model.text import counted
+from pipeline.model.records import FailedRecord, Kind, Outcome
+from pipeline.model.text import counted, generalized
 from pipeline.report.advice import advice_for
 from pipeline.run.brake import KEYS_PER_LOOKUP, Brake, pending_records
 from pipeline.run.forgotten import ForgottenListError, reject_forgotten
@@ -40,7 +40,7 @@ from pipeline.transform.planner import Planner
 from pipeline.transform.rules import ColumnsError, Rules, make_rules
 
 SAMPLED_ROWS = 10_000
-SHOWN_BAD_ROWS = 3
+SHOWN_REASONS = 3
 
 
 class FirstRows:
@@ -193,27 +193,28 @@ class FirstRows:
         unchanged = sum(counts[Outcome.UNCHANGED] for counts in stage.states.count_outcomes().values())
         plan = f"{counted(users, 'user')} and {counted(events, 'event')} to send, {unchanged:,} unchanged"
         yield good(Area.ROWS, f"in {self._rows_phrase}: {plan}")
-        reasons: dict[str, int] = {}  # each with the first row that has it
-        rows = set()
+        reasons: dict[str, list[FailedRecord]] = {}  # those that differ only in what they name are one
         for each in stage.outcomes.undelivered(with_not_attempted=False):
-            reasons.setdefault(each.message.rstrip("."), each.row)
-            rows.add(each.row)
-        if rows:
-            self.bad_rows = len(rows)
-            yield self._about_bad_rows(len(rows), reasons, is_any_new=_is_any_new(stage))
+            reasons.setdefault(generalized(each.message), []).append(each)
+        if reasons:
+            self.bad_rows = len({each.row for alike in reasons.values() for each in alike})
+            is_new = self._settings.exit_on_rejected != "new" or _is_any_new(stage)
+            yield self._about_rejected(list(reasons.values()), users + events + unchanged, is_new=is_new)
 
-    def _about_bad_rows(self, count: int, reasons: Mapping[str, int], *, is_any_new: bool) -> Finding:
-        read = self.looked_at or 1
-        shown = list(reasons.items())[:SHOWN_BAD_ROWS]
-        examples = "; ".join(f"row {row}: {reason}" for reason, row in shown)
-        more = f"; and {len(reasons) - len(shown)} more reasons" if len(reasons) > len(shown) else ""
-        text = f"{count:,} of {self._rows_phrase} can't be sent ({count / read:.2%}): {examples}{more}"
+    def _about_rejected(self, reasons: Sequence[Sequence[FailedRecord]], others: int, *, is_new: bool) -> Finding:
+        """reasons: the rejected records that have each. others: how many records can be sent, or are there already."""
+        count = sum(map(len, reasons))
+        found = "; ".join(map(_reason, reasons[:SHOWN_REASONS]))
+        more = f"; and {len(reasons) - SHOWN_REASONS} more reasons" if len(reasons) > SHOWN_REASONS else ""
+        share = f"{count:,} of {counted(count + others, 'record')} can't be sent ({count / (count + others):.2%})"
         remedy = "fix them in the source, or leave them out of the query; a run sends all others"
-        if self._settings.exit_on_rejected == "new" and not is_any_new:
-            return note(Area.ROWS, f"{text}; all are known from earlier runs (EXIT_ON_REJECTED=new)", remedy)
-        if count == self.looked_at:
-            return bad(Area.ROWS, text, "fix the query or the fields: no row could be sent", ExitCode.REJECTED)
-        return note(Area.ROWS, text, remedy, ExitCode.REJECTED)
+        if not is_new:
+            text = f"{share}: {found}{more}; all are known from earlier runs (EXIT_ON_REJECTED=new)"
+            return note(Area.ROWS, text, remedy)
+        if not others:
+            remedy = "fix the query or the settings: no record could be sent"
+            return bad(Area.ROWS, f"{share}: {found}{more}", remedy, ExitCode.REJECTED)
+        return note(Area.ROWS, f"{share}: {found}{more}", remedy, ExitCode.REJECTED)
 
     def _about_brake(self, rules: Rules, stage: Stage) -> Iterator[Finding]:
         if self._options.yes or self._options.sandbox or self._ledger.damage:  # which has a finding of its own
@@ -223,11 +224,19 @@ class FirstRows:
             self._options, self._settings, rules, self._ledger, stage, time.time(), self._people, is_whole=is_whole
         ).ending()
         if stopped is not None:
-            yield bad(Area.BRAKE, f"a run would stop after {self._rows_phrase}. {stopped.reason}", "", stopped.code)
+            text = f"a run would stop after {self._rows_phrase}. {stopped.happened}"
+            yield Finding(Mark.BAD, Area.BRAKE, text, stopped.ways_on, stopped.code)
 
 
 def _folder_for_stage(output_dir: Path) -> Path:
     return output_dir if os.access(output_dir, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _reason(alike: Sequence[FailedRecord]) -> str:
+    """`email is empty (row 4)`, `email is empty (2 records, the first in row 4)`"""
+    first = alike[0]
+    where = f"row {first.row}" if len(alike) == 1 else f"{len(alike):,} records, the first in row {first.row}"
+    return f"{first.message.rstrip('.')} ({where})"
 
 
 def _is_any_new(stage: Stage) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pipeline.model.failure_policy import ITERABLE_CODES, OUR_CODES, UNKNOWN_USER_CODES, may_pass
 from pipeline.model.records import Outcome
 from pipeline.model.sql import chunks, insert_many, rows_of_keys, run_for_keys
+from pipeline.model.text import generalized
 
 REASON_BYTES = 8
 KEPT_REASONS = 4  # of a record; what is sent singly is refused in other words than what is sent in bulk
@@ -266,6 +267,5 @@ def reason_text(failed: FailureEntry) -> str:
     """
     if failed.code in UNKNOWN_USER_CODES:
         return f"{failed.outcome.value}\nunknown user"
-    words = failed.message.replace("attempts", "attempt").split()
-    message = " ".join("#" if any(map(str.isdigit, word)) else word for word in words)
+    message = generalized(failed.message.replace("attempts", "attempt"))
     return "\n".join([failed.outcome.value, str(failed.status_code), str(failed.code), message])

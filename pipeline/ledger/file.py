@@ -46,6 +46,10 @@ class LedgerError(RunError):
 class LedgerDamagedError(LedgerError):
     """The ledger's file is damaged. Only a run with --yes sets it aside."""
 
+    def __init__(self, damage: str) -> None:
+        super().__init__(f"{damage} Put it back from a backup.")
+        self.damage = damage
+
 
 SCHEMA = (
     """
@@ -121,7 +125,7 @@ def hold_file(folder: Path, now: float, *, replace_damaged: bool = False) -> Ite
             file = _open_or_replace(folder / LEDGER_NAME, now, replace_damaged)
             stack.callback(_checkpoint_and_close, file.database)
         except LedgerDamagedError as problem:
-            file = LedgerFile(memory(stack), damage=str(problem))
+            file = LedgerFile(memory(stack), damage=problem.damage)
         yield file
 
 
@@ -174,7 +178,7 @@ def _explained(path: Path, error: sqlite3.OperationalError) -> RunError:
 
 
 def _damaged(path: Path, error: sqlite3.DatabaseError) -> LedgerDamagedError:
-    return LedgerDamagedError(f"The ledger {path} is damaged ({error}). Put it back from a backup.")
+    return LedgerDamagedError(f"The ledger {path} is damaged ({error}).")
 
 
 def _refuse_links(*paths: Path) -> None:

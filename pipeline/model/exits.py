@@ -48,10 +48,16 @@ MEANINGS = {  # a line each, for --help and the handbook
 
 @dataclass(frozen=True)
 class Ending:
-    """The exit code, and the sentence for it."""
+    """How a run ends. happened: the sentences for it. ways_on: what can be done about it, one sentence for each way."""
 
     code: ExitCode
-    reason: str
+    happened: str
+    ways_on: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """All of it on one line, as the log and the results have it."""
+        return " ".join([self.happened, *self.ways_on])
 
 
 class RunError(Exception):

@@ -93,6 +93,12 @@ def wrapped(text: str, indent: str = "", hanging: str | None = None) -> list[str
     return [*lines, indents[bool(lines)] + line.rstrip(" ")] if line.strip(" ") else lines
 
 
+def generalized(message: str) -> str:
+    """A message without what differs from record to record, so that alike ones can be counted: row 7 is odd -> row # is
+    odd"""
+    return " ".join("#" if "@" in word or any(map(str.isdigit, word)) else word for word in message.split())
+
+
 def shortened(text: str, most: int) -> str:
     """At most so many characters, cut between two words where there are some."""
     if len(text) <= most:

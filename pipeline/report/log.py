@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from io import TextIOWrapper
@@ -229,10 +229,12 @@ class Console:
             _silence(sys.stdout)
             raise
 
-    def error(self, text: str) -> None:
-        """Also under --quiet."""
-        logger.error("%s", text)
-        self._write_stderr(text, logging.ERROR)
+    def error(self, text: str, ways_on: Sequence[str] = ()) -> None:
+        """Also under --quiet. ways_on: what can be done about it; people read them one below the other."""
+        line = " ".join([text, *ways_on])
+        logger.error("%s", line)
+        is_text = self._stderr_format is None
+        self._write_stderr("\n-> ".join([text, *ways_on]) if is_text else line, logging.ERROR)
 
     def warn(self, text: str) -> None:
         """Also under --quiet."""

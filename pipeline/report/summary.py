@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.model.records import Outcome
-from pipeline.model.text import counted, shortened
+from pipeline.model.text import counted, generalized, shortened
 from pipeline.report.advice import advice_for
 from pipeline.report.results import Reason, Results
 
 SHOWN_REASONS = 5
 MAX_REASON_CHARS = 300
+NOT_ATTEMPTED = "Not attempted: "  # what the message of each such record begins with
 
 
 def summary(
@@ -25,7 +26,8 @@ def summary(
         *_counts(results.counts),
         *_notes(results.counts, left_users),
         *(line for sentence in people for line in _wrapped(sentence)),
-        *_reasons(results, reasons),
+        *reason_lines(reasons),
+        *_other_reasons(results, reasons),
         *_fields(results.fields),
         *(f"  {name:<8} {path}" for name, path in results.files.items() if path),
         *_how(results),
@@ -55,11 +57,14 @@ def _notes(counts: Mapping[str, Any], left_users: int) -> Iterator[str]:
         yield from _wrapped(f"{people} not updated, as --limit may have seen only some of their rows")
 
 
-def _reasons(results: Results, reasons: Sequence[Reason]) -> Iterator[str]:
+def reason_lines(reasons: Sequence[Reason]) -> Iterator[str]:
     for reason in reasons:
         outcome = reason.outcome.replace("_", " ")
         yield from _wrapped(f"{reason.count:,} {outcome}{_news(reason)}: {_first_of(reason)}")
         yield from _wrapped(f"-> {advice_for(Outcome(reason.outcome), reason.code)}", indent=4)
+
+
+def _other_reasons(results: Results, reasons: Sequence[Reason]) -> Iterator[str]:
     if left := results.failures_total - sum(reason.count for reason in reasons):
         yield f"  and {left:,} more, for other reasons; see the results"
 
@@ -92,5 +97,8 @@ def _news(reason: Reason) -> str:
 
 
 def _first_of(reason: Reason) -> str:
-    lead = "for example: " if reason.count > 1 and reason.code != "InvalidRecord" else ""
+    if reason.outcome == Outcome.NOT_ATTEMPTED.value:  # for one and the same reason
+        return shortened(reason.message.removeprefix(NOT_ATTEMPTED), MAX_REASON_CHARS)
+    may_differ = reason.code != "InvalidRecord" or generalized(reason.message) != reason.message
+    lead = "for example: " if reason.count > 1 and may_differ else ""
     return shortened(f"{lead}{reason.message}", MAX_REASON_CHARS)

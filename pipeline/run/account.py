@@ -25,7 +25,7 @@ from pipeline.model.records import FailedRecord, Kind, Outcome
 from pipeline.report import results
 from pipeline.report.log import LOG_NAME
 from pipeline.report.retention import disk_space_warning
-from pipeline.report.summary import SHOWN_REASONS, summary
+from pipeline.report.summary import NOT_ATTEMPTED, SHOWN_REASONS, summary
 from pipeline.run.conclusion import DRY_RUN_REASON, reasons_of, status_of
 from pipeline.run.earlier_runs import project_mark
 from pipeline.run.heartbeat import account_of
@@ -90,7 +90,7 @@ def _count_all(run: Run, account: Account, ending: Ending) -> dict[str, Any]:
         return results.counts_as_json({})
     try:
         ran_dry = run.options.dry_run and ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED)
-        run.stage.note_not_attempted(f"Not attempted: {DRY_RUN_REASON if ran_dry else ending.reason}")
+        run.stage.note_not_attempted(f"{NOT_ATTEMPTED}{DRY_RUN_REASON if ran_dry else ending.reason}")
     except sqlite3.Error as problem:
         logger.error("At the end, the list of failures can't be written: %s", problem)
     if any(run.stage.states.count_pending(kind) for kind in Kind):
@@ -197,7 +197,7 @@ def _since_as_json(read: Read | None, mark_moved: bool) -> dict[str, str | bool]
 def _show(run: Run, account: Account, ending: Ending, written: results.Results) -> None:
     console = run.console
     if ending.code is not ExitCode.SUCCESS:
-        console.error(ending.reason)
+        console.error(ending.happened, ending.ways_on)
     reasons = reasons_of(run, SHOWN_REASONS)
     for line in summary(
         written, reasons, left_users=run.stage.left_users, people=list(people_lines(run, account.read))

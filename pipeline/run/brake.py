@@ -145,8 +145,8 @@ def too_few(users: int, before: int) -> Ending | None:
         return None
     return Ending(
         ExitCode.BRAKE,
-        f"The query finds {counted(users, 'user')}, and its last full read found {before:,}. Nothing was sent. "
-        f"Check the query and the database. {OVERRIDE_HINT}",
+        f"The query finds {counted(users, 'user')}, and its last full read found {before:,}. Nothing was sent.",
+        ("Check the query and the database.", OVERRIDE_HINT),
     )
 
 
@@ -157,8 +157,11 @@ def persons_have_changed(people: PeopleReport, column: str | None) -> Ending | N
     return Ending(
         ExitCode.BRAKE,
         f"{people.changed:,} of {counted(people.known, 'known person')} have another address than before, by the "
-        f"column {column}. Nothing was sent. If {column} does not say who somebody is, set PERSON_COLUMN to the "
-        f"column that does, or to - for none. {OVERRIDE_HINT}",
+        f"column {column}. Nothing was sent.",
+        (
+            f"If {column} does not say who somebody is: set PERSON_COLUMN to the column that does, or to - for none.",
+            OVERRIDE_HINT,
+        ),
     )
 
 
@@ -172,8 +175,12 @@ def too_old(days: float, times: Iterator[int], now: float) -> Ending | None:
     return Ending(
         ExitCode.BRAKE,
         f"{counted(len(old), 'event')} {are} older than MAX_EVENT_AGE_DAYS={days:g}, the oldest of {moment(min(old))}. "
-        "Nothing was sent. To enter old events as accepted, without sending them, run with --baseline --before "
-        f"{utc(before):%Y-%m-%dT%H:%M:%S}. {OVERRIDE_HINT}",
+        "Nothing was sent.",
+        (
+            "To enter old events as accepted, without sending them: run with --baseline --before "
+            f"{utc(before):%Y-%m-%dT%H:%M:%S}.",
+            OVERRIDE_HINT,
+        ),
     )
 
 
@@ -191,7 +198,8 @@ def too_many(limit: MaxChanges | None, pending: Pending, causes: Sequence[str]) 
     likely = f" Likely cause: {'; '.join(causes)}." if causes else ""
     return Ending(
         ExitCode.BRAKE,
-        f"{what} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely} {OVERRIDE_HINT}",
+        f"{what} would be sent, more than MAX_CHANGES allows ({allowed}). Nothing was sent.{likely}",
+        ("Look at it with --dry-run.", OVERRIDE_HINT),
     )
 
 

@@ -53,8 +53,13 @@ def ids_have_changed(
     return Ending(
         ExitCode.BRAKE,
         f"What event ids are made of has changed ({change}), so {events} would be tracked again as new ones. Nothing "
-        "was sent. Put it back. To keep the change, put it back, run once so that nothing new is left, and then run "
-        f"with the change and --baseline, which enters everything as accepted. {OVERRIDE_HINT}",
+        "was sent.",
+        (
+            "If that was a mistake: put it back.",
+            "To keep the change: put it back, run once so that nothing new is left, and then run with the change and "
+            "--baseline, which enters everything as accepted.",
+            OVERRIDE_HINT,
+        ),
     )
 
 

@@ -150,7 +150,7 @@ def _ledger(options: argparse.Namespace, settings: Settings, stack: ExitStack) -
     try:
         return stack.enter_context(read_ledger(folder, project, now=now))
     except LedgerDamagedError as problem:
-        return stack.enter_context(open_ledger(folder, project, now=now, lasting=False, damage=str(problem)))
+        return stack.enter_context(open_ledger(folder, project, now=now, lasting=False, damage=problem.damage))
 
 
 def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Settings, StandIn | None]:

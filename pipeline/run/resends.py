@@ -14,8 +14,7 @@ from pipeline.model.records import Kind
 from pipeline.model.text import counted
 
 OVERRIDE_HINT = "To go on all the same, once, run with --yes."
-BASELINE = "run with --baseline, which enters everything as accepted"
-PUT_BACK = f"Put {LEDGER_NAME} back"
+BASELINE = "If Iterable has all of it: run with --baseline, which enters everything as accepted."
 
 
 @dataclass(frozen=True)
@@ -34,29 +33,38 @@ def sent_again(known: KnownRuns, pending: Mapping[Kind, int], base_url: str, *, 
     what = records_in_words(pending)
     if known.damage:
         return _stop(
-            f"{what} would be sent, accepted or not: {known.damage} Or {BASELINE}, and --yes, which sets the damaged "
-            "file aside."
+            f"{what} would be sent, accepted or not: {known.damage}",
+            "Put it back from a backup.",
+            "If Iterable has all of it: run with --baseline --yes, which enters everything as accepted. It sets the "
+            "damaged file aside.",
         )
     if known.unknown_run is not None and known.is_empty:
         return _stop(
             f"{what} would be sent, accepted or not: the ledger knows nothing of this project, to which run "
-            f"{known.unknown_run} delivered. {PUT_BACK}, or {BASELINE}."
+            f"{known.unknown_run} delivered.",
+            f"Put {LEDGER_NAME} back.",
+            BASELINE,
         )
     if known.unknown_run is not None:
         return _stop(
             f"{what} would be sent, some of them again: the ledger is older than run {known.unknown_run}, which it "
-            f"does not know. {PUT_BACK} as that run left it, or {BASELINE}."
+            "does not know.",
+            f"Put {LEDGER_NAME} back as that run left it.",
+            BASELINE,
         )
     if known.is_new_key:
         return _stop(
             f"{what} would be sent, accepted or not: the API key is new to the ledger, which knows others for "
-            f"{base_url}. If the key was only rotated, run once with the old key and ITERABLE_PROJECT=name, and keep "
-            f"that name; or {BASELINE}."
+            f"{base_url}.",
+            "If the key was only rotated: run once with the old key and ITERABLE_PROJECT=name, and keep that name.",
+            BASELINE,
         )
     if requires_ledger and known.is_empty:
         return _stop(
             f"{what} would be sent, accepted or not: the ledger knows nothing of this project, and "
-            f"REQUIRE_LEDGER=true. {PUT_BACK}; or, for the very first run, {BASELINE}."
+            "REQUIRE_LEDGER=true.",
+            f"Put {LEDGER_NAME} back.",
+            BASELINE,
         )
     return None
 
@@ -77,5 +85,5 @@ def records_in_words(numbers: Mapping[Kind, int]) -> str:
     return " and ".join(counted(numbers[kind], kind.value) for kind in Kind if numbers[kind])
 
 
-def _stop(text: str) -> Ending:
-    return Ending(ExitCode.BRAKE, f"{text} Nothing was sent. {OVERRIDE_HINT}")
+def _stop(text: str, *ways_on: str) -> Ending:
+    return Ending(ExitCode.BRAKE, f"{text} Nothing was sent.", (*ways_on, OVERRIDE_HINT))

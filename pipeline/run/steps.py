@@ -7,14 +7,14 @@ import math
 import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from iterable.pacing import rates
 from pipeline.config.settings import Settings
 from pipeline.delivery import GRACE_S, BulkSender, Delivered, Delivery, Mode, SingleSender, choose_mode
-from pipeline.model.exits import Ending, OutputError
+from pipeline.model.exits import OutputError
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.report import DeliveryProgress
@@ -139,7 +139,7 @@ def brake(run: Run, read: Read) -> Delivered | None:
     if ending is None:
         return None
     if not run.options.dry_run:  # which has named them before
-        ending = Ending(ending.code, " ".join([ending.reason, *_journeys(run)]))
+        ending = replace(ending, happened=" ".join([ending.happened, *_journeys(run)]))
     return Delivered(stopped=ending)
 
 

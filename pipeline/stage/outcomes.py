@@ -5,11 +5,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from pipeline.model.keys import split_fields, split_names
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.model.sql import insert_many
+from pipeline.model.text import generalized
 from pipeline.stage.event_runs import KEYS_PER_LOOKUP, RUN_OF_ROW, USER_OF_RUN, EventRuns, unpadded
 from pipeline.stage.states import CODES, DELIVERED, HELD, PENDING, UNCHANGED, States
 
@@ -43,6 +45,7 @@ class Outcomes:
 
     def __init__(self, database: sqlite3.Connection, states: States, runs: EventRuns) -> None:
         self._database = database
+        self._database.create_function("generalized", 1, lru_cache(generalized), deterministic=True)
         self._states = states
         self._runs = runs
 
@@ -249,10 +252,15 @@ class Outcomes:
         return self._count(f"undelivered WHERE outcome = '{Outcome.REJECTED.value}' AND is_new")
 
     def count_reasons(self, limit: int) -> list[tuple[str, str | None, str, int, int]]:
-        """The most frequent reasons: (outcome, code, one of the messages, how many, how many of them are new)."""
+        """The most frequent reasons: (outcome, code, one of the messages, how many, how many of them are new).
+
+        A code of Iterable's is one reason, whatever its messages; elsewhere, messages that differ only in what they
+        name are one.
+        """
         return self._database.execute(
-            "SELECT outcome, code, min(message), count(*), sum(is_new) FROM undelivered"
-            " GROUP BY outcome, code, CASE code WHEN 'InvalidRecord' THEN message END ORDER BY 4 DESC LIMIT ?",
+            "SELECT outcome, code, min(message), count(*), sum(is_new) FROM undelivered GROUP BY outcome, code,"
+            " CASE WHEN code = 'InvalidRecord' OR (code IS NULL AND attempts) THEN generalized(message) END"
+            " ORDER BY 4 DESC LIMIT ?",
             (limit,),
         ).fetchall()
 

@@ -151,6 +151,7 @@ class Planner:
         )  # fmt: skip
         self._keys: dict[str, bytes] = {}  # of users, by identity
         self._origins: dict[str, bytes] = {}  # of those whose address has changed
+        self._unidentified: set[bytes] = set()  # keys of those whose address or id can't be sent
         # Most rows repeat what the row before said about their user. In the slot of a user, and of others that share
         # it: a hash of who was last staged there, and with what. A user who shares one may be staged more than once.
         self._last_said = array("q", bytes(8 * SLOTS))
@@ -379,11 +380,19 @@ class Planner:
     # Each refusal has a key and a fingerprint, by which another run knows it again.
 
     def _reject_unidentified_row(self, columns: Columns, place: int, number: int, problem: InvalidRecord) -> None:
+        """Somebody in several rows, by what stands there for the person, is one user; a row of nobody is one each."""
         rules = self._rules
-        cells = _cells(columns, place, [rules.identity_column, *(field.column for field in rules.user_fields)])
+        names = [name for name in (rules.identity_column, rules.person_column) if name is not None]
+        is_somebody = any(_says_something(columns[name][place]) for name in names)
+        if not is_somebody:
+            names = [rules.identity_column, *(field.column for field in rules.user_fields)]
+        cells = _cells(columns, place, names)
         key = self._ledger.user_key(cells)
-        (fingerprint,) = self._ledger.fingerprints([cells.encode()])
-        self._refuse(Kind.USER, number, None, problem, key, fingerprint)
+        if not is_somebody or key not in self._unidentified:
+            (fingerprint,) = self._ledger.fingerprints([cells.encode()])
+            self._refuse(Kind.USER, number, None, problem, key, fingerprint)
+        if is_somebody and len(self._unidentified) < REMEMBERED_USERS:  # beyond that, each row counts
+            self._unidentified.add(key)
         if events.has_event(columns, place, rules):
             self._refuse_event(columns, place, number, None, key, problem)
 
@@ -439,6 +448,10 @@ def _next_owner(ledger: Ledger, who: str) -> _Person:
         if key not in ledger.accepted.known_users([key]):
             return _Person(key, origin_of(name))
     raise AssertionError("unreachable: some number is free")
+
+
+def _says_something(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else value is not None
 
 
 def _cells(columns: Columns, place: int, names: Sequence[str]) -> str:

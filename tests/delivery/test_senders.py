@@ -27,7 +27,7 @@ from tests.program import wait_until
 ADA, BOB, CY = "ada@example.com", "bob@example.com", "cy@example.com"
 UPDATE, BULK_UPDATE = "/api/users/update", "/api/users/bulkUpdate"
 TRACK, TRACK_BULK = "/api/events/track", "/api/events/trackBulk"
-NOT_ALONE = " It was only sent in a batch, so another record may be to blame."
+NOT_ALONE = ". It was only sent in a batch, so another record may be to blame."
 
 Json = dict[str, Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.inspect.findings import Area, Finding, Mark, about_fields
+from pipeline.inspect.findings import Area, Finding, Mark, about_fields, bad
 from pipeline.inspect.mapping import Sample, iterable_type, with_parents
 from pipeline.ledger.lock import hold_lock
 from pipeline.model.exits import ExitCode
@@ -116,8 +117,8 @@ def test_bad_rows_are_a_note_with_their_share_and_end_as_a_run_would(program: Pr
     make_table(tmp_path / "users.db", "email", [("ada@example.com",), ("nobody",), ("no one",), (None,)])
     use_query(program, "SELECT email FROM rows")
     told = (
-        "[note] rows: 3 of 4 rows can't be sent (75.00%): row 2: email is not a valid email address; "
-        "row 4: email is empty"
+        "[note] rows: 3 of 4 records can't be sent (75.00%): email is not a valid email address (2 records, the first "
+        "in row 2); email is empty (row 4)"
     )
     run = program.run("--check")
     assert run.code == 1
@@ -196,9 +197,15 @@ def test_which_types_clash(expected: str, found: str, fits: bool) -> None:
 
 
 def test_a_finding_is_one_line_with_its_remedy() -> None:
-    finding = Finding(Mark.BAD, Area.FIELDS, "it is broken", "fix it")
+    finding = bad(Area.FIELDS, "it is broken", "fix it", ExitCode.REJECTED)
     assert finding.line() == "[BAD ] fields: it is broken -> fix it"
     assert finding.lines() == ["[BAD ] fields: it is broken", "       -> fix it"]
+
+
+def test_on_a_terminal_each_way_on_has_a_line_of_its_own() -> None:
+    finding = Finding(Mark.BAD, Area.BRAKE, "a run would stop.", ("Look.", "Run with --yes."), ExitCode.BRAKE)
+    assert finding.line() == "[BAD ] brake: a run would stop. -> Look. Run with --yes."
+    assert finding.lines() == ["[BAD ] brake: a run would stop.", "       -> Look.", "       -> Run with --yes."]
 
 
 def test_an_object_is_one_whether_or_not_the_project_lists_it() -> None:
@@ -220,12 +227,19 @@ def test_a_damaged_ledger_is_told_and_left_where_it_is(program: Program, sample:
     ledger = program.folder / "iterable_ledger.sqlite3"
     ledger.write_bytes(b"this is no database; " * 1000)
     run = program.run(option)
-    problem = f"The ledger {ledger} is damaged (file is not a database). Put it back from a backup."
+    problem = f"The ledger {ledger} is damaged (file is not a database)."
     assert run.code == 65
     if option == "--check":
-        assert f"[BAD ] ledger: {problem} -> or run with --baseline --yes" in run.out
+        assert f"[BAD ] ledger: {problem} -> Put it back from a backup. Run with --baseline --yes" in run.out
     else:
-        assert f"12 users and 36 events would be sent, accepted or not: {problem} Or run with --baseline" in run.err
+        first, *ways_on = run.err.splitlines()
+        assert first == f"12 users and 36 events would be sent, accepted or not: {problem} Nothing was sent."
+        assert ways_on == [
+            "-> Put it back from a backup.",
+            "-> If Iterable has all of it: run with --baseline --yes, which enters everything as accepted. It sets the "
+            "damaged file aside.",
+            "-> To go on all the same, once, run with --yes.",
+        ]
     assert [path.name for path in run.files("iterable_ledger*")] == [ledger.name]
     assert ledger.read_bytes() == b"this is no database; " * 1000
 
@@ -404,7 +418,7 @@ def test_forgotten_people_end_it_as_they_would_end_a_run(program: Program, itera
     check = program.run("--check", SKIP_FORGOTTEN="true")
     assert (check.code, program.run(SKIP_FORGOTTEN="true").code) == (1, 1)
     assert "can't be sent" in check.out
-    assert "row 1: This person asked Iterable to be forgotten, and SKIP_FORGOTTEN is set" in check.out
+    assert re.search(r"to be forgotten, and SKIP_FORGOTTEN is set \(\d records, the first in row 1\)", check.out)
 
 
 def test_what_earlier_runs_met_as_refused_ends_it_as_it_would_end_a_run(
@@ -447,7 +461,7 @@ def test_rows_none_of_which_can_be_sent_end_it_as_they_would_end_a_run(program: 
     use_query(program, "SELECT * FROM rows")
     check = program.run("--check")
     assert (check.code, program.run().code) == (1, 1)
-    (line,) = (line for line in lines(check.out) if "3 of 3 rows can't be sent (100.00%)" in line)
+    (line,) = (line for line in lines(check.out) if "4 of 4 records can't be sent (100.00%)" in line)
     assert line.startswith("[BAD ] rows: ")
     assert check.out.endswith("Fix what is marked BAD, and check again. A run would end with exit code 1.\n")
 

@@ -58,11 +58,12 @@ def test_more_than_max_changes_stops(
 def test_the_sentence_says_how_many_are_new_and_changed_the_limit_and_the_likely_cause() -> None:
     ending = too_many(MaxChanges(5, True), pending(1200, 1, 100), ["the query is new"])
     assert ending is not None
-    assert ending.reason == (
+    assert ending.happened == (
         "1 user (0 new, 1 changed), 1,200 events (1,200 new, 0 changed) would be sent, more than MAX_CHANGES allows "
-        "(5 % of 100 known records). Nothing was sent. Likely cause: the query is new. "
-        "To go on all the same, once, run with --yes."
+        "(5 % of 100 known records). Nothing was sent. Likely cause: the query is new."
     )
+    assert ending.ways_on == ("Look at it with --dry-run.", "To go on all the same, once, run with --yes.")
+    assert ending.reason == " ".join([ending.happened, *ending.ways_on])
 
 
 OLD = json.dumps({"identifier": "email", "ids": "made from the event", "event name": "a; b", "fields": "page"})

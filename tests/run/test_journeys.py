@@ -47,7 +47,7 @@ def test_check_names_the_journeys(program: Program, listening: StandIn, sample: 
 def test_the_sentence_of_the_brake_names_the_journeys(program: Program, listening: StandIn, sample: Path) -> None:
     run = program.run(MAX_CHANGES="1")
     assert (run.code, sent(listening)) == (65, [])
-    assert run.results["reason"].endswith(f"run with --yes. {PAGE_VIEWS}")
+    assert f" {PAGE_VIEWS} Look at it" in run.results["reason"]
 
 
 def test_a_plain_run_asks_for_no_journeys(program: Program, listening: StandIn, sample: Path) -> None:

@@ -335,6 +335,22 @@ def test_reasons_are_counted_by_code_and_what_was_never_sent_by_its_message(open
     ]
 
 
+def test_reasons_that_differ_only_in_what_they_name_are_one(opened: Opened) -> None:
+    invalid = [
+        FailedRecord(Kind.USER, row, None, Outcome.REJECTED, None, "InvalidRecord", f"it has {row},000 bytes", 0)
+        for row in (4, 5)
+    ]
+    lost = [
+        FailedRecord(Kind.EVENT, row, ADA, Outcome.UNACKNOWLEDGED, None, None, f"no answer for {who}", 3)
+        for row, who in ((1, "a***@example.com"), (2, "b***@example.com"), (3, "c***@example.org"))
+    ]
+    opened.stage.outcomes.note([*invalid, *lost])
+    assert opened.stage.outcomes.count_reasons(9) == [
+        ("unacknowledged", None, "no answer for a***@example.com", 3, 3),
+        ("rejected", "InvalidRecord", "it has 4,000 bytes", 2, 2),
+    ]
+
+
 def test_stage_is_an_unlinked_file_in_the_outputs_folder(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         targets = [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()]

@@ -264,10 +264,9 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
 def test_records_are_staged_before_the_end(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.transform.planner.RECORDS_PER_STAGING", 4)
     planner = Planner(opened.ledger, opened.stage, RULES, list(ROW))
-    nobody = [[value] for value in (ROW | {"email": "nobody"}).values()]
-    planner.plan(nobody)
-    assert list(opened.stage.outcomes.undelivered()) == []
-    planner.plan(nobody)
+    for who in ("nobody", "no one"):
+        assert list(opened.stage.outcomes.undelivered()) == []
+        planner.plan([[value] for value in (ROW | {"email": who}).values()])
     assert len(list(opened.stage.outcomes.undelivered())) == 4
 
 
@@ -443,7 +442,6 @@ def test_a_refusal_is_the_same_in_another_run_whatever_lies_around_it(tmp_path: 
     ("row", "changes"),
     [
         (BAD_ROWS[0], {"email": "no-one"}),
-        (BAD_ROWS[0], {"page": "home", "plan_type": "free"}),
         (BAD_ROWS[1], {"plan_type": b"\xfe"}),
         (BAD_ROWS[2], {"event_time": "later"}),
         (BAD_ROWS[2], {"page": None}),
@@ -452,6 +450,13 @@ def test_a_refusal_is_the_same_in_another_run_whatever_lies_around_it(tmp_path: 
 def test_a_refusal_of_other_values_is_another_one(tmp_path: Path, row: dict[str, Any], changes: dict[str, Any]) -> None:
     before, after = refusals_of(tmp_path, row), refusals_of(tmp_path, row | changes)
     assert {fingerprint for _, _, fingerprint, _ in before}.isdisjoint(fingerprint for _, _, fingerprint, _ in after)
+
+
+def test_a_user_whose_address_is_wrong_is_the_same_whatever_else_the_row_says(tmp_path: Path) -> None:
+    row = BAD_ROWS[0]
+    found = [refusals_of(tmp_path, each)[-1] for each in (row, row | {"page": "home", "plan_type": "free"})]
+    assert found[0] == found[1]
+    assert found[0][0] is Kind.USER
 
 
 # Runs that break off --------------------------------------------------------------------------------------------------
