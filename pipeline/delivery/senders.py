@@ -232,7 +232,7 @@ def _failure_of(ok: bool, details: dict[str, Any]) -> tuple[Failure | None, str]
     return (None, "") if ok else (details["failure"], details["error"])
 
 
-_NOT_ALONE = ". It was only sent in a batch, so another record may be to blame."
+_NOT_ALONE = "It was only sent in a batch, so another record may be to blame."
 
 
 def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: str = "") -> Settled:
@@ -242,7 +242,8 @@ def _settle_failure(records: Sequence[Record], details: dict[str, Any], note: st
     # A blocked event's answer is 200 Success; it is called what the list in a bulk answer is called.
     is_blocked = failure is Failure.REJECTED and details["status_code"] == 200 and records[0].kind is Kind.EVENT
     code = "disallowedEventNames" if is_blocked and details["code"] == "Success" else details["code"]
-    rest = (outcome, details["status_code"], code, (details["error"].rstrip(".") if note else details["error"]) + note, details["attempts"])
+    message = f"{details['error'].rstrip('.')}. {note}" if note else details["error"]
+    rest = (outcome, details["status_code"], code, message, details["attempts"])
     undelivered = [FailedRecord(record.kind, record.row, record.identity, *rest) for record in records]
     is_unknown_user = details["code"] in UNKNOWN_USER_CODES and failure is Failure.REJECTED
     how = {"failure": failure, "message": details["error"], "was_answered": details["status_code"] is not None}
