@@ -40,6 +40,11 @@ _FORMULA_SIGNS = "=+-@＝＋－＠"  # the wide ones, too, which spreadsheets in
 _SIGNS_OF_CELLS = f"{_FORMULA_SIGNS}\t"
 _FORMULA_STARTS = frozenset(f"{_FORMULA_SIGNS}\t\r\n")
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
+# A spreadsheet whose separator is not the comma takes no notice of quotes within a line, and begins cells at these.
+_OTHER_SEPARATORS = ";\t\r\n"
+_FORMULA_WITHIN = re.compile(
+    rf"""([{_OTHER_SEPARATORS}]"*)(?=[{re.escape(_FORMULA_SIGNS)}])(?![+-]?\d+(?:[.,]\d+)?(?:[{_OTHER_SEPARATORS}]|\Z))"""
+)
 
 
 class Column(tuple[Any, ...]):
@@ -103,9 +108,11 @@ def _plain_text(by_column: Sequence[tuple[Any, ...]]) -> str | None:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether no cell has quotes or a NUL, or begins as a formula does."""
+    """Whether no cell has quotes or a NUL, or begins as a formula does, with whatever separator."""
     cells = f",{text}".replace("\n", ",")
-    return not ('"' in text or "\0" in text or any(sign in text and f",{sign}" in cells for sign in _SIGNS_OF_CELLS))
+    if '"' in text or "\0" in text or any(sign in text and f",{sign}" in cells for sign in _SIGNS_OF_CELLS):
+        return False
+    return not ((";" in text or "\t" in text) and _FORMULA_WITHIN.search(cells))
 
 
 def harmless_rows(rows: Sequence[tuple[Any, ...]], by_column: Sequence[tuple[Any, ...]]) -> Iterable[Sequence[Any]]:
@@ -130,9 +137,14 @@ def _harmless(column: tuple[Any, ...]) -> Sequence[Any]:
     types = types_of(column)
     if types <= _PLAIN_TYPES:
         texts = set(column) if types == {str} else {value for value in column if type(value) is str}
-        if _FORMULA_STARTS.isdisjoint([text[:1] for text in texts]) and "\0" not in "".join(texts):
+        if _FORMULA_STARTS.isdisjoint([text[:1] for text in texts]) and _is_harmless_within("".join(texts)):
             return column
     return [_cell(value) for value in column]
+
+
+def _is_harmless_within(texts: str) -> bool:
+    has_separators = any(each in texts for each in _OTHER_SEPARATORS)
+    return "\0" not in texts and not (has_separators and _FORMULA_WITHIN.search(texts))
 
 
 def _cell(value: Any) -> Any:
@@ -164,7 +176,12 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def guarded(text: str) -> str:
-    """A text that a spreadsheet would run gets a `'`; a plain number with a sign is no formula."""
+    """What a spreadsheet would run gets a `'`: a text, or a part of it that another separator makes a cell of.
+
+    A plain number with a sign is no formula. `=1+1` -> `'=1+1`, `x;=1+1` -> `x;'=1+1`
+    """
+    if any(each in text for each in _OTHER_SEPARATORS):
+        text = _FORMULA_WITHIN.sub(r"\1'", text)
     if text[:1] in _FORMULA_STARTS and text and not _PLAIN_NUMBER.match(text):
         return "'" + text
     return text

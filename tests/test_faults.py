@@ -770,8 +770,17 @@ def test_an_env_file_that_others_can_read_is_warned_of_once_and_the_run_goes_on(
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def test_formulas_are_guarded_in_both_csvs_and_sent_as_they_are(program: Program, iterable: StandIn) -> None:
-    formula = '=HYPERLINK("http://evil.example","x")'
+@pytest.mark.parametrize(
+    ("formula", "cell"),
+    [
+        ('=HYPERLINK("http://evil.example","x")', """'=HYPERLINK("http://evil.example","x")"""),
+        ("x;=1+1;", "x;'=1+1;"),
+        ("＝1+1", "'＝1+1"),
+    ],
+)
+def test_formulas_are_guarded_in_both_csvs_and_sent_as_they_are(
+    program: Program, iterable: StandIn, formula: str, cell: str
+) -> None:
     iterable.project.blocked_events.add("page_view")
     use_rows(program, [("ada@example.com", formula, "2026-01-13 08:00:00")])
     run = program.run()
@@ -779,7 +788,7 @@ def test_formulas_are_guarded_in_both_csvs_and_sent_as_they_are(program: Program
     (exported,), (rejected,) = run.files("query_results*"), run.files("rejected_rows*")
     for path in (exported, rejected):
         with path.open(encoding="utf-8", newline="") as file:
-            assert [row["page"] for row in csv.DictReader(file)] == ["'" + formula]
+            assert [row["page"] for row in csv.DictReader(file)] == [cell]
     event = json.loads(iterable.project.requests[-1].body)
     assert event["dataFields"] == {"page": formula}
 

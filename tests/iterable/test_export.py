@@ -152,7 +152,7 @@ def test_value_becomes_a_cell(tmp_path: Path, value: Any, cell: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=", "+", "-", "@", "=é", "-5\n", "--5", "-1e5"),
+        *("=1+1", "+1+1", "-1+1", "@SUM(A1)", "=", "+", "-", "@", "=é", "-5\n", "--5", "-1e5"),
         *("＝1+1", "＋1", "－1", "＠SUM(A1)"),
         *("+44 20 7946 0000", "-x", "+=1", "\tx", Text("=1"), b"=1", '=HYPERLINK("http://x/?"&A1)'),
     ],
@@ -169,13 +169,42 @@ def test_text_that_is_no_formula_is_left_alone(tmp_path: Path, text: str) -> Non
     assert cell_of(text, tmp_path) == text
 
 
-@settings(max_examples=60)
-@given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=8))
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("x;=1+1", "x;'=1+1"),
+        ("x;=cmd|' /C calc'!A0;y", "x;'=cmd|' /C calc'!A0;y"),
+        ('x;"=1+1";"@a"', """x;"'=1+1";"'@a\""""),
+        ("x\t+1+1", "x\t'+1+1"),
+        ("x\r\n＝1+1", "x\r\n'＝1+1"),
+        ("\t=1", "'\t'=1"),
+        ("=1;=2", "'=1;'=2"),
+        ("52.5;-13.4", "52.5;-13.4"),
+        ("-1,5;+2;-3;", "'-1,5;+2;-3;"),
+        ("a; =1", "a; =1"),
+        ("a;b=1;c", "a;b=1;c"),
+    ],
+)
+def test_what_another_separator_makes_a_formula_of_is_guarded(tmp_path: Path, text: str, cell: str) -> None:
+    assert cell_of(text, tmp_path) == cell
+    assert cell_of(cell, tmp_path) == cell
+
+
+some_text = st.one_of(st.text(), st.text(st.sampled_from('a1.;"=-@＝\t\r\n'), max_size=8))
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(some_text, some_text), min_size=1, max_size=8))
 def test_any_text_comes_back_from_the_csv(pairs: list[tuple[str, str]]) -> None:
     def expected(text: str) -> str:
         text = text.replace("\0", "\\x00")
-        is_number = re.fullmatch(r"[+-]?\d+([.,]\d+)?", text) is not None
-        return f"'{text}" if text.startswith(tuple("=+-@＝＋－＠\t\r\n")) and not is_number else text
+        parts = re.split(r'([;\t\r\n]"*)', text)  # each of which may begin a cell
+        return "'" * text.startswith(("\t", "\r", "\n")) + "".join(
+            f"'{part}" if part.startswith(tuple("=+-@＝＋－＠")) and not is_number(part) else part for part in parts
+        )
+
+    def is_number(part: str) -> bool:
+        return re.fullmatch(r"[+-]?\d+([.,]\d+)?", part) is not None
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.csv"
@@ -476,7 +505,7 @@ def test_blocks_are_guarded_unless_they_are_verbatim(tmp_path: Path, verbatim: b
 
 
 risky_cells = st.one_of(
-    st.text(st.sampled_from("a,\"=+-@\t\r\n\0' é"), max_size=3),
+    st.text(st.sampled_from("a,;\"=+-@\t\r\n\0' é"), max_size=4),
     st.sampled_from([None, 5, -5, 1.5, float("nan"), Decimal("-1.50"), True, b"x", date(2026, 1, 13), [1]]),
 )
 
@@ -486,6 +515,7 @@ risky_cells = st.one_of(
 @example([("a", "b\n"), ("c", "d")])
 @example([("",), (None,)])
 @example([("a", "-5"), ("@", "\0")])
+@example([("a;=1", "b"), ("c", "d")])
 @given(st.integers(1, 3).flatmap(lambda width: st.lists(st.tuples(*[risky_cells] * width), min_size=1, max_size=4)))
 def test_text_of_a_block_is_what_the_csv_module_writes(rows: list[tuple[Any, ...]]) -> None:
     written, expected = io.StringIO(newline=""), io.StringIO(newline="")
