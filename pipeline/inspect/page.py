@@ -60,18 +60,24 @@ class Remembered:
 
 @dataclass(frozen=True)
 class Page:
-    """All that is on it. last: the run that the page opens with; later_dry_run: one that came after it."""
+    """All that is on it. last: the run that the page opens with, a dry one where there was no other."""
 
     made_at: float
     version: str
     project: str
     folder: str
     last: RunAccount | None
-    later_dry_run: RunAccount | None
+    last_dry_run: RunAccount | None
     remembered: Remembered
     damaged_results: Sequence[str]
     history: History
     disk: Disk
+
+    @property
+    def later_dry_run(self) -> RunAccount | None:
+        """A dry run that came after the last run."""
+        dry = self.last_dry_run
+        return dry if dry is not None and self.last is not None and dry.run_id > self.last.run_id else None
 
 
 def run_report(options: argparse.Namespace) -> ExitCode:
@@ -121,14 +127,13 @@ def read_page(settings: Settings, redactor: Redactor, now: float) -> Page:
     found = files.newest()
     remembered = _remembered(settings, now)
     last = _last_run(remembered, found, files)
-    is_later = found.dry is not None and (last is None or found.dry.run_id > last.run_id)
     return Page(
         made_at=now,
         version=VERSION,
         project=shown(settings.iterable_project or settings.iterable_base_url.partition("://")[2]),
         folder=shown(str(folder)),
         last=last or found.dry,
-        later_dry_run=found.dry if is_later and last is not None else None,
+        last_dry_run=found.dry,
         remembered=remembered,
         damaged_results=found.damaged,
         history=history_of(remembered.runs, now),

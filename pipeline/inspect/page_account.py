@@ -22,13 +22,16 @@ from pipeline.model.records import Outcome
 from pipeline.model.text import shown
 from pipeline.report.advice import advice_for
 from pipeline.report.results import RESULTS_NAME
-from pipeline.run.earlier_runs import project_mark, results_files, results_of_project
+from pipeline.run.earlier_runs import HEAD_BYTES, project_mark, results_files, results_of_project
 
 MOST_REASONS = 20
 MOST_NAMES = 50
+MOST_JOURNEYS = 50
 MAX_TEXT_CHARS = 300
 MAX_RESULTS_BYTES = 100_000_000
 MAX_COUNT = 10**15
+DRY_RUN = b'"dry_run": true'  # as it stands in the head of a results file
+_NOT_BELIEVED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
 LEFT_OUT = "left out"  # a value that BAD_VALUES=omit left out, beside the outcomes of records
 STATUSES = ("success", "partial", "failed", "interrupted", "dry_run", "baseline")
 _OF_A_RUN = re.compile(r"\d{8}_\d{6}", re.ASCII)
@@ -68,6 +71,27 @@ class Names:
 
 
 @dataclass(frozen=True)
+class JourneyLine:
+    """A journey that events of one name would start. limits: how often a person may be in it."""
+
+    event_name: str
+    events: int
+    people: int
+    journey: str
+    limits: str
+
+
+@dataclass(frozen=True)
+class Journeys:
+    """What the events of a dry run would start. is_known: Iterable has listed its journeys. hidden: how many lines more
+    there are."""
+
+    is_known: bool
+    lines: Sequence[JourneyLine] = ()
+    hidden: int = 0
+
+
+@dataclass(frozen=True)
 class RunAccount:
     """How a run ended. status: as in the results; `did not finish` where nothing tells. reasons: None where the
     results file is gone, or can't be believed. started_at: Unix seconds."""
@@ -85,6 +109,7 @@ class RunAccount:
     reasons: Reasons | None = None
     not_sent: Names = Names(())
     dropped: Names = Names(())
+    journeys: Journeys | None = None
 
     @property
     def meaning(self) -> str:
@@ -120,7 +145,7 @@ def account_from_ledger(run: PastRun) -> RunAccount:
 @dataclass(frozen=True)
 class FoundResults:
     """The results of this project's runs. real, dry: the newest of either kind. damaged: names of files that can't be
-    believed and are newer than these."""
+    believed and are newer than the real one."""
 
     real: RunAccount | None = None
     dry: RunAccount | None = None
@@ -138,15 +163,18 @@ class ResultsFiles:
     def newest(self) -> FoundResults:
         found = FoundResults()
         for run_id, path in results_files(self._folder):
+            if found.real is not None and found.dry is not None:
+                break
             try:
-                account = self._read(run_id, path)
-            except (OSError, ValueError, LookupError, TypeError, RecursionError):
-                found = replace(found, damaged=[*found.damaged, shown(path.name)])
+                account = self._read(run_id, path) if found.real is None or _is_dry_run(path) else None
+            except _NOT_BELIEVED:
+                if found.real is None:
+                    found = replace(found, damaged=[*found.damaged, shown(path.name)])
                 continue
             if account is not None and account.is_dry_run:
                 found = replace(found, dry=found.dry or account)
             elif account is not None:
-                return replace(found, real=account)
+                found = replace(found, real=found.real or account)
         return found
 
     def of_run(self, run_id: str) -> RunAccount | None:
@@ -155,7 +183,7 @@ class ResultsFiles:
             return None
         try:
             return self._read(run_id, self._folder / RESULTS_NAME.format(run_id))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except _NOT_BELIEVED:
             return None
 
     def _read(self, run_id: str, path: Path) -> RunAccount | None:
@@ -166,6 +194,14 @@ class ResultsFiles:
             raise ValueError("it is too large")
         results = results_of_project(path, self._mark)
         return None if results is None else _account(run_id, results, self._redactor)
+
+
+def _is_dry_run(path: Path) -> bool:
+    """By its head alone, as there may be thousands of others."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return DRY_RUN in file.read(HEAD_BYTES)
 
 
 def _account(run_id: str, results: Mapping[str, Any], redactor: Redactor) -> RunAccount:
@@ -186,6 +222,7 @@ def _account(run_id: str, results: Mapping[str, Any], redactor: Redactor) -> Run
         reasons=_reasons(results, redactor),
         not_sent=_names(fields["not_sent"]),
         dropped=_names([_text(each).partition(".")[0] for each in fields["filtered_out"]]),
+        journeys=_journeys(results.get("journeys")),
     )
 
 
@@ -214,6 +251,22 @@ def _of_values(omitted: Sequence[Mapping[str, Any]], redactor: Redactor) -> Iter
     for each in omitted:
         field = _text(each["field"]).partition(".")[0]
         yield ReasonLine(LEFT_OUT, "OmittedValue", _sentence(field, redactor), "", _count(each["count"]), None)
+
+
+def _journeys(found: Mapping[str, Any] | None) -> Journeys | None:
+    """Names of events are shown only where a journey of Iterable's has that name, which makes it nobody's data."""
+    if found is None:
+        return None
+    lines = [_journey_line(each, journey) for each in found["started"] for journey in each["journeys"]]
+    return Journeys(found["problem"] is None, lines[:MOST_JOURNEYS], max(0, len(lines) - MOST_JOURNEYS))
+
+
+def _journey_line(started: Mapping[str, Any], journey: Mapping[str, Any]) -> JourneyLine:
+    simultaneous, lifetime = journey["simultaneous"], journey["lifetime"]
+    at_once = "any number at a time" if simultaneous is None else f"{_count(simultaneous):,} at a time"
+    ever = "no lifetime limit" if lifetime is None else f"{_count(lifetime):,} in a lifetime"
+    name, event_name = (shown(_text(each))[:MAX_TEXT_CHARS] for each in (journey["name"], started["event_name"]))
+    return JourneyLine(event_name, _count(started["events"]), _count(started["people"]), name, f"{at_once}, {ever}")
 
 
 def _sentence(text: str, redactor: Redactor) -> str:

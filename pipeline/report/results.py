@@ -75,7 +75,7 @@ class Results:
     """The whole account of a run, as it stands in the results JSON.
 
     project_mark: the same in all results of one Iterable project. delivered_total: users and events that were
-    delivered, or entered by --baseline.
+    delivered, or entered by --baseline. journeys: which ones the events of a dry run would start; else None.
     """
 
     result_version: int
@@ -103,6 +103,7 @@ class Results:
     fields: dict[str, list[str]]
     files: dict[str, str | None]
     reasons: list[Reason]
+    journeys: dict[str, Any] | None
     failures_total: int
     failures: list[dict[str, Any]]
     email_changes: list[dict[str, Any]]

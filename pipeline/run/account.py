@@ -157,6 +157,7 @@ def _results(run: Run, account: Account, ending: Ending, counts: dict[str, Any],
         fields=_fields_as_json(read, delivered),
         files=_files_as_json(run, account, left.rejected),
         reasons=reasons_of(run),
+        journeys=account.plan.journeys.as_json() if account.plan and account.plan.journeys else None,
         failures_total=results.count_failures(counts, without_not_attempted=run.leaves_pending),
         failures=results.failures_as_json(
             left.failures, run.console.redactor, by_user_id=settings.iterable_identifier == "userId"

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from iterable_client import IterableClient
@@ -20,6 +20,7 @@ from pipeline.model.text import counted, shown
 MOST_PAGES = 20
 DEADLINE_S = 30.0  # for all pages
 MOST_NAMES = 20  # of events, that are shown
+MOST_NAMES_STORED = 1000  # in the results
 
 logger = logging.getLogger("main")
 
@@ -47,6 +48,52 @@ class PendingEvents:
     people: int = 0
 
 
+@dataclass(frozen=True)
+class StartedJourneys:
+    """What the pending events of one name would start."""
+
+    event_name: str
+    pending: PendingEvents
+    journeys: Sequence[Journey]
+
+    def __str__(self) -> str:
+        events, people = counted(self.pending.events, "event"), _people(self.pending.people)
+        return f"{events} of {shown(self.event_name)} ({people}) would start: {', '.join(map(str, self.journeys))}."
+
+
+@dataclass(frozen=True)
+class FoundJourneys:
+    """What pending events would start, name by name. problem: why this is not known."""
+
+    started: Sequence[StartedJourneys] = ()
+    problem: str | None = None
+
+    def in_words(self) -> list[str]:
+        if self.problem is not None:
+            return [f"Which journeys these events would start is not known: {self.problem}."]
+        sentences = [str(each) for each in self.started[:MOST_NAMES]]
+        if len(self.started) > MOST_NAMES:
+            sentences.append(f"{len(self.started) - MOST_NAMES:,} more names of events would start journeys.")
+        return sentences
+
+    def as_json(self) -> dict[str, Any]:
+        """For the results."""
+        started = [
+            {
+                "event_name": each.event_name,
+                "events": each.pending.events,
+                "people": each.pending.people,
+                "journeys": [asdict(journey, dict_factory=_without_event_names) for journey in each.journeys],
+            }
+            for each in self.started[:MOST_NAMES_STORED]
+        ]
+        return {"problem": self.problem, "started": started}
+
+
+def _without_event_names(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if name != "event_names"}
+
+
 class Unreadable(Exception):
     """The journeys can't be read. The text says why."""
 
@@ -65,30 +112,23 @@ def count_by_name(events: Iterator[Record]) -> dict[str, PendingEvents]:
     return counts
 
 
-def journeys_in_words(client: IterableClient, counts: Mapping[str, PendingEvents], *, is_jwt: bool) -> list[str]:
-    """A sentence for each name of events that starts journeys, or the one that says why this is not known."""
+def find_journeys(client: IterableClient, counts: Mapping[str, PendingEvents], *, is_jwt: bool) -> FoundJourneys:
+    """What these events would start. Without any, nothing is asked for."""
     if not counts:
-        return []
+        return FoundJourneys()
+    if is_jwt:
+        return FoundJourneys(problem="a client-side key (JWT) can't read them")
     try:
-        if is_jwt:
-            raise Unreadable("a client-side key (JWT) can't read them")
         journeys = read_journeys(client)
     except Unreadable as problem:
-        return [f"Which journeys these events would start is not known: {problem}."]
-    return list(_started(journeys, counts))
+        return FoundJourneys(problem=str(problem))
+    listening = {name: [each for each in journeys if name in each.event_names] for name in counts}
+    return FoundJourneys([StartedJourneys(name, counts[name], each) for name, each in listening.items() if each])
 
 
-def _started(journeys: Sequence[Journey], counts: Mapping[str, PendingEvents]) -> Iterator[str]:
-    named = 0
-    for name, count in counts.items():
-        started = [str(journey) for journey in journeys if name in journey.event_names]
-        if started and (named := named + 1) <= MOST_NAMES:
-            yield (
-                f"{counted(count.events, 'event')} of {shown(name)} ({_people(count.people)}) would start: "
-                f"{', '.join(started)}."
-            )
-    if named > MOST_NAMES:
-        yield f"{named - MOST_NAMES:,} more names of events would start journeys."
+def journeys_in_words(client: IterableClient, counts: Mapping[str, PendingEvents], *, is_jwt: bool) -> list[str]:
+    """A sentence for each name of events that starts journeys, or the one that says why this is not known."""
+    return find_journeys(client, counts, is_jwt=is_jwt).in_words()
 
 
 def _people(number: int) -> str:

@@ -23,7 +23,7 @@ from pipeline.run.baseline import enter_baseline
 from pipeline.run.brake import Brake, pending_records
 from pipeline.run.forgotten import reject_forgotten
 from pipeline.run.id_schemes import id_scheme_of
-from pipeline.run.journeys import count_by_name, journeys_in_words
+from pipeline.run.journeys import FoundJourneys, count_by_name, find_journeys
 from pipeline.run.moves import Mover, move_addresses
 from pipeline.run.opening import Run
 from pipeline.run.preview import write_preview
@@ -38,11 +38,15 @@ logger = logging.getLogger("main")
 
 @dataclass(frozen=True)
 class Plan:
-    """How many records are to be sent, and how. preview: the name of the file that a dry run leaves."""
+    """How many records are to be sent, and how.
+
+    Of a dry run: the name of the file that it leaves, and the journeys that the events would start.
+    """
 
     mode: Mode
     pending: dict[Kind, int]
     preview: str | None = None
+    journeys: FoundJourneys | None = None
 
 
 def mode_for(settings: Settings, pending: int) -> Mode:
@@ -78,7 +82,7 @@ def make_plan(run: Run, read: Read) -> Plan:
         f"({mode.name} requests); "
         f"{unchanged:,} unchanged"
     )
-    return Plan(mode, pending, _show_plan(run, read) if run.options.dry_run else None)
+    return _show_plan(run, read, Plan(mode, pending)) if run.options.dry_run else Plan(mode, pending)
 
 
 def _reject_forgotten(run: Run) -> None:
@@ -99,15 +103,16 @@ def _show_moves(run: Run, read: Read) -> None:
         run.console.say(f"        Addresses that Iterable would change first: {len(read.planner.changes.moves):,}")
 
 
-def _show_plan(run: Run, read: Read) -> str:
-    """What a dry run shows; the name of its preview."""
+def _show_plan(run: Run, read: Read, plan: Plan) -> Plan:
+    """Show what a dry run would do, and leave its preview."""
     _show_moves(run, read)
     say = run.console.say
     say("        Dry run: nothing is sent, and the ledger stays as it is.")
     outcomes = run.stage.states.count_outcomes()
     for kind in Kind:
         say(f"        {dry_run.counts(kind, outcomes[kind], run.stage.states.count_pending(kind))}")
-    for sentence in _journeys(run):
+    journeys = _journeys(run)
+    for sentence in journeys.in_words():
         say(f"        {sentence}")
     first = [record for kind in Kind for record in islice(pending_records(run.stage, kind), dry_run.SHOWN_OF_EACH_KIND)]
     if first:
@@ -119,7 +124,7 @@ def _show_plan(run: Run, read: Read) -> str:
     name = write_preview(run)
     if first:
         say(f"        All of them, unmasked: {name}")
-    return name
+    return replace(plan, preview=name, journeys=journeys)
 
 
 def brake(run: Run, read: Read) -> Delivered | None:
@@ -139,13 +144,13 @@ def brake(run: Run, read: Read) -> Delivered | None:
     if ending is None:
         return None
     if not run.options.dry_run:  # which has named them before
-        ending = replace(ending, happened=" ".join([ending.happened, *_journeys(run)]))
+        ending = replace(ending, happened=" ".join([ending.happened, *_journeys(run).in_words()]))
     return Delivered(stopped=ending)
 
 
-def _journeys(run: Run) -> list[str]:
+def _journeys(run: Run) -> FoundJourneys:
     counts = count_by_name(pending_records(run.stage, Kind.EVENT))
-    return journeys_in_words(run.client, counts, is_jwt=run.settings.use_jwt_auth)
+    return find_journeys(run.client, counts, is_jwt=run.settings.use_jwt_auth)
 
 
 def deliver(run: Run, read: Read, plan: Plan) -> Delivered:

@@ -131,9 +131,10 @@ def leave(out: Path, *runs: tuple[float, RunResult | None], project: Project | N
 # The whole program ----------------------------------------------------------------------------------------------------
 
 
-def test_page_of_real_runs(program: Program, sample: Path) -> None:
+def test_page_of_real_runs(program: Program, iterable: StandIn, sample: Path) -> None:
     """A run, a dry run after it, and a verification."""
     program.settings["ITERABLE_PROJECT"] = "shop"
+    iterable.project.add_journey("<Welcome>", ["page_view"], lifetimeLimit=1)
     assert program.run().code == 0
     assert program.run("--dry-run", "--full").code == 65
     assert program.run("--verify").code == 0
@@ -164,6 +165,10 @@ def test_page_of_real_runs(program: Program, sample: Path) -> None:
     assert "it would send 12 users and 36 events, and reject 0 records" in page.sections["Last run"]
     assert page.sections["Why records were not delivered"] == "No record was left behind."
     assert "Nothing differs among 12 users and 36 events compared" in page.sections["Verification"]
+    assert page.tables["Journeys"] == [
+        ["Journey", "Event", "Events", "People"],
+        ["<Welcome> any number at a time, 1 in a lifetime", "page_view", "36", "11"],
+    ]
     (day,) = page.tables["The numbers of the charts, by day"][1:]
     assert [*day[1:5], *day[7:]] == ["12", "36", "0", "0", "1", "0", "0", "37"]
     assert page.column("Disk")[1:] == [
@@ -206,6 +211,7 @@ def test_before_the_first_run(report: Report) -> None:
     assert page.sections["The last 90 days"].startswith("No run is in the ledger for these days.")
     assert "was not compared with the database yet" in page.sections["Verification"]
     assert page.tables == {}
+    assert page.sections["Journeys"].startswith("Not known, as there is no dry run.")
 
 
 def test_only_dry_runs(program: Program, sample: Path) -> None:
@@ -216,6 +222,7 @@ def test_only_dry_runs(program: Program, sample: Path) -> None:
     assert "no real run is known Dry run nothing was sent" in page.sections["Last dry run"]
     assert ["would be sent", "12", "36"] in page.tables["What became of the records"]
     assert page.sections["The last 90 days"].startswith("No run is in the ledger")
+    assert "No journey listens to its events." in page.sections["Journeys"]
 
 
 def test_while_a_run_is_active_the_one_before_it_is_shown(out: Path, report: Report) -> None:
@@ -479,6 +486,8 @@ def test_of_many_reasons_the_most_frequent_are_shown(results_template: str, out:
         lambda results: results.update(reasons=[None]),
         lambda results: results["fields"].update(not_sent=[{"a": 1}]),
         lambda results: results.pop("omitted_values"),
+        lambda results: results.update(journeys=[1]),
+        lambda results: results.update(journeys={"problem": None, "started": {"journeys": 1}}),
         lambda results: results.update(run_id="20990101_000000"),
         lambda results: results.update(duration_s=float("nan")),
     ],

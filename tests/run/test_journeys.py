@@ -36,6 +36,10 @@ def test_a_dry_run_names_the_journeys_and_sends_nothing(program: Program, listen
     run = program.run("--dry-run")
     assert (run.code, sent(listening)) == (0, [])
     assert f"        {PAGE_VIEWS}\n" in run.out
+    browse = {"name": "Browse abandonment", "simultaneous": 1, "lifetime": None}
+    welcome = {"name": "Welcome", "simultaneous": None, "lifetime": 1}
+    started = {"event_name": "page_view", "events": 36, "people": 11, "journeys": [browse, welcome]}
+    assert run.results["journeys"] == {"problem": None, "started": [started]}
 
 
 def test_check_names_the_journeys(program: Program, listening: StandIn, sample: Path) -> None:
@@ -51,7 +55,8 @@ def test_the_sentence_of_the_brake_names_the_journeys(program: Program, listenin
 
 
 def test_a_plain_run_asks_for_no_journeys(program: Program, listening: StandIn, sample: Path) -> None:
-    assert program.run().code == 0
+    run = program.run()
+    assert (run.code, run.results["journeys"]) == (0, None)
     assert "/api/journeys" not in listening.project.request_counts
 
 
