@@ -23,7 +23,7 @@ from iterable_client import Failure, IterableClient
 from pipeline.config import Settings, SettingsError
 from pipeline.delivery import Breaker
 from pipeline.inspect import mapping
-from pipeline.inspect.findings import Area, Finding, Mark, about_dropped, about_events, about_fields, bad, good, note
+from pipeline.inspect.findings import Area, Finding, Mark, about_dropped, about_fields, bad, good, note
 from pipeline.inspect.first_rows import FirstRows
 from pipeline.inspect.mapping import Mapped
 from pipeline.inspect.session import print_json
@@ -161,7 +161,7 @@ def _findings(
         sentences = journeys_in_words(client, rows.pending_events, is_jwt=settings.use_jwt_auth)
         yield from (note(Area.JOURNEYS, sentence) for sentence in sentences)
     if rows.rules is not None:
-        yield from about_events(rows.rules)
+        yield from rows.event_columns.findings(rows.rules)
         yield from about_fields(rows.rules, rows.samples, types)
         yield from about_dropped(rows.rules, checked.ledger.dropped_fields.all())
         report.mapping = mapping.make_mapping(rows.rules, rows.samples, types)

@@ -97,12 +97,12 @@ def about_fields(rules: Rules, samples: Sequence[Sample], types: Mapping[str, st
         if expected is not None:
             misfits = [each for each in found if not fits(each.type, expected)]
             clashes += bool(misfits)
-            yield from (_clash(each, expected) for each in misfits[:1])
-            yield from _odd_numbers(found, expected) if not misfits else ()
+            yield from (_clash(each, expected, rules) for each in misfits[:1])
+            yield from _odd_numbers(found, expected, rules) if not misfits else ()
         else:
             new += kind is Kind.USER and types is not None and found[0].type != "object"
             if (kind, name) not in declared:
-                yield from _about_new_field(found, is_one_event=kind is Kind.USER or rules.name_column is None)
+                yield from _about_new_field(found, rules)
     yield from _near_duplicates(samples, types or {})
     if types is not None and not clashes:
         yield good(Area.FIELDS, f"no user field clashes with the project's types; {new} would be new")
@@ -129,20 +129,6 @@ def about_dropped(rules: Rules, dropped: Collection[tuple[Kind, str]]) -> Iterat
             )
 
 
-def about_events(rules: Rules) -> Iterator[Finding]:
-    """What the columns of events are taken for."""
-    if rules.time_column is None:
-        yield note(Area.EVENTS, "without a column event_time, users are updated and no events are tracked")
-        return
-    name = f"column {rules.name_column}" if rules.name_column is not None else f"EVENT_NAME={rules.event_name}"
-    ids = f"column {rules.id_column}" if rules.id_column is not None else "made of what each event says"
-    yield good(
-        Area.EVENTS,
-        f"event_time: a time that says no offset is taken as {rules.zone} (EVENT_TIMEZONE); event_name: {name}; "
-        f"event_id: {ids}",
-    )
-
-
 def _fields_of(kind: Kind, rules: Rules) -> tuple[FieldMap, ...]:
     return rules.user_fields if kind is Kind.USER else rules.event_fields
 
@@ -154,14 +140,14 @@ def _by_name(samples: Iterable[Sample]) -> list[list[Sample]]:
     return list(by_name.values())
 
 
-def _clash(sample: Sample, expected: str) -> Finding:
+def _clash(sample: Sample, expected: str, rules: Rules) -> Finding:
     text = f"{sample.name} is {_a(expected)} in the project, and {_a(sample.type)} in row {sample.row}"
     if expected == "date" and sample.is_time:
         text += ", as its text is a time in a form that Iterable does not take for one"
-        return bad(Area.FIELDS, text, _declare(sample, "date"), ExitCode.REJECTED)
+        return bad(Area.FIELDS, text, _declare(sample, "date", rules), ExitCode.REJECTED)
     remedy = CONVERT
     if expected == "string":
-        remedy = f"{_declare(sample, 'text')}, or convert it in the query; Iterable never changes a field's type"
+        remedy = f"{_declare(sample, 'text', rules)}; Iterable never changes a field's type"
     return bad(Area.FIELDS, text, remedy, ExitCode.REJECTED)
 
 
@@ -169,49 +155,53 @@ def _a(type_: str) -> str:
     return f"{'an' if type_[0] in 'aeiou' else 'a'} {type_}"
 
 
-def _declare(sample: Sample, type_: str) -> str:
+def _declare(sample: Sample, type_: str, rules: Rules) -> str:
+    """How to send it as another type; what is within a JSON column has none of its own."""
+    if all((each.column, each.name) != (sample.column, sample.name) for each in _fields_of(sample.kind, rules)):
+        return f"convert {sample.name} within {sample.column} in the query"
     setting = "USER_FIELDS" if sample.kind is Kind.USER else "EVENT_FIELDS"
-    return f"declare its type in {setting}: {sample.column}:{sample.name}:{type_}"
+    declared = f"declare its type in {setting}: {sample.column}:{sample.name}:{type_}"
+    return f"{declared}, or convert it in the query" if type_ == "text" else declared
 
 
-def _odd_numbers(found: Sequence[Sample], expected: str) -> Iterator[Finding]:
+def _odd_numbers(found: Sequence[Sample], expected: str, rules: Rules) -> Iterator[Finding]:
     odd = next((each for each in found if {each.type, expected} == NUMBERS), None)
     if odd is not None:
         text = (
             f"{odd.name} is {_a(expected)} in the project, and {_a(odd.type)} in row {odd.row}; Iterable does not say "
             "whether it takes that"
         )
-        yield note(Area.FIELDS, text, _declare(odd, _DECLARED[expected]))
+        yield note(Area.FIELDS, text, _declare(odd, _DECLARED[expected], rules))
 
 
-def _about_new_field(found: Sequence[Sample], *, is_one_event: bool) -> Iterator[Finding]:
-    """is_one_event: all rows set the same field; fields of events with other names have types of their own."""
+def _about_new_field(found: Sequence[Sample], rules: Rules) -> Iterator[Finding]:
+    is_one_field = found[0].kind is Kind.USER or rules.name_column is None  # events of each name have their own
     first = {each.type: each for each in reversed(found) if each.type != "array"}
-    if len(first) > 1 and is_one_event:
-        yield _mixed(found[0].name, sorted(first.values(), key=lambda each: each.row))
+    if len(first) > 1 and is_one_field:
+        yield _mixed(found[0].name, rules, sorted(first.values(), key=lambda each: each.row))
     elif "date" in first and first["date"].source == "text":
         sample = first["date"]
         text = f"Iterable takes the text of {sample.name} for dates (row {sample.row}) and makes a date field of it"
-        yield note(Area.FIELDS, text, f"if that is right, {_declare(sample, 'date')}")
+        yield note(Area.FIELDS, text, f"if that is right, {_declare(sample, 'date', rules)}")
     elif any(each.is_time and each.type == "string" for each in found):
         sample = next(each for each in found if each.is_time and each.type == "string")
         text = (
             f"the text of {sample.name} is a time in a form that Iterable does not take for one (row {sample.row}), so "
             "it makes a text field of it"
         )
-        yield note(Area.FIELDS, text, _declare(sample, "date"))
+        yield note(Area.FIELDS, text, _declare(sample, "date", rules))
 
 
-def _mixed(name: str, samples: Sequence[Sample]) -> Finding:
+def _mixed(name: str, rules: Rules, samples: Sequence[Sample]) -> Finding:
     one, other = samples[:2]
     text = f"{name} is {_a(one.type)} in row {one.row}, and {_a(other.type)} in row {other.row}"
     if {each.type for each in samples} == NUMBERS:
-        return note(Area.FIELDS, f"{text}; Iterable does not say whether it takes that", _declare(one, "number"))
+        return note(Area.FIELDS, f"{text}; Iterable does not say whether it takes that", _declare(one, "number", rules))
     if not disagree(each.type for each in samples):  # dates and text
         text += "; the first value makes a date or a text field, and a date field refuses other text"
-        return note(Area.FIELDS, text, f"make all of them dates, and {_declare(one, 'date')}")
+        return note(Area.FIELDS, text, f"make all of them dates, and {_declare(one, 'date', rules)}")
     text += "; Iterable takes the type of the first value and refuses others"
-    return bad(Area.FIELDS, text, f"{_declare(one, 'text')}, or convert it in the query", ExitCode.REJECTED)
+    return bad(Area.FIELDS, text, _declare(one, "text", rules), ExitCode.REJECTED)
 
 
 def _near_duplicates(samples: Iterable[Sample], types: Mapping[str, str]) -> Iterator[Finding]:

@@ -19,9 +19,10 @@ from pathlib import Path
 from iterable_client import IterableClient
 from pipeline.config import ROOT, Settings
 from pipeline.delivery import note_refusals
+from pipeline.inspect.event_columns import EventColumns
 from pipeline.inspect.findings import Area, Finding, Mark, bad, good, note
 from pipeline.inspect.mapping import Sample, Sampler
-from pipeline.inspect.people_findings import about_event_ids, about_people, count_odd_ids
+from pipeline.inspect.people_findings import about_people
 from pipeline.ledger.ledger import Ledger, LedgerError
 from pipeline.model.exits import ExitCode, UsageError
 from pipeline.model.records import FailedRecord, Kind, Outcome
@@ -67,7 +68,7 @@ class FirstRows:
         self._client = client
         self._is_all = True  # whether all rows were looked at
         self._people = PeopleReport()
-        self._odd_ids = 0
+        self.event_columns = EventColumns()
         self._moves = 0  # of addresses
         self._columns: Sequence[str] = ()
 
@@ -110,7 +111,6 @@ class FirstRows:
         yield from self._about_rows(stage)
         yield from self._about_known_failures(stage)
         yield from about_people(self._people, rules, self._moves)
-        yield from about_event_ids(rules, self._odd_ids)
         yield from self._about_brake(rules, stage)
         self.pending_events = count_by_name(pending_records(stage, Kind.EVENT))
 
@@ -131,9 +131,10 @@ class FirstRows:
                 )
                 self._people = planner.people
             for rows, by_column in planned(planner, self._at_most(found.blocks)):
-                sampler.add(dict(zip(found.columns, by_column, strict=True)), len(rows), read + 1)
+                columns = dict(zip(found.columns, by_column, strict=True))
+                sampler.add(columns, len(rows), read + 1)
+                self.event_columns.add(columns, rules, read + 1)
                 read += len(rows)
-                self._odd_ids += count_odd_ids(dict(zip(found.columns, by_column, strict=True)), rules)
         self.samples = sampler.samples
         if planner is not None and stage is not None:
             self.looked_at = read

@@ -1,17 +1,14 @@
-"""What `--check` says about people and about the ids of events. Pure."""
+"""What `--check` says about people. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from pipeline.inspect.findings import Area, Finding, good, note
 from pipeline.model.exits import ExitCode
 from pipeline.model.text import counted
 from pipeline.transform.address_changes import PeopleReport
-from pipeline.transform.rules import Columns, Rules
-
-_DOCUMENTED_ID = re.compile(r"[A-Za-z0-9-]+")  # Iterable's article "Custom Event Properties"
+from pipeline.transform.rules import Rules
 
 
 def about_people(people: PeopleReport, rules: Rules, moves: int) -> Iterator[Finding]:
@@ -39,24 +36,3 @@ def _about_person_column(people: PeopleReport, rules: Rules) -> Iterator[Finding
         yield note(Area.ROWS, text, "add a column user_id, or name one in PERSON_COLUMN")
     else:
         yield good(Area.ROWS, f"{column} says who somebody is, whatever the address (PERSON_COLUMN)")
-
-
-def count_odd_ids(columns: Columns, rules: Rules) -> int:
-    """Event ids with characters that Iterable does not document."""
-    if rules.id_column is None:
-        return 0
-    ids = (str(value) for value in columns[rules.id_column] if value not in (None, ""))
-    return sum(_DOCUMENTED_ID.fullmatch(each) is None for each in ids)
-
-
-def about_event_ids(rules: Rules, odd: int) -> Iterator[Finding]:
-    if rules.time_column is None:
-        return
-    if rules.id_column is None:
-        text = "without a column event_id, a correction in the database becomes a second event"
-        yield note(Area.ROWS, text, "alias the event's key AS event_id")
-    elif odd:
-        text = (
-            f"{counted(odd, 'event id')} with characters beyond letters, digits and hyphens, which Iterable documents"
-        )
-        yield note(Area.ROWS, text, "build the ids of those characters")

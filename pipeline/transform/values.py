@@ -373,10 +373,7 @@ def unix_microseconds(value: Any, zone: tzinfo, column: str) -> int:
     Times and dates without an offset are in `zone`. Numbers are Unix seconds; small ones count something else, such as
     days since 1900 in a spreadsheet.
     """
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        value = decoded(value, column)
-    if isinstance(value, str):
-        value = _parse_time(value.strip(), column)
+    value = parsed_time(value, column)
     if isinstance(value, datetime):
         if value.tzinfo is None and zone is timezone.utc:
             return (value - _EPOCH) // _MICROSECOND  # half the time of the general way
@@ -399,6 +396,13 @@ def _number_microseconds(value: int | float | Decimal, column: str) -> int:
     if not is_within(value, MAX_INT):
         raise InvalidRecord(f"{column} is a number that is not a valid time")
     return round(value * 1_000_000)
+
+
+def parsed_time(value: Any, column: str) -> Any:
+    """A time that is text as a datetime, or as a date where it is a day alone; anything else as it is."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = decoded(value, column)
+    return _parse_time(value.strip(), column) if isinstance(value, str) else value
 
 
 def _parse_time(written: str, column: str) -> datetime | date:

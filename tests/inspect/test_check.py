@@ -9,12 +9,16 @@ import signal
 import socket
 import sqlite3
 from contextlib import closing
-from datetime import timezone
+from dataclasses import replace
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
+from pipeline.inspect.event_columns import EventColumns
 from pipeline.inspect.findings import Area, Finding, Mark, about_fields, bad
 from pipeline.inspect.mapping import Sample, iterable_type, with_parents
 from pipeline.ledger.lock import hold_lock
@@ -35,7 +39,8 @@ def test_a_run_that_would_start_is_all_good_and_sends_nothing(program: Program, 
     assert [line for line in lines(run.out) if line[:6] != "[ ok ]"] == [
         "[note] database: while a run reads this SQLite file, other programs can't write to it -> "
         "PRAGMA journal_mode=WAL, run once on it, changes that",
-        "[note] rows: without a column event_id, a correction in the database becomes a second event -> "
+        "[note] events: event_id: the query has none, so ids are made from person, name, time and fields, and a "
+        "correction in the database becomes a second event -> "
         "alias the event's key AS event_id",
     ]
     assert run.out.endswith("Ready to run.\n")
@@ -467,20 +472,50 @@ def test_rows_none_of_which_can_be_sent_end_it_as_they_would_end_a_run(program: 
 
 
 def test_says_what_the_columns_of_events_are_taken_for(program: Program, tmp_path: Path) -> None:
-    made = "[ ok ] events: event_time: a time that says no offset is taken as Europe/Berlin (EVENT_TIMEZONE); "
-    made += "event_name: EVENT_NAME=visit; event_id: made of what each event says"
-    given = "[ ok ] events: event_time: a time that says no offset is taken as UTC (EVENT_TIMEZONE); "
-    given += "event_name: column event_name; event_id: column event_id"
     make_table(tmp_path / "users.db", "email, event_time, event_name, event_id", [])
     use_query(program, "SELECT email, event_time FROM rows")
-    run = program.run("--check", EVENT_TIMEZONE="Europe/Berlin", EVENT_NAME="visit")
-    assert made in lines(run.out)
+    assert about_events(program, EVENT_TIMEZONE="Europe/Berlin", EVENT_NAME="visit") == [
+        "[ ok ] events: event_time: times without an offset would be taken as Europe/Berlin (EVENT_TIMEZONE)",
+        "[ ok ] events: event_name: EVENT_NAME=visit",
+        "[note] events: event_id: the query has none, so ids are made from person, name, time and fields, and a "
+        "correction in the database becomes a second event -> alias the event's key AS event_id",
+    ]
     use_query(program, "SELECT * FROM rows")
-    assert given in lines(program.run("--check").out)
+    assert about_events(program)[1:] == [
+        "[ ok ] events: event_name: column event_name",
+        "[ ok ] events: event_id: column event_id",
+    ]
     use_query(program, "SELECT email FROM rows")
-    assert "[note] events: without a column event_time, users are updated and no events are tracked" in lines(
-        program.run("--check").out
-    )
+    assert about_events(program) == [
+        "[note] events: without a column event_time, users are updated and no events are tracked"
+    ]
+
+
+def about_events(program: Program, **settings: Any) -> list[str]:
+    return [line for line in lines(program.run("--check", **settings).out) if " events: " in line]
+
+
+@pytest.mark.parametrize(
+    ("values", "described"),
+    [
+        (["2026-01-13 08:45:12"], "text without an offset, taken as Europe/Berlin (EVENT_TIMEZONE)"),
+        (["2026-01-13T08:45:12Z", b"2026-01-13T08:45:12+01:00"], "text with an offset, as it says"),
+        ([datetime(2026, 1, 13)], "timestamps without a time zone, taken as Europe/Berlin (EVENT_TIMEZONE)"),
+        ([datetime(2026, 1, 13, tzinfo=timezone.utc)], "timestamps with a time zone, as they are"),
+        ([date(2026, 1, 13)], "days without a time of day, taken as midnight in Europe/Berlin (EVENT_TIMEZONE)"),
+        (["2026-01-13"], "days without a time of day, taken as midnight in Europe/Berlin (EVENT_TIMEZONE)"),
+        ([1768293912, Decimal(1768293912)], "numbers, taken as Unix seconds"),
+        (
+            [None, "soon", 1768293912, "2026-01-13T08:45:12Z"],
+            "numbers, taken as Unix seconds, such as row 13; text with an offset, as it says, such as row 14",
+        ),
+    ],
+)
+def test_says_how_each_kind_of_time_is_read(values: list[Any], described: str) -> None:
+    berlin = replace(rules(), time_column="event_time", zone=ZoneInfo("Europe/Berlin"))
+    found = EventColumns()
+    found.add({"event_time": values}, berlin, 11)
+    assert next(iter(found.findings(berlin))).text == f"event_time: {described}"
 
 
 def test_a_declared_type_is_not_to_be_declared_again(program: Program, tmp_path: Path) -> None:

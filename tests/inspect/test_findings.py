@@ -8,6 +8,7 @@ from datetime import timezone
 import pytest
 
 from pipeline.config import FieldMap
+from pipeline.config.fields import FieldType
 from pipeline.inspect.findings import Mark, about_dropped, about_fields
 from pipeline.inspect.mapping import Sample
 from pipeline.model.exits import ExitCode
@@ -71,3 +72,12 @@ def test_fields_that_iterable_dropped_are_noted_while_they_are_sent() -> None:
     (found,) = about_dropped(RULES, {(Kind.USER, "x"), (Kind.EVENT, "gone")})
     assert found.text == "Iterable dropped x of users in earlier runs"
     assert "run once with --full users --yes" in found.remedy
+
+
+def test_what_is_within_a_json_column_is_to_be_converted_in_the_query() -> None:
+    rules = replace(RULES, user_fields=(FieldMap("prefs", "prefs", FieldType.JSON),))
+    samples = [
+        Sample(Kind.USER, "prefs", "prefs.score", kind, "object", row) for row, kind in ((1, "long"), (2, "string"))
+    ]
+    (finding,) = (each for each in about_fields(rules, samples, None) if each.mark is Mark.BAD)
+    assert finding.remedy == "convert prefs.score within prefs in the query"
