@@ -104,9 +104,20 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--repair marks what --verify finds, so it needs --verify")
     if options.before is not None and not options.baseline:
         parser.error("--before says which events --baseline enters, so it needs --baseline")
+    if options.forget is not None:
+        _check_forget(parser, options)
     if options.baseline and not options.yes and not _is_at_terminal():
         parser.error("--baseline asks before it enters anything; without a terminal, add --yes")
     return options
+
+
+def _check_forget(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    others = ("sandbox", "dry_run", "baseline", "full", "limit", "only", "since")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) not in (None, False)]
+    if given:
+        parser.error(f"--forget deletes, and is no run, so it can't be used with {given[0]}")
+    if not options.yes and not _is_at_terminal():
+        parser.error("--forget asks before it deletes anything; without a terminal, add --yes")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -120,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"iterable-integration {VERSION}")
     _add_options_of_runs(parser.add_argument_group("run"))
     _add_safety(parser.add_argument_group("safety"))
-    _add_looks(parser.add_argument_group("look, and send nothing"))
+    _add_looks(parser.add_argument_group("instead of a run; these send nothing"))
     _add_output(parser.add_argument_group("settings and output"))
     return parser
 
@@ -177,6 +188,7 @@ def _add_looks(look: argparse._ArgumentGroup) -> None:
         help="compare N people (20) or all with Iterable's copy, with their events",
     )
     add("--report", action="store_true", help="write report.html: the last run, 90 days as charts, what is on the disk")
+    add("--forget", metavar="WHO", help="one person: delete what OUTPUT_DIR and the ledger have, and reject them later")
     look.add_argument(
         "--files", action="store_true", help="with --explain: also where the person stands in the files of OUTPUT_DIR"
     )
@@ -243,6 +255,10 @@ def _chosen(options: argparse.Namespace) -> Callable[[argparse.Namespace], ExitC
         from pipeline.inspect.page import run_report
 
         return run_report
+    if options.forget is not None:
+        from pipeline.inspect.forget import run_forget
+
+        return run_forget
     return run
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -187,6 +188,11 @@ def guarded(text: str) -> str:
     return text
 
 
+def unguarded(text: str) -> str:
+    """The text that `guarded` has made this cell of."""
+    return text[1:] if text[:1] == "'" and guarded(text[1:]) == text else text
+
+
 # Records --------------------------------------------------------------------------------------------------------------
 
 
@@ -255,14 +261,14 @@ def new_file(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def replacing_file(path: Path, *, mode: int = 0o600) -> Iterator[TextIO]:
+def replacing_file(path: Path, *, mode: int = 0o600, errors: str = "strict") -> Iterator[TextIO]:
     """A text file that takes the place of the last one of this name, whole, when the block ends without an exception.
 
     A symbolic link there is replaced, never followed.
     """
     unfinished = _unfinished(path)
     try:
-        with os.fdopen(_create_held(unfinished), "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(_create_held(unfinished), "w", encoding="utf-8", errors=errors, newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -275,6 +281,30 @@ def replacing_file(path: Path, *, mode: int = 0o600) -> Iterator[TextIO]:
 
 def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def rewritten(path: Path) -> Iterator[TextIO]:
+    """The same for a new text of a file, which keeps its mode, owner and date. Bytes that are not UTF-8 pass as
+    surrogates."""
+    before = path.lstat()
+    with replacing_file(path, mode=stat.S_IMODE(before.st_mode), errors="surrogateescape") as file:
+        yield file
+        if sys.platform != "win32":
+            with suppress(PermissionError):  # only root may give a file away
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if sys.platform != "win32":
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a change of names last, also if the power fails."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -51,6 +51,8 @@ COMMAND_LINE_NOTES = """
   ([proof and repair](verify.md)).
 - `--files` goes with `--explain` alone ([privacy](privacy.md)).
 - `--report` writes [`report.html`](outputs.md#the-page), and needs `requirements-report.txt`.
+- `--forget` deletes, and asks first; without a terminal it needs `--yes`. It holds the lock of a run
+  ([privacy](privacy.md#people-who-ask-to-be-forgotten)).
 - `--limit` counts rows of the query, not people. A run with `--limit` or `--only` does not move `:since`.
 - `--since WHEN` is UTC unless it says an offset, and needs a query with [`:since`](query.md#only-what-changed).
 - `--full` reads everything, too. Over what was accepted it needs `--yes`

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import chain
 
 from pipeline.ledger.ledger import FailureEntry, Ledger
-from pipeline.model.failure_policy import EVENT_ID_CONFLICT, KEEPS_FAILING
+from pipeline.model.failure_policy import EVENT_ID_CONFLICT, FORGOTTEN, KEEPS_FAILING
 from pipeline.model.records import Outcome
 from pipeline.stage.outcomes import KeyedFailure, Omitted
 from pipeline.stage.stage import Stage
@@ -32,13 +32,17 @@ def note_failures(ledger: Ledger, stage: Stage, query: str, *, counts: bool, win
 
 
 def note_refusals(ledger: Ledger, stage: Stage, query: str, *, keep: bool, window_from: int | None = None) -> None:
-    """The same for records that can't be sent. keep=False only looks which of them are known, as a dry run does."""
+    """The same for records that can't be sent. keep=False only looks which of them are known, as a dry run does.
+
+    What is rejected of people whom --forget has forgotten is known, and nothing of it is kept.
+    """
     for failures in stage.outcomes.refusals():  # all are looked at before the first is noted, as rows may be alike
         is_new = ledger.failures.are_new([_failed(each, set()) for each in failures])
-        stage.outcomes.mark_known([each for each, new in zip(failures, is_new, strict=True) if not new])
+        known = [each for each, new in zip(failures, is_new, strict=True) if not new or _is_of_forgotten(each)]
+        stage.outcomes.mark_known(known)
     if keep:
         for failures in stage.outcomes.refusals():
-            failed = [_failed(each, set()) for each in failures]
+            failed = [_failed(each, set()) for each in failures if not _is_of_forgotten(each)]
             ledger.failures.note(failed, query, counts=False, window_from=window_from)
 
 
@@ -72,6 +76,10 @@ def are_known_rejections(ledger: Ledger, stage: Stage) -> bool:
             if past.fingerprint != each.fingerprint or each.undelivered.outcome is not Outcome.REJECTED:
                 return False
     return True
+
+
+def _is_of_forgotten(failure: KeyedFailure) -> bool:
+    return failure.undelivered.code == FORGOTTEN
 
 
 def _left_out(value: Omitted) -> FailureEntry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from heapq import merge
 from itertools import chain
@@ -30,12 +30,12 @@ from pipeline.inspect.explanation import (
     as_json,
     as_text,
 )
-from pipeline.inspect.person_files import FoundIn, find_in_files
+from pipeline.inspect.person_files import FoundIn, find_in_files, whom
 from pipeline.inspect.profile import CLIENT_SIDE, get_user, is_client_side, why_not_read
 from pipeline.inspect.readback import compare, differing
 from pipeline.inspect.reading import Planned, plan_rows
 from pipeline.inspect.session import InspectionSession, notes_on, open_session, print_json
-from pipeline.ledger.ledger import PastFailure
+from pipeline.ledger.ledger import LEDGER_NAME, PastFailure
 from pipeline.ledger.people import KnownUser
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Kind, Record
@@ -79,12 +79,13 @@ def explain(session: InspectionSession, who: str, *, search_files: bool = False)
         events=events,
         known=person.known(),
         copy=_read_copy(session, person.identity, user),
-        files=_files(session, is_meant(who, planned.rules)) if search_files else None,
+        files=_files(session, who) if search_files else None,
+        forgotten_on=person.forgotten_on,
     )
 
 
-def _files(session: InspectionSession, is_one: Callable[[Any], bool]) -> list[FoundIn]:
-    return list(find_in_files(session.settings.output_dir, is_one, by_user_id=session.by_user_id))
+def _files(session: InspectionSession, who: str) -> list[FoundIn]:
+    return list(find_in_files(session.settings.output_dir, whom(session.ledger, session.settings, who)))
 
 
 # What a run would send, and what the ledger knows ---------------------------------------------------------------------
@@ -106,6 +107,7 @@ class _Person:
         self._runs = {key: run_ids.get(run) for key, (_, run) in accepted.items()}
         self._seen: set[bytes] = set()
         self.forgotten = _is_forgotten(session, identity)
+        self.forgotten_on = session.ledger.forgotten.find(identity).forgotten_on if identity is not None else None
 
     def user(self) -> RecordReport | None:
         reports = [*self._records(Kind.USER), *self._refused(Kind.USER)]
@@ -211,6 +213,9 @@ def _notes(session: InspectionSession, person: _Person) -> list[str]:
     notes = notes_on(session)
     if isinstance(person.forgotten, ForgottenListError):
         notes.append(str(person.forgotten))
+    if person.forgotten_on is not None:
+        path = session.settings.output_dir / LEDGER_NAME
+        notes.append(f"Forgotten on {person.forgotten_on} (--forget): every run rejects this person, by {path}.")
     if person.identity is None:
         kind = "a user id" if session.by_user_id else "an e-mail address"
         notes.append(f"This is not {kind}, by which ITERABLE_IDENTIFIER tells people apart.")

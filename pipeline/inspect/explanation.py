@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from enum import Enum
 from itertools import compress
 from typing import Any
@@ -134,11 +135,12 @@ class Explanation:
     known: Known
     copy: Copy
     files: Sequence[FoundIn] | None = None  # None: nobody asked for them
+    forgotten_on: date | None = None  # by --forget
 
     @property
     def is_known(self) -> bool:
         in_ledger = self.known.user_accepted_at is not None or self.known.events
-        return bool(self.rows.found or in_ledger or self.copy.profile is not None or self.files)
+        return bool(self.rows.found or in_ledger or self.copy.profile is not None or self.files or self.forgotten_on)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -325,7 +327,8 @@ def _files(each: Explanation) -> Iterator[str]:
         else:
             what = "failures" if file.name.endswith(".json") else "lines"
             more = f", and {file.count - len(file.lines):,} more" if file.count > len(file.lines) else ""
-            yield from wrapped(f"{file.name}: {what} {', '.join(map(str, file.lines))}{more}", IN, IN * 2)
+            found = f"{what} {', '.join(map(str, file.lines))}{more}" if file.lines else "changed addresses"
+            yield from wrapped(f"{file.name}: {found}", IN, IN * 2)
 
 
 _IN_NEED = (CopyState.DIFFERENT, CopyState.NOT_FOUND)
@@ -366,6 +369,7 @@ def as_json(each: Explanation) -> dict[str, Any]:
             "events_not_in_query": len(each.known.gone),
             "first_of_them_accepted_at": iso(min(each.known.gone, default=None)),
             "last_of_them_accepted_at": iso(max(each.known.gone, default=None)),
+            "forgotten_on": each.forgotten_on.isoformat() if each.forgotten_on is not None else None,
         },
         "iterable": {
             "state": each.copy.state.value,

@@ -77,7 +77,8 @@ class Marked:
 @dataclass
 class Verification:
     """offered: how many people could be compared; None where all were to be. left: what was left out before.
-    finds_person: there are rows of the person who was asked for. stopped: why not all were compared."""
+    finds_person: there are rows of the person who was asked for. forgotten: records of people whom --forget has
+    forgotten. stopped: why not all were compared."""
 
     notes: list[str]
     settle_s: float
@@ -85,6 +86,7 @@ class Verification:
     left: Callable[[], Left]
     knows_anybody: bool = True
     finds_person: bool = True
+    forgotten: Mapping[Kind, int] = field(default_factory=dict)
     repair: Marked | None = None
     stopped: Ending | None = None
     people: int = 0
@@ -117,6 +119,7 @@ class Verification:
         found, left = self._counts[kind], self.left()
         return {
             **{name: found[name] for name in COUNTS},
+            "forgotten": found["forgotten"] + self.forgotten.get(kind, 0),
             "compared": sum(found[name] for name in COMPARED),
             "not_compared": found["not_compared"] + left.too_recent[kind] + left.changed[kind],
         }
@@ -156,7 +159,7 @@ NOTHING = "Nothing was compared: of what the query finds, the ledger knows nothi
 NOBODY = "Nothing was compared: the ledger knows nobody of this project as accepted. Run the job first."
 NO_ROWS = "Nothing was compared: the query finds no rows of the person that --only names."
 UNREAD = "Nothing was compared: Iterable refused to show those who were to be."
-FORGOTTEN = "Nothing was compared: Iterable has forgotten everybody who was to be."
+FORGOTTEN = "Nothing was compared: everybody who was to be was forgotten, by Iterable or by --forget."
 
 
 def why_nothing(found: Verification) -> str:
@@ -168,6 +171,8 @@ def why_nothing(found: Verification) -> str:
     if any(found.left().too_recent.values()):
         what = f"less than {found.settle_s:g} seconds ago. Try again in a minute."
         return f"Nothing was compared: everything was accepted {what}"
+    if counts["forgotten"]:
+        return FORGOTTEN
     return NOTHING if found.knows_anybody else NOBODY
 
 
@@ -256,7 +261,7 @@ def _left_as_text(found: Verification) -> Iterator[str]:
         yield from wrapped(f"Left out: {_numbers(left.changed)} changed since, or not known as accepted.")
     forgotten = {kind: found.counts(kind)["forgotten"] for kind in Kind}
     if any(forgotten.values()):
-        yield from wrapped(f"Left out: {_numbers(forgotten)} of people whom Iterable has forgotten.")
+        yield from wrapped(f"Left out: {_numbers(forgotten)} of people who were forgotten, by Iterable or by --forget.")
     events = found.counts(Kind.EVENT)["not_compared"] - left.too_recent[Kind.EVENT] - left.changed[Kind.EVENT]
     if events:
         yield from wrapped(

@@ -11,7 +11,7 @@ import json
 import random
 import sqlite3
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
@@ -22,7 +22,7 @@ from iterable_client import Failure
 from pipeline.inspect.event_readback import ComparedEvent, EventState, compare_events
 from pipeline.inspect.profile import CLIENT_SIDE, ClientSideKeyError, get_events, get_user, why_not_read
 from pipeline.inspect.readback import compare, differing, missing
-from pipeline.inspect.reading import plan_rows
+from pipeline.inspect.reading import Planned, plan_rows
 from pipeline.inspect.session import InspectionSession, notes_on, open_session, print_json
 from pipeline.inspect.verification import (
     Compared,
@@ -38,6 +38,7 @@ from pipeline.inspect.verify_people import Candidates, Person, choose
 from pipeline.inspect.verify_repair import Repair
 from pipeline.ledger.ledger import LedgerBusyError, LedgerError, PastVerification, open_ledger
 from pipeline.model.exits import ExitCode, OutputError, RunError
+from pipeline.model.failure_policy import FORGOTTEN
 from pipeline.model.records import Kind
 from pipeline.model.text import counted
 from pipeline.report import Console
@@ -125,6 +126,7 @@ def verify(
         left=lambda: candidates.left,
         knows_anybody=not session.ledger.is_empty,
         finds_person=only is None or bool(planned.numbers),
+        forgotten=_count_forgotten(session, planned, everybody=only is None),
         repair=repair.marked if repair is not None else None,
     )
     if only is not None and identity is None:
@@ -139,6 +141,13 @@ def verify(
         if repair is not None:
             repair.finish()
     return found
+
+
+def _count_forgotten(session: InspectionSession, planned: Planned, *, everybody: bool) -> dict[Kind, int]:
+    """Records of people whom --forget has forgotten, which the ledger does not know, and Iterable may."""
+    rejected = session.stage.outcomes.undelivered()
+    forgotten = (each for each in rejected if each.code == FORGOTTEN)
+    return Counter(each.kind for each in forgotten if everybody or planned.is_asked_for(each.row))
 
 
 class _Reader:

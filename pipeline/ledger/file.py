@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.ledger import verifications
+from pipeline.ledger import forgotten, verifications
 from pipeline.ledger.lock import Locked, hold_lock, is_locked
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.ownership import owner_hint
@@ -99,6 +99,7 @@ CREATE TABLE runs (
     since_from INTEGER, full_read INTEGER, users TEXT, events TEXT
 );
 """
+    + forgotten.TABLE
     + verifications.TABLE
 )
 
@@ -259,6 +260,19 @@ def _checkpoint_and_close(database: sqlite3.Connection) -> None:
             database.execute("ROLLBACK")
         database.execute("PRAGMA busy_timeout = 0")
         database.execute("PRAGMA journal_mode = DELETE")
+
+
+def compact(database: sqlite3.Connection) -> bool:
+    """Write the file anew, so that nothing of what was deleted is left in it or beside it. Outside of a transaction.
+
+    Returns whether that is done: others who read the ledger meanwhile keep the old pages beside it.
+    """
+    (_, _, name) = database.execute("PRAGMA database_list").fetchone()
+    folder = str(Path(name).parent).replace("'", "''")
+    database.execute(f"PRAGMA temp_store_directory = '{folder}'")  # a copy of all; /tmp may be small
+    database.execute("VACUUM")
+    (is_busy, _, _) = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not is_busy
 
 
 def _set_aside(path: Path, now: float) -> Path:

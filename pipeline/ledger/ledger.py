@@ -24,12 +24,21 @@ from pipeline.ledger.file import (
     LedgerDamagedError,
     LedgerError,
     LedgerFile,
+    compact,
     hold_file,
     is_run_active,
     memory,
     read_file,
 )
-from pipeline.ledger.project import Hasher, Project, enter_project, find_project, is_new_key_for_known_host
+from pipeline.ledger.forgotten import Forgotten, PersonInLedger
+from pipeline.ledger.project import (
+    Hasher,
+    Project,
+    count_others,
+    enter_project,
+    find_project,
+    is_new_key_for_known_host,
+)
 from pipeline.ledger.queries import Cursor, IdScheme, Queries
 from pipeline.ledger.runs import PastRun, RunResult, Runs
 from pipeline.ledger.verifications import PastVerification, Verifications
@@ -50,6 +59,7 @@ __all__ = [
     "PastFailure",
     "PastRun",
     "PastVerification",
+    "PersonInLedger",
     "Project",
     "RunResult",
     "insert_many",
@@ -97,6 +107,7 @@ class Ledger:
         self.queries = Queries(database, self._project, self._today, hasher.text)
         self.dropped_fields = DroppedFields(database, self._project)
         self.runs = Runs(database, self._project)
+        self.forgotten = Forgotten(database, self._project, self._today, self.accepted.people, self.user_key)
         self.verifications = Verifications(database, self._project)
 
     def _begin(self) -> None:
@@ -148,7 +159,7 @@ class Ledger:
     @property
     def is_empty(self) -> bool:
         """Whether it knows nothing of this project, so that no look-up can find anything."""
-        return self.accepted.is_empty
+        return self.accepted.is_empty and not self.forgotten
 
     def count_known(self, kind: Kind | None = None) -> int:
         """Records of this project that the ledger knows, of this kind or in all."""
@@ -158,6 +169,25 @@ class Ledger:
         """A request may leave now that moves this user to another address; lasts when this returns."""
         with self._durably():
             self.accepted.people.begin_move(user_key, address)
+
+    def forget(self, person: PersonInLedger) -> None:
+        """From now on the ledger knows nothing of this person but that it is one of the `forgotten`. Lasts when this
+        returns."""
+        self._database.execute("PRAGMA secure_delete = ON")
+        with self._durably():
+            self.forgotten.forget(person)
+
+    def count_other_projects(self) -> int:
+        """Projects whose entries can't be told apart without their own key or name."""
+        return count_others(self._database, self._project)
+
+    def compact(self) -> bool:
+        """Leave nothing of what was deleted in the file. Returns whether that is done; see `file.compact`."""
+        self._database.execute("COMMIT")
+        try:
+            return compact(self._database)
+        finally:
+            self._begin()
 
     def use_query(self, query: str) -> None:
         """What is accepted, or fails, from now on was found by this query file."""

@@ -61,6 +61,17 @@ class KnownPeople:
         rows = self._database.execute("SELECT 1 FROM more_persons WHERE project = ? AND key = ?", (self._project, key))
         return self._any_more_persons and rows.fetchone() is not None
 
+    def users_by_key(self, keys: Sequence[bytes]) -> list[KnownUser]:
+        return self._users_by("key", keys)
+
+    def users_moving_to(self, address: bytes) -> list[KnownUser]:
+        """Users of whom a request may have left that moves them to this address. Reads all users."""
+        rows = self._database.execute(
+            f"SELECT {', '.join(KnownUser._fields)} FROM users WHERE project = ? AND moving_to = ?",
+            (self._project, address),
+        )
+        return [KnownUser(*row) for row in rows]
+
     def _users_by(self, column: str, values: Sequence[bytes]) -> list[KnownUser]:
         # Without it, all users of the project would be read, for each value.
         indexed = "users" if column == "key" else f"users INDEXED BY users_by_{column}"

@@ -224,7 +224,7 @@ def _note_on_moved_name(database: sqlite3.Connection, project: Project, number: 
 
 
 def _knows_records(database: sqlite3.Connection, number: int) -> bool:
-    tables = ("users", "events", "given_events")
+    tables = ("users", "events", "given_events", "forgotten")
     rows = [database.execute(f"SELECT 1 FROM {table} WHERE project = ? LIMIT 1", (number,)) for table in tables]
     return any(row.fetchone() is not None for row in rows)
 
@@ -270,6 +270,12 @@ def enter_project(database: sqlite3.Connection, project: Project, found: Found) 
             (project.name_hash, project.sealed_by_name(found.secret), number),
         )
     return number
+
+
+def count_others(database: sqlite3.Connection, number: int) -> int:
+    """Projects that this key, or name, does not open, and of which records are known."""
+    others = database.execute("SELECT id FROM projects WHERE id <> ?", (number,)).fetchall()
+    return sum(_knows_records(database, other) for (other,) in others)
 
 
 def is_new_key_for_known_host(database: sqlite3.Connection, project: Project, number: int) -> bool:

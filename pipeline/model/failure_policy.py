@@ -80,6 +80,7 @@ def stopped_by(failure: Failure, message: str, in_a_row: int) -> Ending:
 
 
 EVENT_ID_CONFLICT = "EventIdConflict"  # our code for events that share an id
+FORGOTTEN = "Forgotten"  # our code for people who were forgotten by --forget
 KEEPS_FAILING = "KeepsFailing"  # our code for a record that was not acknowledged in three runs in a row
 
 # That Iterable does not know the user of an event, in single answers and in bulk ones.
@@ -108,4 +109,4 @@ _DOCUMENTED_CODES = """
     invalidDataUserIds conflictEmails conflictUserIds forgottenEmails forgottenUserIds disallowedEventNames
 """
 ITERABLE_CODES = frozenset(_DOCUMENTED_CODES.split())  # [swagger]; any other text may quote a person
-OUR_CODES = frozenset({"InvalidRecord", KEEPS_FAILING, "EmailChanged", EVENT_ID_CONFLICT, "OmittedValue"})
+OUR_CODES = frozenset({"InvalidRecord", KEEPS_FAILING, "EmailChanged", EVENT_ID_CONFLICT, "OmittedValue", FORGOTTEN})

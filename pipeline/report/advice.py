@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.model.failure_policy import CHECK_KEY, KEEPS_FAILING, UNKNOWN_USER_CODES
+from pipeline.model.failure_policy import CHECK_KEY, FORGOTTEN, KEEPS_FAILING, UNKNOWN_USER_CODES
 from pipeline.model.records import Outcome
 
 # What to do about a record: by Iterable's code, the list of a bulk answer, or a code of ours; else by its outcome.
@@ -23,6 +23,7 @@ CODE_ADVICE = {
     "BadApiKey": CHECK_KEY[0].lower() + CHECK_KEY[1:].rstrip("."),
     "EmailChanged": "change the address in Iterable, then run with --baseline --only; or set EMAIL_CHANGES",
     "EventIdConflict": "give each event an id of its own, as ids are unique in the whole project",
+    FORGOTTEN: "--forget has forgotten these people; leave them out of the query",
     KEEPS_FAILING: "see what the message says; each run tries them again, after all others",
     "JwtUserIdentifiersMismatched": "check that these people are in the project under this address or id",
     "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",

@@ -162,7 +162,7 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
         """json: stdout is kept for the results, so that everything else goes to stderr."""
-        self._keeps_stdout = json
+        self.keeps_stdout = json
         self.redactor = Redactor()
         self.quiet = quiet
         self._stderr_format: logging.Formatter | None = None  # None: plain text
@@ -197,7 +197,7 @@ class Console:
             logger.info("%s", text)
         if self.quiet:
             return
-        if self._keeps_stdout:
+        if self.keeps_stdout:
             self._write_stderr(text, logging.INFO)
         else:
             self._write(sys.stdout, text)

@@ -50,6 +50,12 @@ def sweep(folder: Path, warn: Callable[[str], None]) -> None:
     _delete(dead, "left unfinished by a killed run", warn)
 
 
+def being_written(folder: Path, warn: Callable[[str], None]) -> list[str]:
+    """The names of the unfinished files of live runs."""
+    unfinished = (each for each in files_in(folder, warn) if _UNFINISHED.fullmatch(each.name))
+    return sorted(each.name for each in unfinished if is_held(Path(each.path)))
+
+
 def delete_old(folder: Path, keep_days: float, now: float, warn: Callable[[str], None]) -> int:
     """Delete the outputs of runs that began more than `keep_days` ago, by the local time in their names, and rotated
     logs and a page as old as that. Returns how many. 0 days: keep everything. now: Unix seconds. warn: told what can't

@@ -128,6 +128,7 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
             leave_known_users=options.limit is not None,
             enters=options.baseline,
             trusts_guess=None if is_whole else run.ledger.queries.trusts_id(run.query_path),
+            lifts_forgotten=bool(options.only and options.full is True and options.yes),
         )
         name = CSV_NAME.format(run.run_id)
         try:

@@ -157,6 +157,7 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     """Send what is pending. From here on, what is under way is finished or accounted for."""
     if run.options.dry_run:
         return Delivered()
+    _lift_forgotten(run, read)
     for records in run.stage.people.adopted():
         run.ledger.accept(records)
     run.ledger.accepted.people.forget_users(read.planner.changes.absorbed)
@@ -172,6 +173,16 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     if moved.stopped is not None:
         return Delivered(stopped=moved.stopped, has_accepted=moved.moved > 0)
     return _make_delivery(run, read, plan.mode, has_moved=moved.moved > 0).run()
+
+
+def _lift_forgotten(run: Run, read: Read) -> None:
+    """Somebody who was forgotten is sent again, as --only, --full and --yes say so together."""
+    if read.planner.forgotten.lifted:
+        run.console.warn(
+            "This person was forgotten (--forget), and counts as forgotten no more: --full --yes was given."
+        )
+        run.ledger.forgotten.lift(read.planner.forgotten.lifted)
+        run.ledger.commit()
 
 
 def _make_delivery(run: Run, read: Read, mode: Mode, *, has_moved: bool) -> Delivery:

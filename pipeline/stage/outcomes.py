@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from pipeline.model.keys import split_fields, split_names
+from pipeline.model.keys import KEY_BYTES, USER_BYTES, split_fields, split_names
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.model.sql import insert_many
 from pipeline.model.text import generalized
@@ -90,6 +90,17 @@ class Outcomes:
                 for key, fingerprint, each in refusals
             ],
             constants=(1,),
+        )
+
+    def restate(self, identity: str, user_key: bytes, code: str, message: str) -> None:
+        """What was rejected of a person was so for this reason, and no value of theirs was left out."""
+        self._database.execute(
+            "UPDATE undelivered SET code = ?, message = ? WHERE identity = ? AND outcome = ?",
+            (code, message, identity, Outcome.REJECTED.value),
+        )
+        prefix = user_key[:USER_BYTES]
+        self._database.execute(
+            "DELETE FROM omitted WHERE own_key >= ? AND own_key < ?", (prefix, prefix + b"\xff" * KEY_BYTES)
         )
 
     def note_omitted(self, values: Sequence[Omitted]) -> None:

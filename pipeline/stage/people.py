@@ -190,6 +190,12 @@ class People:
         people = self._database.execute("SELECT row, key, fingerprint, identity FROM users ORDER BY key")
         return sum(self._reject([each], code, message) for each in people if is_meant(each[3]))
 
+    def reject_forgotten(self, key: bytes, code: str, message: str) -> None:
+        """Reject a user with everything that the rows say of it, also what can't be sent for another reason."""
+        self.reject_user(key, code, message)
+        (identity,) = self._database.execute("SELECT identity FROM users WHERE key = ?", (key,)).fetchone()
+        self._outcomes.restate(identity, key, code, message)
+
     def _reject(self, people: Sequence[tuple[int, bytes, bytes, str]], code: str, message: str) -> int:
         rejected = 0
         for row, key, fingerprint, identity in people:

@@ -7,16 +7,13 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from pipeline.model.keys import ORIGIN_BYTES
 from pipeline.model.records import Unreadable
 from pipeline.model.text import text_of
 from pipeline.transform.values import InvalidRecord, decoded, is_within
-
-if TYPE_CHECKING:
-    from pipeline.transform.rules import Rules
 
 MAX_USER_ID_CHARS = 52
 MAX_EMAIL_LOCAL_CHARS = 64
@@ -34,14 +31,24 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"(?:{_LABEL}\.)+(?:[a-z]{{2,63}}|xn--[a-z0-9-]{{1,58}}[a-z0-9])", re.ASCII | re.IGNORECASE)
 
 
-def identity(value: Any, rules: Rules) -> str:
+class NamesPeople(Protocol):
+    """How people are told apart: by which kind of value, and in which column."""
+
+    @property
+    def by_user_id(self) -> bool: ...
+
+    @property
+    def identity_column(self) -> str: ...
+
+
+def identity(value: Any, rules: NamesPeople) -> str:
     """Whom a value of the identity column names: the e-mail in lower case, as Iterable stores it, or the userId to the
     letter."""
     name = value if type(value) is str else id_text(value, rules.identity_column)
     return _user_id(name, rules.identity_column) if rules.by_user_id else email_address(name, rules.identity_column)
 
 
-def identity_or_none(value: Any, rules: Rules) -> str | None:
+def identity_or_none(value: Any, rules: NamesPeople) -> str | None:
     """None for what names nobody."""
     try:
         return identity(value, rules)
@@ -49,7 +56,7 @@ def identity_or_none(value: Any, rules: Rules) -> str | None:
         return None
 
 
-def is_meant(who: str, rules: Rules) -> Callable[[Any], bool]:
+def is_meant(who: str, rules: NamesPeople) -> Callable[[Any], bool]:
     """Whether a value of the identity column names this person, as somebody has typed it."""
     wanted = identity_or_none(who, rules)
     if wanted is not None:
@@ -120,6 +127,12 @@ def person_text(value: Any, column: str) -> str:
         return id_text(value, column).strip()
     except InvalidRecord:
         return ""
+
+
+def guessed_person(text: str, query: int) -> str:
+    """What stands for the person where a column `id` is guessed to say who it is: that of another query, by its number
+    in the ledger, is another kind of id."""
+    return f"id in query {query}\n{text}" if text else ""
 
 
 @lru_cache(maxsize=REMEMBERED_ORIGINS)

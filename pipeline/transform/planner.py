@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from iterable.export import types_of
+from pipeline.ledger.forgotten import later_owner
 from pipeline.ledger.ledger import Ledger
 from pipeline.model.failure_policy import EVENT_ID_CONFLICT
 from pipeline.model.keys import MADE, USER_BYTES, is_given
@@ -23,6 +24,7 @@ from pipeline.stage.stage import Stage, UserRow
 from pipeline.stage.states import UNCHANGED
 from pipeline.transform import events
 from pipeline.transform.address_changes import AddressChanges, PeopleReport
+from pipeline.transform.forgotten import ForgottenUsers
 from pipeline.transform.identity import identity, origin_of
 from pipeline.transform.rules import Columns, Rules
 from pipeline.transform.updates import Merged, Updates, omitted_of
@@ -126,10 +128,12 @@ class Planner:
         leave_known_users: bool = False,
         enters: bool = False,
         trusts_guess: bool | None = None,
+        lifts_forgotten: bool = False,
     ) -> None:
         """full: the kinds of records that are sent although Iterable has them. leave_known_users: users that the ledger
         knows are not updated. enters: everything will be entered as accepted (--baseline).
-        trusts_guess: whether a guessed PERSON_COLUMN says who people are; None: this read shows it."""
+        trusts_guess: whether a guessed PERSON_COLUMN says who people are; None: this read shows it.
+        lifts_forgotten: people whom --forget has forgotten are sent all the same."""
         stage.begin(
             None if Kind.EVENT in full or ledger.is_empty else self._known_events,
             ledger.failures.failed_before if ledger.failures.exist else None,
@@ -145,8 +149,9 @@ class Planner:
         self.changes = AddressChanges(
             ledger, stage, rules, self.people, enters=enters, is_full=Kind.USER in full, trusted=trusts_guess
         )
+        self.forgotten = ForgottenUsers(ledger.forgotten, stage, lifts=lifts_forgotten)
         self._updates = Updates(
-            ledger, stage, rules, self.changes, self.people,
+            ledger, stage, rules, self.changes, self.people, self.forgotten,
             is_full=Kind.USER in full, leave_known=leave_known_users, refuse=self._refuse,
         )  # fmt: skip
         self._keys: dict[str, bytes] = {}  # of users, by identity
@@ -196,6 +201,7 @@ class Planner:
         self._stage_merged(users)
         if self._rules.person_column is not None:
             self.changes.settle()
+        self.forgotten.reject(trusts_persons=self.people.trusts_guess)
         if self._rules.id_column is not None and not self._ledger.is_empty:
             self._reject_ids_of_others()
         self.people.gone = max(0, self._ledger.accepted.count_users_of_query() - self.people.found)
@@ -443,7 +449,7 @@ def followed_moves(ledger: Ledger, people: Sequence[str]) -> dict[str, _Person]:
 def _next_owner(ledger: Ledger, who: str) -> _Person:
     """A new owner of an address whose earlier owners have moved on: a key that none of them has."""
     for number in count(2):
-        name = f"{who}\n{number}"
+        name = later_owner(who, number)
         key = ledger.user_key(name)
         if key not in ledger.accepted.known_users([key]):
             return _Person(key, origin_of(name))

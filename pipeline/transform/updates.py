@@ -26,7 +26,8 @@ from pipeline.transform.address_changes import (
     person_of,
 )
 from pipeline.transform.data_fields import Member
-from pipeline.transform.identity import origin_of
+from pipeline.transform.forgotten import ForgottenUsers
+from pipeline.transform.identity import guessed_person, origin_of
 from pipeline.transform.rules import Rules
 from pipeline.transform.users import (
     MAX_RECORD_BYTES,
@@ -70,6 +71,7 @@ class Updates:
         rules: Rules,
         people: AddressChanges,
         report: PeopleReport,
+        forgotten: ForgottenUsers,
         *,
         is_full: bool,
         leave_known: bool,
@@ -82,6 +84,7 @@ class Updates:
         self._rules = rules
         self._people = people
         self._report = report
+        self._forgotten = forgotten
         self._is_full = is_full
         self._leaves_known = leave_known
         self._refuse = refuse
@@ -118,8 +121,12 @@ class Updates:
         self._put_late_last(records, states)
         self._stage.people.stage_users(records, states, stale)
         self._count(users)
-        if self._rules.person_column is not None and not self._is_new:
-            self._people.look_up(list(map(self._found, records, users, texts_of_persons)), known)
+        follows_people = self._rules.person_column is not None and not self._is_new
+        if follows_people or self._ledger.forgotten:
+            found = list(map(self._found, records, users, texts_of_persons))
+            found = [each for each in found if not self._is_forgotten(each)]
+            if follows_people:
+                self._people.look_up(found, known)
         return [self._omitted(users[each.place], each) for each in fields.omitted]
 
     # Fields ---------------------------------------------------------------------------------------------------
@@ -261,9 +268,8 @@ class Updates:
         return list(zip(self._persons(texts), addresses, origins, strict=True))
 
     def _persons(self, texts: Sequence[str]) -> list[bytes | None]:
-        if self._rules.person_is_guessed:  # an `id` of another query is another kind of id
-            lead = f"id in query {self._ledger.accepted.query}\n"
-            texts = [lead + text if text else "" for text in texts]
+        if self._rules.person_is_guessed:
+            texts = [guessed_person(text, self._ledger.accepted.query) for text in texts]
         return self._ledger.hasher.persons(texts)
 
     def _found(self, record: Record, user: Merged, text: str) -> Found:
@@ -274,6 +280,9 @@ class Updates:
         sharing = self._persons([person_of(each) for each in sorted(user.said.persons)])
         own_key = details.address or record.key
         return Found(record, own_key, details.person, text, previous, [each for each in sharing if each is not None])
+
+    def _is_forgotten(self, user: Found) -> bool:
+        return self._forgotten.note(user.record.key, user.own_key, [user.person, *user.sharing])
 
     def _count(self, users: Sequence[Merged]) -> None:
         fields = self._rules.user_template.fields

@@ -167,7 +167,7 @@ def test_a_person_of_whom_nothing_was_sent_yet(people: Program) -> None:
         },
         "ledger": {
             "user_accepted_at": None, "events": 0, "events_not_in_query": 0,
-            "first_of_them_accepted_at": None, "last_of_them_accepted_at": None,
+            "first_of_them_accepted_at": None, "last_of_them_accepted_at": None, "forgotten_on": None,
         },
         "iterable": {"state": "not_found", "problem": None, "fields": [], "profile": None},
         "files": None,

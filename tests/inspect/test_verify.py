@@ -192,7 +192,9 @@ def test_users_accepted_just_now_are_left_out(accepted: Program, iterable: Stand
 
 def test_forgotten_people_are_told_from_missing_ones(accepted: Program, iterable: StandIn) -> None:
     iterable.project.forget_user(email="ada@example.com")
-    assert "Left out: 1 user of people whom Iterable has forgotten.\n" in verified(accepted.run("--verify"), 0)
+    assert "Left out: 1 user of people who were forgotten, by Iterable or by --forget.\n" in verified(
+        accepted.run("--verify"), 0
+    )
     iterable.project.delete_user(email="bob@example.com")
     assert as_json(accepted, code=1)["counts"]["users"] == {
         **NONE, "compared": 2, "same": 1, "missing": 1, "forgotten": 1,

@@ -107,6 +107,12 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "run INTEGER NOT NULL",
             "seen_day INTEGER NOT NULL",
         ],
+        "forgotten": [
+            "project INTEGER NOT NULL",
+            "hash BLOB NOT NULL",
+            "number INTEGER NOT NULL",
+            "day INTEGER NOT NULL",
+        ],
         "dropped_fields": ["project INTEGER NOT NULL", "kind TEXT NOT NULL", "name TEXT NOT NULL"],
         "projects": [
             "id INTEGER",
