@@ -1,5 +1,6 @@
 """What main.py looks at before it imports the rest. Parses on Python 3.6 too, to be able to say that it is too old."""
 
+import os
 import shlex
 import sys
 from importlib.util import find_spec
@@ -23,15 +24,15 @@ def require_python_and_packages() -> None:
 def _problem() -> str:
     if sys.version_info < OLDEST:
         version = ".".join(map(str, sys.version_info[:3]))
-        return f"Python 3.10 or newer is needed, and this is {version}; {_commands('python3.10 -m venv --clear')}"
+        return f"Python 3.10 or newer is needed, and this is {version}; {commands('3.10', ' --clear')}"
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
-        return f"{sys.executable} lacks {', '.join(missing)}; {_commands('python3 -m venv')}"
+        return f"{sys.executable} lacks {', '.join(missing)}; {commands('3')}"
     if not _is_pyjwt():
-        python = shlex.quote(sys.executable)
+        python, requirements = _quoted(sys.executable), _quoted(str(FOLDER / "requirements.txt"))
         return (
             f"{sys.executable} has the package jwt in the place of PyJWT; run: {python} -m pip uninstall -y jwt PyJWT "
-            f"&& {python} -m pip install -r {shlex.quote(str(FOLDER / 'requirements.txt'))}"
+            f"&& {python} -m pip install -r {requirements}"
         )
     return ""
 
@@ -45,9 +46,16 @@ def _is_pyjwt() -> bool:
         return True
 
 
-def _commands(make_environment: str) -> str:
-    folder = shlex.quote(str(FOLDER))
+def commands(version: str, options: str = "", system: str = os.name) -> str:
+    """What makes an environment with this Python and the packages. system: `os.name`."""
+    is_windows = system == "nt"
+    python, programs = (f"py -{version}", ".venv\\Scripts\\") if is_windows else (f"python{version}", ".venv/bin/")
     return (
-        f"run: cd {folder} && {make_environment} .venv && .venv/bin/pip install -r requirements.txt; "
-        f"then start .venv/bin/python main.py"
+        f"run: cd {_quoted(str(FOLDER), system)} && {python} -m venv{options} .venv && {programs}pip install -r "
+        f"requirements.txt; then start {programs}python main.py"
     )
+
+
+def _quoted(text: str, system: str = os.name) -> str:
+    """As a shell of this system takes it."""
+    return f'"{text}"' if system == "nt" else shlex.quote(text)

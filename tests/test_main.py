@@ -340,7 +340,7 @@ def test_without_settings_three_lines_tell_what_is_missing_and_how_to_try_it(pro
     assert len(lines) == 3
     assert lines[0].startswith("ITERABLE_API_KEY is not set")
     assert lines[1].startswith("DATABASE_URL is not set")
-    assert "python main.py --sandbox" in lines[2]
+    assert "main.py --sandbox" in lines[2]
     assert run.files("*") == []
 
 

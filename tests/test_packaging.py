@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from iterable import __version__
 from main import ExitCode
-from pipeline.launch import OLDEST, PACKAGES, SETTINGS
+from pipeline.launch import OLDEST, PACKAGES, SETTINGS, commands
 from tests.program import ROOT
 
 REQUIREMENTS = [
@@ -136,6 +136,13 @@ def test_without_the_packages_one_sentence_says_what_to_run(tmp_path: Path) -> N
         f"{sys.executable} lacks requests, urllib3, jwt, dotenv, sqlalchemy, tqdm, sqlglot, tzdata, pythonjsonlogger; "
         f"run: cd {shlex.quote(str(ROOT))} && python3 -m venv .venv && .venv/bin/pip install -r "
         "requirements.txt; then start .venv/bin/python main.py\n",
+    )
+
+
+def test_on_windows_the_commands_are_those_of_windows() -> None:
+    assert commands("3.10", " --clear", "nt") == (
+        f'run: cd "{ROOT}" && py -3.10 -m venv --clear .venv && .venv\\Scripts\\pip install -r requirements.txt; '
+        "then start .venv\\Scripts\\python main.py"
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -62,15 +60,11 @@ def run_history(options: argparse.Namespace) -> ExitCode:
     if options.json:
         console.print_json({**history_as_json(runs, is_active=is_active), "verified": verified_as_json(verified)})
     else:
-        for line in history_lines(runs, folder, is_active=is_active, columns=_columns_of_terminal()):
+        for line in history_lines(runs, folder, is_active=is_active, columns=console.columns):
             console.say(line, log=False)
         if verified is not None:
             console.say(verified_line(verified), log=False)
     return ExitCode.SUCCESS
-
-
-def _columns_of_terminal() -> int | None:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _status(run: PastRun, *, is_last: bool, is_active: bool) -> str:

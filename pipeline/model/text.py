@@ -69,7 +69,7 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def wrapped(text: str, indent: str = "", hanging: str | None = None) -> list[str]:
+def wrapped(text: str, indent: str = "", hanging: str | None = None, width: int = WIDTH) -> list[str]:
     """A sentence, in as many lines as it needs. hanging: the indent of the second line and those after it.
 
     As `textwrap.wrap` does it, which copies what is left of a long word for each of its lines: 0.8 MB took 20 s.
@@ -79,7 +79,7 @@ def wrapped(text: str, indent: str = "", hanging: str | None = None) -> list[str
     for chunk in filter(None, re.split("( +)", text.expandtabs().translate(_SPACES))):
         start = 0
         while start < len(chunk):
-            room = WIDTH - len(indents[bool(lines)])
+            room = width - len(indents[bool(lines)])
             if lines and not line and chunk[0] == " ":
                 break  # a line that goes on begins with a word
             if len(chunk) - start <= room - len(line):

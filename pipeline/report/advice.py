@@ -8,7 +8,7 @@ from pipeline.model.records import Outcome
 # What to do about a record: by Iterable's code, the list of a bulk answer, or a code of ours; else by its outcome.
 _FIX_ADDRESS = "fix the addresses, or leave these people out of the query"
 _FIX_USER_ID = "fix the user ids: 1 to 52 printable ASCII characters"
-_FIX_TYPE = "python main.py --check names the fields whose types clash"
+_FIX_TYPE = "main.py --check names the fields whose types clash"
 _FORGOTTEN = "these people asked to be forgotten; leave them out of the query"
 _UNKNOWN_USER = "see why the update of these users was refused, and fix that first"
 CODE_ADVICE = {

@@ -7,6 +7,7 @@ import json
 import logging
 import logging.handlers
 import os
+import shutil
 import sys
 import threading
 import traceback
@@ -184,6 +185,11 @@ class Console:
     def can_draw(self) -> bool:
         """Whether somebody at a terminal sees what moves on stderr."""
         return not self.quiet and self._stderr_format is None and sys.stderr is not None and sys.stderr.isatty()
+
+    @property
+    def columns(self) -> int | None:
+        """Of the terminal that stdout is; None where it is none."""
+        return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
     def _show_log(self) -> None:
         handler = _ConsoleLog(self)

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.model.records import Outcome
-from pipeline.model.text import counted, generalized, shortened
+from pipeline.model.text import WIDTH, counted, generalized, shortened, wrapped
 from pipeline.report.advice import advice_for
 from pipeline.report.results import Reason, Results
 
 SHOWN_REASONS = 5
+NARROWEST, WIDEST = 40, 100  # columns
 MAX_REASON_CHARS = 300
 NOT_ATTEMPTED = "Not attempted: "  # what the message of each such record begins with
 
 
 def summary(
-    results: Results, reasons: Sequence[Reason], *, left_users: int = 0, people: Sequence[str] = ()
+    results: Results,
+    reasons: Sequence[Reason],
+    *,
+    left_users: int = 0,
+    people: Sequence[str] = (),
+    columns: int | None = None,
 ) -> list[str]:
-    """The lines. left_users: known users whom --limit kept from being updated. people: sentences about people."""
-    return [
-        "",
+    """The lines. left_users: known users whom --limit kept from being updated. people: sentences about people. columns:
+    of the terminal, if it is one."""
+    width = WIDTH if columns is None else max(NARROWEST, min(columns, WIDEST))
+    lines = [
         f"Summary of run {results.run_id}: {results.status}",
         *_counts(results.counts),
         *_notes(results.counts, left_users),
-        *(line for sentence in people for line in _wrapped(sentence)),
+        *(f"  {sentence}" for sentence in people),
         *reason_lines(reasons),
         *_other_reasons(results, reasons),
         *_fields(results.fields),
         *(f"  {name:<8} {path}" for name, path in results.files.items() if path),
         *_how(results),
     ]
+    return ["", *(part for line in lines for part in fitted(line, width))]
+
+
+def fitted(line: str, width: int) -> list[str]:
+    """As many lines as it needs, none of which ends within a word."""
+    text = line.lstrip(" ")
+    indent = line[: len(line) - len(text)]
+    return wrapped(text, indent, f"{indent}  ", width)
 
 
 def _counts(counts: Mapping[str, Any]) -> Iterator[str]:
@@ -54,14 +68,14 @@ def _notes(counts: Mapping[str, Any], left_users: int) -> Iterator[str]:
         yield f"  {who} rows with different values; the last ones were used"
     if left_users:
         people = counted(left_users, "known user")
-        yield from _wrapped(f"{people} not updated, as --limit may have seen only some of their rows")
+        yield f"  {people} not updated, as --limit may have seen only some of their rows"
 
 
 def reason_lines(reasons: Sequence[Reason]) -> Iterator[str]:
     for reason in reasons:
         outcome = reason.outcome.replace("_", " ")
-        yield from _wrapped(f"{reason.count:,} {outcome}{_news(reason)}: {_first_of(reason)}")
-        yield from _wrapped(f"-> {advice_for(Outcome(reason.outcome), reason.code)}", indent=4)
+        yield f"  {reason.count:,} {outcome}{_news(reason)}: {_first_of(reason)}"
+        yield f"    -> {advice_for(Outcome(reason.outcome), reason.code)}"
 
 
 def _other_reasons(results: Results, reasons: Sequence[Reason]) -> Iterator[str]:
@@ -72,7 +86,7 @@ def _other_reasons(results: Results, reasons: Sequence[Reason]) -> Iterator[str]
 def _fields(fields: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for name, what in (("filtered_out", "fields that Iterable dropped"), ("created", "fields new in Iterable")):
         if fields[name]:
-            yield from _wrapped(f"{what}: {', '.join(fields[name])}")
+            yield f"  {what}: {', '.join(fields[name])}"
 
 
 def _how(results: Results) -> Iterator[str]:
@@ -83,10 +97,6 @@ def _how(results: Results) -> Iterator[str]:
         f"times {retry['backoff_factor']:g} after each"
     )
     yield f"  duration: {results.duration_s:.1f} s"
-
-
-def _wrapped(text: str, indent: int = 2) -> list[str]:
-    return textwrap.wrap(text, 79, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
 
 
 def _news(reason: Reason) -> str:

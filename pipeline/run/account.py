@@ -200,9 +200,8 @@ def _show(run: Run, account: Account, ending: Ending, written: results.Results) 
     if ending.code is not ExitCode.SUCCESS:
         console.error(ending.happened, ending.ways_on)
     reasons = reasons_of(run, SHOWN_REASONS)
-    for line in summary(
-        written, reasons, left_users=run.stage.left_users, people=list(people_lines(run, account.read))
-    ):
+    people = list(people_lines(run, account.read))
+    for line in summary(written, reasons, left_users=run.stage.left_users, people=people, columns=console.columns):
         console.say(line)
     if note := let_go_note(run, account.read):
         console.say(note)

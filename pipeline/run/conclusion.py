@@ -30,8 +30,7 @@ def refuse(problem: BaseException, console: Console) -> ExitCode:
         for sentence in problem.problems:
             console.error(sentence)
         console.error(
-            "Fix this in .env (to begin with: cp .env.example .env), or try the job without a key: "
-            "python main.py --sandbox"
+            "Fix this in .env, which begins as a copy of .env.example; or try the job without a key: main.py --sandbox"
         )
     elif code_of(problem) is ExitCode.BUG:
         logger.error("This is a bug.", exc_info=problem)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.results import Reason
-from pipeline.report.summary import reason_lines
+from pipeline.report.summary import fitted, reason_lines
 from tests.program import Program, make_table, use_query
 
 
@@ -62,3 +62,12 @@ def test_an_outage_is_no_records_fault(program: Program, sample: Path) -> None:
     messages = {each["message"] for each in run.results["failures"] if each["outcome"] == "unacknowledged"}
     assert messages == {"users/bulkUpdate call failed: ConnectionError (Connection refused) (1 attempt)"}
     assert "  36 not attempted: users/bulkUpdate call failed: " in run.out
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_line_ends_within_a_word_at_any_width(width: int) -> None:
+    sentence = "    -> change the address in Iterable, then run with --baseline --only, or set EMAIL_CHANGES to move it"
+    found = fitted(sentence, width)
+    assert max(map(len, found)) <= width
+    assert " ".join(line.strip() for line in found) == sentence.strip()
+    assert [line[: len(line) - len(line.lstrip())] for line in found] == [" " * 4, *[" " * 6] * (len(found) - 1)]
