@@ -83,7 +83,8 @@ def test_the_results_json_has_exactly_the_promised_keys(program: Program, sample
         "result_version", "tool_version", "project_mark", "run_id", "status", "exit_code", "reason", "started_at",
         "finished_at", "duration_s", "host", "database", "query_file", "options", "since", "authentication",
         "push_mode", "base_url", "retry", "counts", "delivered_total", "requests", "fields", "files", "reasons",
-        "journeys", "failures_total", "failures", "email_changes", "shared_addresses", "merged_users_rows", "omitted_values",
+        "journeys", "failures_total", "failures", "email_changes", "shared_addresses", "merged_users_rows",
+        "omitted_values",
     ]  # fmt: skip
     assert (results["result_version"], results["delivered_total"]) == (3, 48)
     assert re.fullmatch("[0-9a-f]{32}", results["project_mark"])
