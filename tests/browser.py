@@ -77,9 +77,9 @@ class Browser:
     def prefer(self, scheme: str) -> None:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self) -> bytes:
-        """PNG of the whole page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def screenshot(self, **options: Any) -> bytes:
+        """PNG of the whole page, or of the part that `clip` names."""
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True, **options)["data"])
 
     def print(self) -> bytes:
         """PDF."""

@@ -19,7 +19,7 @@ from tests.program import Program
 
 if sys.platform == "win32":  # these play terminals, other users, and limits of a process
     collect_ignore = [
-        *("test_faults.py", "test_ownership.py"),
+        *("test_faults.py", "test_ownership.py", "inspect/test_page.py", "inspect/test_page_in_browser.py"),
         *("report/test_progress.py", "report/test_results.py", "run/test_brake.py"),
     ]
 

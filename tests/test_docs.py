@@ -32,6 +32,7 @@ from pipeline.report.results import RESULT_VERSION, Results
 from pipeline.sandbox import SANDBOX_KEY, StandIn
 from pipeline.transform.values import field_value
 from tests.handbook import MADE, printed_help
+from tests.picture import made_of, source
 from tests.program import ROOT, Program, results_validator, use_query
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -141,6 +142,11 @@ def test_the_console_in_the_readme_is_that_of_a_sandbox_run(program: Program) ->
     shown, printed = fixed(before), fixed(out)
     assert printed[: len(shown)] == shown
     assert printed[-2:] == fixed(after)
+
+
+def test_the_picture_shows_the_page_as_it_is() -> None:
+    """`python -m tests.picture` makes it anew."""
+    assert made_of() == source()
 
 
 @pytest.mark.parametrize("path", MADE, ids=lambda path: str(path.name))

@@ -14,10 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from iterable.answers import without_words
 from iterable.redaction import Redactor
 from pipeline.ledger.ledger import PastRun, Project
 from pipeline.model.exits import MEANINGS, ExitCode
-from pipeline.model.failure_policy import ITERABLE_CODES, OUR_CODES
+from pipeline.model.failure_policy import EVENT_ID_CONFLICT, ITERABLE_CODES, OUR_CODES
 from pipeline.model.records import Outcome
 from pipeline.model.text import shown
 from pipeline.report.advice import advice_for
@@ -35,7 +36,9 @@ _NOT_BELIEVED = (OSError, ValueError, LookupError, TypeError, AttributeError, Re
 LEFT_OUT = "left out"  # a value that BAD_VALUES=omit left out, beside the outcomes of records
 STATUSES = ("success", "partial", "failed", "interrupted", "dry_run", "baseline")
 _OF_A_RUN = re.compile(r"\d{8}_\d{6}", re.ASCII)
-_SAYS_NOTHING_PERSONAL = frozenset({"InvalidRecord"})  # codes whose messages are ours, and name columns only
+_SAYS_NOTHING_PERSONAL = frozenset(
+    {"InvalidRecord", EVENT_ID_CONFLICT}
+)  # their messages are ours, and name columns only
 
 
 @dataclass(frozen=True)
@@ -270,8 +273,9 @@ def _journey_line(started: Mapping[str, Any], journey: Mapping[str, Any]) -> Jou
 
 
 def _sentence(text: str, redactor: Redactor) -> str:
-    """On one line, without what is invisible, and masked, should it have an address after all."""
-    return shown(redactor.line(text, max_chars=MAX_TEXT_CHARS))
+    """On one line, without what is invisible. Should the text be Iterable's after all, with one of our codes, its words
+    are left out."""
+    return shown(redactor.line(without_words(text, known_codes=ITERABLE_CODES), max_chars=MAX_TEXT_CHARS))
 
 
 def _names(listed: Sequence[Any]) -> Names:

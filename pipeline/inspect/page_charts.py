@@ -23,12 +23,37 @@ from matplotlib.figure import Figure
 from pipeline.inspect.page_days import ENDINGS, Day
 from pipeline.model.text import short_duration
 
-INCHES = (5.0, 1.85)
-FONT_SIZE = 9.0
+INCHES = (5.0, 2.0)
+FONT_SIZE = 9.5
 MOST_TICKS = 3
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18_000, 36_000, 86_400, 2 * 86_400)
+STEPS_S = (
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    20,
+    30,
+    60,
+    120,
+    300,
+    600,
+    1200,
+    1800,
+    3600,
+    7200,
+    18_000,
+    36_000,
+    86_400,
+    2 * 86_400,
+)
 _STYLE: Any = {  # over the defaults, whatever a matplotlibrc of this machine says
     **rcParamsDefault,
     "svg.fonttype": "none",
@@ -99,10 +124,9 @@ def charts_of(days: Sequence[Day]) -> list[Chart]:
         Chart(
             "duration",
             "Duration of runs",
-            f"median {short_duration(middle)}" if durations else "–",
+            f"median {took(middle)}" if durations else "–",
             [Series("longest run", "faint", [day.longest_s or 0 for day in days])],
-            f"The longest run of each day; at most {short_duration(max(durations, default=0))}. "
-            "A dot marks the day's median.",
+            f"The longest run of each day; at most {took(max(durations, default=0))}. A dot marks the day's median.",
             Series("median", "ink", [math.nan if day.median_s is None else day.median_s for day in days]),
             is_duration=True,
         ),
@@ -142,7 +166,7 @@ def svg_of(chart: Chart, days: Sequence[Day]) -> str:
     with rc_context(_STYLE):
         figure = Figure(figsize=INCHES)
         FigureCanvasSVG(figure)
-        axes = figure.add_axes((0.085, 0.16, 0.905, 0.76))
+        axes = figure.add_axes((0.095, 0.16, 0.895, 0.77))
         _draw(axes, chart)
         _scale(axes, chart)
         _name_days(axes, [day.date for day in days])
@@ -175,7 +199,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
 def _scale(axes: Axes, chart: Chart) -> None:
     most = max((sum(values) for values in zip(*(each.values for each in chart.series), strict=True)), default=0)
     ticks = duration_ticks(most) if chart.is_duration else count_ticks(most)
-    write: Callable[[float], str] = short_duration if chart.is_duration else compact
+    write: Callable[[float], str] = _tick_of_duration if chart.is_duration else compact
     axes.set_yticks(ticks, [write(tick) for tick in ticks])
     axes.set_ylim(0, max(ticks[-1], most) * 1.04)
     axes.yaxis.grid(True, color=_BY_NAME["line"], linewidth=0.8)
@@ -213,6 +237,16 @@ def duration_ticks(most: float) -> list[float]:
         (float(step) for step in STEPS_S if step * (MOST_TICKS - 1) >= most), math.ceil(most / 2 / 86_400) * 86_400
     )
     return [step * number for number in range(max(1, math.ceil(most / step)) + 1)]
+
+
+def took(seconds: float) -> str:
+    """`0.42s`, `3.1s`, `12s`, `3m`"""
+    return short_duration(seconds) if seconds >= 10 else f"{seconds:.{1 if seconds >= 1 else 2}f}s"
+
+
+def _tick_of_duration(seconds: float) -> str:
+    """`0`, `0.2s`, `5s`, `2m`"""
+    return f"{seconds:.2g}s" if 0 < seconds < 10 else short_duration(seconds) if seconds else "0"
 
 
 def compact(number: float) -> str:

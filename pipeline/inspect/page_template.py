@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.inspect.page_charts import Chart, in_words
+from pipeline.inspect.page_charts import Chart, in_words, took
 from pipeline.inspect.page_days import DAYS, ENDINGS
 from pipeline.inspect.verification import COUNTS
 from pipeline.model.records import Outcome
-from pipeline.model.text import counted, short_duration
+from pipeline.model.text import counted
 from pipeline.report.retention import size_text
 
 if TYPE_CHECKING:
@@ -64,11 +64,6 @@ def zone_of(time: datetime) -> str:
     """`UTC`, `UTC+01:00`"""
     offset = f"{time:%z}"
     return "UTC" if offset in ("+0000", "") else f"UTC{offset[:3]}:{offset[3:5]}"
-
-
-def took(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3m`"""
-    return f"{seconds:.1f}s" if seconds < 10 else short_duration(seconds)
 
 
 def share(part: float, whole: float) -> str:

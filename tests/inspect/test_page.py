@@ -409,6 +409,7 @@ def test_no_cell_of_the_query_gets_there_whatever_becomes_of_it(
     quoting = json.dumps({"msg": f"{MARK}1@example.com and Delgado", "code": "BadParams", "params": {MARK: MARK}})
     iterable.inject(Fault(match=b"zzyzx1@", status=400, body=quoting.encode()))
     iterable.inject(Fault(match=b"zzyzx2@", status=400, body=quoting.replace("BadParams", f"{MARK}Code").encode()))
+    iterable.inject(Fault(match=b"zzyzx3@", status=400, body=quoting.replace("BadParams", "InvalidRecord").encode()))
     iterable.project.dropped_fields.add(f"details.{MARK}")
     iterable.project.blocked_events.add(MARK)
     misfits = {"BAD_VALUES": "omit", "USER_FIELDS": "name:name:integer,amount:amount:date,details:details:json"}
