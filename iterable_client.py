@@ -70,6 +70,7 @@ class IterableClient:
         ca_bundle: str | None = None,
         sleep: Callable[[float], None] | None = None,
         on_wait: Callable[[str], None] | None = None,
+        before_request: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
@@ -81,8 +82,8 @@ class IterableClient:
         how many stay open for the next call; give it the number of your threads. rates: requests a second, by call name
         (`users/update`, see `iterable.pacing.rates`); a name that is missing is not paced. proxy, ca_bundle: the only
         way to either, as the environment is not asked. on_wait: told before each wait for another attempt, in words
-        such as `503 from users/update, attempt 2 of 3`; what it raises is dropped. uniform: a random number from 0 to
-        1, for the jitter.
+        such as `503 from users/update, attempt 2 of 3`; what it raises is dropped. before_request: called when
+        a paced request may leave; may raise `Abandoned`. uniform: a random number from 0 to 1, for the jitter.
 
         Raises ValueError for a base_url that is malformed, has a user or a password in it, or is http:// and not this
         machine, and OSError for a ca_bundle that can't be loaded.
@@ -101,7 +102,8 @@ class IterableClient:
         self._on_wait = on_wait
         self._clock = clock
         self._uniform = uniform
-        self._pacers = {name: Pacer(rate, sleep=self._sleep, clock=monotonic) for name, rate in (rates or {}).items()}
+        pacing: dict[str, Any] = {"sleep": self._sleep, "clock": monotonic, "before_leaving": before_request}
+        self._pacers = {name: Pacer(rate, **pacing) for name, rate in (rates or {}).items()}
         self.session = Session(
             timeout_s=timeout_s,
             connect_timeout_s=min(10.0, timeout_s) if connect_timeout_s is None else connect_timeout_s,

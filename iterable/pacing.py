@@ -81,7 +81,15 @@ class Pacer:
     SLOWEST = 8.0  # slow_down() stretches the distance of two slots by this factor at the most
     RECOVERY_S = 10.0  # recover() takes this long from half the pace to the full one, whatever the rate
 
-    def __init__(self, rate: float, *, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        rate: float,
+        *,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+        before_leaving: Callable[[], None] | None = None,
+    ) -> None:
+        """before_leaving: called when a request may leave at once; what it raises keeps it here."""
         self._interval_s = 1.0 / rate
         self._stretch = 1.0
         self._window_s = math.ceil(rate) / rate
@@ -92,6 +100,7 @@ class Pacer:
         self._paused_until = -math.inf
         self._sleep = sleep
         self._clock = clock
+        self._before_leaving = before_leaving
         self._lock = threading.Lock()
 
     def wait(self) -> None:
@@ -102,8 +111,10 @@ class Pacer:
                 self._sleep(wait_s)
             exit_at = self.leave(exit_at)
             if exit_at is None:
-                return
+                break
             wait_s = exit_at - self._clock()
+        if self._before_leaving is not None:
+            self._before_leaving()
 
     def book(self) -> float:
         """Take the next slot. Returns the seconds until then."""

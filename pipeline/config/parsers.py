@@ -23,6 +23,7 @@ Parser = Callable[[str], Any]
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the folder of main.py
 OFFICIAL_HOSTS = ("api.iterable.com", "api.eu.iterable.com")
+STATE_SCHEMES = ("s3", "az", "file")
 MAX_QUOTED_CHARS = 24
 MAX_SECRET_BYTES = 64 * 1024
 
@@ -210,6 +211,23 @@ def base_url(value: str) -> str:
     if path.endswith("/api"):
         raise ValueError("must not end with /api, which is added to it")
     return f"https://{host}" if host in OFFICIAL_HOSTS else f"{parts.scheme}://{parts.netloc.lower()}{path}"
+
+
+def state_url(value: str) -> str:
+    scheme, mark, rest = value.partition("://")
+    scheme = scheme.lower()
+    if not mark or scheme not in STATE_SCHEMES:
+        raise ValueError("must be an address such as s3://bucket/folder, az://container/folder or file:///folder")
+    if any(each in rest for each in "@?#"):
+        raise ValueError("must not hold credentials or options; they come from the environment or the machine's role")
+    parts = rest.rstrip("/").split("/")
+    if scheme == "file" and (parts[0] or len(parts) < 2):
+        raise ValueError("must be the whole path of a folder after file://, such as file:///mnt/shared/ledger")
+    if scheme != "file" and not re.fullmatch(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._=-]+)*", "/".join(parts)):
+        raise ValueError(f"must be {scheme}://, a bucket and a folder, of letters, digits, and any of . _ - =")
+    if any(each in (".", "..") for each in parts):
+        raise ValueError("must not have . or .. for a folder")
+    return f"{scheme}://{'/'.join(parts)}"
 
 
 def web_address(value: str) -> str:

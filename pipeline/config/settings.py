@@ -290,6 +290,13 @@ class Settings:
         "The folder for the CSV, the results, the log and the ledger, relative to that of `main.py`; it must exist.",
         section="Files and time",
     )
+    state_url: str | None = _setting(
+        None,
+        parse.state_url,
+        "Where the ledger lives between runs, for machines that come and go: `s3://bucket/folder`, "
+        "`az://container/folder` or `file:///folder` (docs/state.md). Empty: in `OUTPUT_DIR`.",
+        in_sandbox=False,
+    )
     keep_days: int = _setting(
         "0",
         parse.whole(0, 36_500, "days"),

@@ -17,7 +17,15 @@ SECONDS_PER_COMMIT = 0.5
 class CommitBuffer:
     """Killed with some in it, they are sent again by the next run."""
 
-    def __init__(self, ledger: Ledger, stage: Stage, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        stage: Stage,
+        clock: Callable[[], float],
+        on_commit: Callable[[int], None] = lambda records: None,
+    ) -> None:
+        """on_commit: told how many records the ledger has learned for good."""
+        self._on_commit = on_commit
         self._ledger = ledger
         self._stage = stage
         self._clock = clock
@@ -42,5 +50,6 @@ class CommitBuffer:
             self._stage.outcomes.note_delivered(self._accepted)
             self._ledger.accept(self._accepted)
             self._ledger.commit()
+            self._on_commit(len(self._accepted))
             self._accepted, self._bytes = [], 0
         self._committed_at = self._clock()

@@ -93,13 +93,15 @@ class Delivery:
         window_from: int | None = None,
         watched_fields: Mapping[Kind, Collection[str]] | None = None,
         late_from: float = -math.inf,
+        on_commit: Callable[[int], None] = lambda records: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """settle_s: how long Iterable may take to know a user that was just updated. breaker: the client waits through
         it, too. interrupted: how the run ends if it was asked to, else None. is_urgent: whether it may not even wait
         for what is under way. query: the path of the query file, under which failures are remembered.
         window_from: where the window of :since starts, in Unix seconds.
-        watched_fields: fields that Iterable has dropped before."""
+        watched_fields: fields that Iterable has dropped before. on_commit: told how many records the ledger has learned
+        for good."""
         self._ledger = ledger
         self._stage = stage
         self._mode = mode
@@ -122,7 +124,7 @@ class Delivery:
         self._in_flight = InFlight(mode, breaker)
         self._probes = Probes(self._in_flight, self._workers, breaker)
         self._suspicions = Suspicions(stage, lambda: are_known_rejections(ledger, stage))
-        self._commits = CommitBuffer(ledger, stage, clock)
+        self._commits = CommitBuffer(ledger, stage, clock, on_commit)
         self._left = dict.fromkeys(Kind, 0)  # records that the progress does not count yet
         self._updated_users_at: float | None = None
         self._held = 0

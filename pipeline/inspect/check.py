@@ -33,11 +33,10 @@ from pipeline.ledger.ledger import (
     LedgerBusyError,
     LedgerDamagedError,
     LedgerError,
-    is_run_active,
     open_ledger,
     read_ledger,
 )
-from pipeline.model.exits import ExitCode
+from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.failure_policy import CHECK_ADDRESS, CHECK_KEY, POLICIES
 from pipeline.report import Console
 from pipeline.report.retention import disk_space_warning
@@ -47,6 +46,7 @@ from pipeline.run.interrupt import Interrupt, Interrupted, catch_signals
 from pipeline.run.journeys import journeys_in_words
 from pipeline.run.opening import make_client, project_of, settings_for
 from pipeline.run.since import Since
+from pipeline.state import Place, find_ledger
 
 
 @dataclass
@@ -208,8 +208,9 @@ def check_ledger(settings: Settings, options: argparse.Namespace, stack: ExitSta
     folder, project, now, damage = settings.output_dir, project_of(settings), time.time(), ""
     if not options.sandbox:
         try:
-            ledger = stack.enter_context(read_ledger(folder, project, now=now))
-            return CheckedLedger(ledger, list(_about_ledger(ledger, settings, options)))
+            place = stack.enter_context(find_ledger(folder, settings.state_url))
+            ledger = stack.enter_context(read_ledger(place.folder, project, now=now))
+            return CheckedLedger(ledger, list(_about_ledger(ledger, place, settings)))
         except LedgerDamagedError as problem:
             damage = problem.damage
             finding = _about_damage(damage, is_overridden=options.yes)
@@ -217,6 +218,8 @@ def check_ledger(settings: Settings, options: argparse.Namespace, stack: ExitSta
             finding = bad(Area.LEDGER, str(problem), "fix its permissions, or move it away", problem.code)
         except LedgerBusyError as problem:
             finding = bad(Area.LEDGER, str(problem), "wait until that program has ended", problem.code)
+        except RunError as problem:  # of the store
+            finding = bad(Area.LEDGER, str(problem), "see docs/state.md", problem.code)
         except sqlite3.Error as problem:
             text = f"the ledger {folder / LEDGER_NAME} can't be read ({problem})"
             finding = bad(Area.LEDGER, text, "bring it back from a backup, or move it away", ExitCode.NO_OUTPUT)
@@ -237,12 +240,13 @@ def _about_damage(damage: str, *, is_overridden: bool) -> Finding:
     return Finding(Mark.BAD, Area.LEDGER, damage, ways_on, ExitCode.BRAKE)
 
 
-def _about_ledger(ledger: Ledger, settings: Settings, options: argparse.Namespace) -> Iterator[Finding]:
-    if is_run_active(settings.output_dir):
-        text = f"another run is active; it holds {settings.output_dir / LEDGER_NAME}"
-        yield bad(Area.LEDGER, text, "wait until that run has ended", ExitCode.TEMPORARY)
+def _about_ledger(ledger: Ledger, place: Place, settings: Settings) -> Iterator[Finding]:
+    if place.holder:
+        yield bad(Area.LEDGER, place.holder, "wait until that run has ended", ExitCode.TEMPORARY)
     else:
-        yield good(Area.LEDGER, f"{ledger.count_known():,} records are known to be in Iterable; no other run is active")
+        where = f", by the ledger at {place.shown}" if settings.state_url else ""
+        known = f"{ledger.count_known():,} records are known to be in Iterable{where}"
+        yield good(Area.LEDGER, f"{known}; no other run is active")
     if ledger.note:
         yield note(Area.LEDGER, ledger.note)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from iterable.redaction import Redactor
 from pipeline.config import Settings
 from pipeline.inspect.person_files import UNREADABLE, FoundIn, Wanted, find_in_files, kind_of, open_text, whom
 from pipeline.inspect.session import print_json
-from pipeline.ledger.ledger import Ledger, LedgerDamagedError, LedgerError, PersonInLedger, open_ledger
+from pipeline.ledger.ledger import Ledger, LedgerError, PersonInLedger
 from pipeline.model.exits import ExitCode, OutputError, RunError
 from pipeline.model.text import counted, shown, wrapped
 from pipeline.report import Console
@@ -30,7 +29,7 @@ from pipeline.report.results import reason_of
 from pipeline.report.retention import being_written, sweep
 from pipeline.run.conclusion import refuse
 from pipeline.run.interrupt import Interrupted, catch_signals
-from pipeline.run.opening import project_of, settings_for
+from pipeline.run.opening import change_ledger, settings_for
 
 NOT_DONE = (
     "Not done here: Iterable keeps what it has until it is told to forget (POST /api/users/forget, or the person's "
@@ -99,9 +98,7 @@ def run_forget(options: argparse.Namespace) -> ExitCode:
             folder = settings.output_dir
             if not folder.is_dir():
                 raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
-            ledger = stack.enter_context(open_ledger(folder, project_of(settings), now=time.time()))
-            if ledger.damage:
-                raise LedgerDamagedError(ledger.damage)
+            ledger = stack.enter_context(change_ledger(settings))
             for warning in (*settings.warnings, ledger.note):
                 if warning:
                     console.warn(warning)

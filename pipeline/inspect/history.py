@@ -12,12 +12,13 @@ from typing import Any
 
 from iterable.redaction import Redactor
 from pipeline.config import SettingsError
-from pipeline.ledger.ledger import PastRun, PastVerification, RunResult, is_run_active, read_ledger
+from pipeline.ledger.ledger import PastRun, PastVerification, RunResult, read_ledger
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.records import Outcome
 from pipeline.model.text import counted, iso, moment, short_duration, shortened
 from pipeline.report import Console
 from pipeline.run.opening import project_of, settings_for
+from pipeline.state import find_ledger
 
 HEAD = ("When", "Ended", "Rows", "From", "Took", "Records and reason")
 SIGNS = {
@@ -45,7 +46,8 @@ def run_history(options: argparse.Namespace) -> ExitCode:
             console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
             folder = settings.output_dir
             now = time.time()
-            ledger = stack.enter_context(read_ledger(folder, project_of(settings), now=now))
+            place = stack.enter_context(find_ledger(folder, settings.state_url))
+            ledger = stack.enter_context(read_ledger(place.folder, project_of(settings), now=now))
             runs = ledger.runs.last(options.history)
             verified = ledger.verifications.last()
         except SettingsError as error:
@@ -56,11 +58,11 @@ def run_history(options: argparse.Namespace) -> ExitCode:
         except RunError as error:
             console.error(str(error))
             return error.code
-        is_active = is_run_active(folder)
+        is_active = bool(place.holder)
     if options.json:
         console.print_json({**history_as_json(runs, is_active=is_active), "verified": verified_as_json(verified)})
     else:
-        for line in history_lines(runs, folder, is_active=is_active, columns=console.columns):
+        for line in history_lines(runs, settings.state_url or folder, is_active=is_active, columns=console.columns):
             console.say(line, log=False)
         if verified is not None:
             console.say(verified_line(verified), log=False)
@@ -126,10 +128,12 @@ def verified_line(found: PastVerification) -> str:
 # As lines -------------------------------------------------------------------------------------------------------------
 
 
-def history_lines(runs: Sequence[PastRun], folder: Path, *, is_active: bool, columns: int | None = None) -> list[str]:
+def history_lines(
+    runs: Sequence[PastRun], where: Path | str, *, is_active: bool, columns: int | None = None
+) -> list[str]:
     """A table, the oldest run first. columns: of a terminal, where a longer line is cut."""
     if not runs:
-        return [f"No run has left a line in the ledger of {folder} yet."]
+        return [f"No run has left a line in the ledger of {where} yet."]
     files = dict.fromkeys(run.query_file for run in runs)
     cells: list[tuple[str, ...]] = [HEAD]
     for run in runs:

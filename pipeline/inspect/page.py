@@ -23,12 +23,13 @@ from pipeline.config import Settings, SettingsError
 from pipeline.inspect.page_account import FoundResults, ResultsFiles, RunAccount, account_from_ledger
 from pipeline.inspect.page_days import DAYS, History, history_of
 from pipeline.inspect.page_disk import Disk, disk_of
-from pipeline.ledger.ledger import LedgerDamagedError, PastRun, PastVerification, is_run_active, read_ledger
+from pipeline.ledger.ledger import LedgerDamagedError, PastRun, PastVerification, read_ledger
 from pipeline.model.exits import ExitCode, OutputError, RunError
 from pipeline.model.text import iso, shown
 from pipeline.report import Console
 from pipeline.report.results import PAGE_NAME, reason_of
 from pipeline.run.opening import project_of, settings_for
+from pipeline.state import find_ledger
 
 if TYPE_CHECKING:
     from pipeline.inspect.page_charts import Chart
@@ -143,7 +144,10 @@ def read_page(settings: Settings, redactor: Redactor, now: float) -> Page:
 
 def _remembered(settings: Settings, now: float) -> Remembered:
     try:
-        with read_ledger(settings.output_dir, project_of(settings), now=now) as ledger:
+        with (
+            find_ledger(settings.output_dir, settings.state_url) as place,
+            read_ledger(place.folder, project_of(settings), now=now) as ledger,
+        ):
             runs = ledger.runs.of_project(since=now - (DAYS + 1) * DAY_S)
             newest = ledger.runs.last(1)
             verified = ledger.verifications.last()
@@ -152,7 +156,7 @@ def _remembered(settings: Settings, now: float) -> Remembered:
     except (sqlite3.Error, ValueError) as problem:
         return Remembered(damage=f"The ledger is damaged ({problem}).")
     may_be_active = bool(newest) and newest[0].is_of_this_project and newest[0].result is None
-    is_active = may_be_active and is_run_active(settings.output_dir)
+    is_active = may_be_active and bool(place.holder)
     return Remembered(runs, newest[0].started_at if is_active else None, verified)
 
 

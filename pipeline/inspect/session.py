@@ -8,20 +8,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from iterable.redaction import Redactor
 from iterable_client import IterableClient
 from pipeline.config import Settings
 from pipeline.delivery import Breaker
-from pipeline.ledger.ledger import Ledger, LedgerDamagedError, is_run_active, open_ledger, read_ledger
+from pipeline.ledger.ledger import Ledger, open_ledger, read_ledger
 from pipeline.model.exits import ExitCode
 from pipeline.report import Console
 from pipeline.report.results import reason_of
 from pipeline.run.interrupt import Interrupt, catch_signals
-from pipeline.run.opening import make_client, project_of, settings_for
+from pipeline.run.opening import change_ledger, make_client, project_of, settings_for
 from pipeline.stage.stage import Stage, open_stage
+from pipeline.state import Place, find_ledger
 
 KEY_IS_NEW = (
     "The API key is new to the ledger, which knows other projects only "
@@ -41,6 +42,7 @@ class InspectionSession:
     stage: Stage
     client: IterableClient
     now: float  # Unix seconds
+    place: Place | None  # where the ledger was found, if it is only read
 
     @property
     def by_user_id(self) -> bool:
@@ -60,25 +62,28 @@ def open_session(
         settings, _ = settings_for(options, stack)
         console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
         now = time.time()
-        ledger = stack.enter_context(_open_ledger(settings, now, options.sandbox, changes_ledger))
-        if ledger.damage:
-            raise LedgerDamagedError(ledger.damage)
+        ledger, place = _open_ledger(settings, now, options.sandbox, changes_ledger, stack)
         for warning in (*settings.warnings, ledger.note):
             if warning:
                 console.warn(warning)
         stage = stack.enter_context(open_stage(settings.output_dir))
         breaker = Breaker()
         yield InspectionSession(
-            settings, console, interrupt, breaker, ledger, stage, make_client(settings, breaker), now
+            settings, console, interrupt, breaker, ledger, stage, make_client(settings, breaker), now, place
         )
 
 
 def _open_ledger(
-    settings: Settings, now: float, is_sandbox: bool, changes_ledger: bool
-) -> AbstractContextManager[Ledger]:
-    if is_sandbox or changes_ledger:  # the sandbox has nothing to do with the real one
-        return open_ledger(settings.output_dir, project_of(settings), now=now, lasting=not is_sandbox)
-    return read_ledger(settings.output_dir, project_of(settings), now=now)
+    settings: Settings, now: float, is_sandbox: bool, changes_ledger: bool, stack: ExitStack
+) -> tuple[Ledger, Place | None]:
+    """place: where it was found, if it is only read."""
+    folder, project = settings.output_dir, project_of(settings)
+    if is_sandbox:  # which has nothing to do with the real one
+        return stack.enter_context(open_ledger(folder, project, now=now, lasting=False)), None
+    if changes_ledger:
+        return stack.enter_context(change_ledger(settings)), None
+    place = stack.enter_context(find_ledger(folder, settings.state_url))
+    return stack.enter_context(read_ledger(place.folder, project, now=now)), place
 
 
 def notes_on(session: InspectionSession) -> list[str]:
@@ -86,7 +91,7 @@ def notes_on(session: InspectionSession) -> list[str]:
     notes = []
     if session.ledger.is_new_key_for_known_host:
         notes.append(KEY_IS_NEW)
-    if session.ledger.is_read_only and is_run_active(session.settings.output_dir):
+    if session.place is not None and session.place.holder:
         notes.append("A run is active; this is what it has committed so far.")
     return notes
 

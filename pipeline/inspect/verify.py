@@ -36,7 +36,7 @@ from pipeline.inspect.verification import (
 from pipeline.inspect.verify_files import VerifyFiles, open_files
 from pipeline.inspect.verify_people import Candidates, Person, choose
 from pipeline.inspect.verify_repair import Repair
-from pipeline.ledger.ledger import LedgerBusyError, LedgerError, PastVerification, open_ledger
+from pipeline.ledger.ledger import PastVerification
 from pipeline.model.exits import ExitCode, OutputError, RunError
 from pipeline.model.failure_policy import FORGOTTEN
 from pipeline.model.records import Kind
@@ -47,7 +47,7 @@ from pipeline.report.results import reason_of
 from pipeline.run.conclusion import refuse
 from pipeline.run.forgotten import ForgottenListError, ForgottenPeople, read_forgotten
 from pipeline.run.interrupt import Interrupted
-from pipeline.run.opening import project_of
+from pipeline.run.opening import change_ledger
 from pipeline.transform.identity import identity_or_none, is_meant
 
 ALL = "all"
@@ -82,11 +82,11 @@ def run_verify(options: argparse.Namespace) -> ExitCode:
 
 def _remember(session: InspectionSession, found: Verification) -> None:
     """When it was verified, and with what result; nothing where there is no ledger, or a run holds it."""
-    folder, now = session.settings.output_dir, time.time()
+    now = time.time()
     users, events = (found.counts(kind) for kind in Kind)
     with (
-        suppress(LedgerError, LedgerBusyError, sqlite3.Error),
-        open_ledger(folder, project_of(session.settings), now=now) as ledger,
+        suppress(RunError, sqlite3.Error),
+        change_ledger(session.settings) as ledger,
     ):
         ledger.verifications.set(PastVerification(int(now), int(found.exit_code), users, events))
         ledger.commit()

@@ -10,9 +10,9 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,14 +117,32 @@ class LedgerFile:
     damage: str = ""
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """What came of bringing the ledger from elsewhere; damage: why what is there can't be used."""
+
+    damage: str = ""
+    warning: str = ""
+
+
+Fetch = Callable[[ExitStack], Fetched]  # puts on the stack what is to be done when the ledger is closed again
+
+
 @contextmanager
-def hold_file(folder: Path, now: float, *, replace_damaged: bool = False) -> Iterator[LedgerFile]:
-    """The ledger, held; made where there is none. replace_damaged: a damaged one is set aside. now: Unix seconds."""
+def hold_file(
+    folder: Path, now: float, *, replace_damaged: bool = False, fetch: Fetch | None = None
+) -> Iterator[LedgerFile]:
+    """The ledger, held; made where there is none. replace_damaged: a damaged one is set aside. now: Unix seconds.
+    fetch: brings it from elsewhere first, when the folder is locked."""
     with ExitStack() as stack:
         _lock(folder, stack)
+        fetched = fetch(stack) if fetch is not None else Fetched()
         try:
+            if fetched.damage:
+                raise LedgerDamagedError(fetched.damage)
             file = _open_or_replace(folder / LEDGER_NAME, now, replace_damaged)
             stack.callback(_checkpoint_and_close, file.database)
+            file = replace(file, warning=file.warning or fetched.warning)
         except LedgerDamagedError as problem:
             file = LedgerFile(memory(stack), damage=problem.damage)
         yield file
@@ -204,7 +222,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     _refuse_links(path, *_helpers(path))
     database = sqlite3.connect(path, timeout=READERS_WAIT_S, isolation_level=None)
     try:
-        _check_content(database)
+        check_content(database)
         # WAL with NORMAL never loses consistency; a power cut may lose the last commits, whose records are sent again.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
@@ -221,7 +239,7 @@ def create_schema(database: sqlite3.Connection) -> None:
     database.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
 
 
-def _check_content(database: sqlite3.Connection) -> None:
+def check_content(database: sqlite3.Connection) -> None:
     """A damage anywhere shows here, before anything is sent; 0.1 s for a million entries.
 
     Raises LedgerError for a format that this version does not know.
@@ -337,7 +355,7 @@ def _open_to_read(path: Path, mode: str, stack: ExitStack) -> sqlite3.Connection
         f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=READERS_WAIT_S, isolation_level=None
     )
     stack.enter_context(closing(database))
-    _check_content(database)
+    check_content(database)
     database.execute("PRAGMA query_only = ON")
     return database
 

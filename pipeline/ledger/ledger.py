@@ -20,6 +20,7 @@ from pipeline.ledger.dropped_fields import DroppedFields
 from pipeline.ledger.failures import FailureEntry, FailureHistory, PastFailure
 from pipeline.ledger.file import (
     LEDGER_NAME,
+    Fetch,
     LedgerBusyError,
     LedgerDamagedError,
     LedgerError,
@@ -279,16 +280,18 @@ def open_ledger(
     lasting: bool = True,
     replace_damaged: bool = False,
     damage: str = "",
+    fetch: Fetch | None = None,
 ) -> Iterator[Ledger]:
     """The ledger in `folder`, for a run, which nobody else can begin until the block ends. now: Unix seconds.
 
     In the place of a damaged one: an empty ledger for this run alone, with the `damage`; replace_damaged: a new one,
     and the damaged one is set aside. lasting=False: an empty ledger for this run alone, without a file or a lock.
+    fetch: brings it from elsewhere first, when the folder is locked.
     Raises LedgerBusyError, LedgerError.
     """
     with ExitStack() as stack:
         if lasting:
-            file = stack.enter_context(hold_file(folder, now, replace_damaged=replace_damaged))
+            file = stack.enter_context(hold_file(folder, now, replace_damaged=replace_damaged, fetch=fetch))
         else:
             file = LedgerFile(memory(stack), damage=damage)
         try:

@@ -32,7 +32,7 @@ from pipeline.run.heartbeat import account_of
 from pipeline.run.opening import Run, project_of
 from pipeline.run.people_report import gone_users, people_as_json, people_lines
 from pipeline.run.reading import Read
-from pipeline.run.remember import close_books, let_go_note, moves_cursor
+from pipeline.run.remember import close_books, is_settled, let_go_note, moves_cursor
 from pipeline.run.steps import Plan, mode_for
 from pipeline.run.watch import raise_alarm, update_metrics
 
@@ -60,6 +60,7 @@ class _Left:
 def report(run: Run, account: Account, ending: Ending) -> ExitCode:
     """The results JSON, the rejected rows, the summary, the log's last line, the history, and the last ping."""
     run.interrupt.stop_raising()
+    ending = run.keeper.confirm(ending)
     counts = _count_all(run, account, ending)
     ending = raise_alarm(run, ending, counts)
     try:
@@ -79,7 +80,10 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
         closed = close_books(run, account.read, account.delivered, ending, written)
         if closed is not ending:
             run.console.error(closed.reason)
-        ending = closed
+        finished = run.keeper.finish(closed, is_settled=is_settled(run, account.read, account.delivered))
+        if finished is not closed:
+            run.console.error(finished.reason)
+        ending = finished
         update_metrics(run, written)
     return ending.code
 

@@ -54,7 +54,8 @@ class Pending:
 
 @dataclass(frozen=True)
 class Brake:
-    """All that it decides from. now: Unix seconds. people: what the read says of them. is_whole: it has read all."""
+    """All that it decides from. now: Unix seconds. people: what the read says of them. is_whole: it has read all.
+    resend: why an earlier run may have sent some of it already."""
 
     options: argparse.Namespace
     settings: Settings
@@ -64,6 +65,7 @@ class Brake:
     now: float
     people: PeopleReport
     is_whole: bool
+    resend: str = ""
 
     def ending(self) -> Ending | None:
         """What stops the run; None: nothing."""
@@ -131,6 +133,8 @@ class Brake:
             return None
         query_path = str(self.settings.query_file)
         causes = [] if self.ledger.queries.id_schemes(query_path) else [f"{query_path} is new to the ledger"]
+        if self.resend:
+            causes.append(self.resend)
         return too_many(limit, self._pending, causes)
 
 

@@ -8,7 +8,8 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,14 +23,17 @@ from iterable_client import IterableClient
 from pipeline.config import ROOT, Settings, SettingsError, load_settings
 from pipeline.delivery import Breaker, single_mode
 from pipeline.ledger.ledger import Ledger, LedgerDamagedError, Project, open_ledger, read_ledger
-from pipeline.model.exits import OutputError
+from pipeline.model.exits import Ending, ExitCode, OutputError
 from pipeline.model.ownership import owner_hint
 from pipeline.report.log import LOG_NAME, Console, close_log, open_log
 from pipeline.report.results import reason_of, reserved_run_id
 from pipeline.report.retention import delete_old, sweep
+from pipeline.run.earlier_runs import project_mark
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.run.interrupt import Interrupt
+from pipeline.run.watch import note_outage
 from pipeline.stage.stage import Stage, open_stage
+from pipeline.state import Keeper, StoreDownError, find_ledger, make_keeper
 
 if TYPE_CHECKING:
     from pipeline.sandbox import StandIn  # loaded for --sandbox only
@@ -54,11 +58,16 @@ class Run:
     stage: Stage
     client: IterableClient
     stand_in: StandIn | None
+    keeper: Keeper
 
     @property
     def query_path(self) -> str:
         """What tells one query file from another in the ledger."""
         return str(self.settings.query_file)
+
+    def ending(self) -> Ending | None:
+        """How the run has to end, or None if it may go on. For any thread, and cheap."""
+        return self.interrupt.ending() or self.keeper.ending()
 
     @property
     def leaves_pending(self) -> bool:
@@ -84,17 +93,18 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
     folder = settings.output_dir
     if not folder.is_dir():
         raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
-    ledger = _ledger(options, settings, stack)
+    ledger, keeper = _ledger(options, settings, started_at, stack)
     stage = stack.enter_context(open_stage(folder))
     run_id = _begin_log(settings, console, stack)
     if not (options.sandbox or options.dry_run):  # these may not hold the lock, and so not be alone
         sweep(folder, console.warn)
         delete_old(folder, settings.keep_days, time.time(), console.warn)
         ledger.begin_run(run_id, started_at.timestamp(), settings.query_file.name)
+        keeper.begin_run(run_id)
     ledger.use_query(str(settings.query_file))
     logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
     breaker = Breaker()
-    client = make_client(settings, breaker)
+    client = make_client(settings, breaker, keeper)
     heartbeat = Heartbeat(None if options.dry_run else settings.heartbeat_url)
     heartbeat.start()
     for warning in (*settings.warnings, ledger.warning, ledger.note):
@@ -114,6 +124,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         stage,
         client,
         stand_in,
+        keeper,
     )
 
 
@@ -141,16 +152,50 @@ def project_of(settings: Settings) -> Project:
     return Project(settings.iterable_base_url, credential, settings.iterable_project)
 
 
-def _ledger(options: argparse.Namespace, settings: Settings, stack: ExitStack) -> Ledger:
+def _ledger(
+    options: argparse.Namespace, settings: Settings, started_at: datetime, stack: ExitStack
+) -> tuple[Ledger, Keeper]:
     """Held for a run, empty in the sandbox, and only looked at by a dry run. Only --yes sets a damaged one aside."""
     folder, project, now = settings.output_dir, project_of(settings), time.time()
-    if options.sandbox or not options.dry_run:
-        lasting, replaces = not options.sandbox, options.yes
-        return stack.enter_context(open_ledger(folder, project, now=now, lasting=lasting, replace_damaged=replaces))
+    if options.sandbox:
+        return stack.enter_context(open_ledger(folder, project, now=now, lasting=False)), Keeper()
+    if not options.dry_run:
+        try:
+            return hold_ledger(settings, stack, replace_damaged=options.yes)
+        except StoreDownError as problem:
+            raise note_outage(problem, settings, project, started_at) from problem
     try:
-        return stack.enter_context(read_ledger(folder, project, now=now))
+        place = stack.enter_context(find_ledger(folder, settings.state_url))
+        return stack.enter_context(read_ledger(place.folder, project, now=now)), Keeper()
     except LedgerDamagedError as problem:
-        return stack.enter_context(open_ledger(folder, project, now=now, lasting=False, damage=problem.damage))
+        ledger = open_ledger(folder, project, now=now, lasting=False, damage=problem.damage)
+        return stack.enter_context(ledger), Keeper()
+
+
+def hold_ledger(settings: Settings, stack: ExitStack, *, replace_damaged: bool = False) -> tuple[Ledger, Keeper]:
+    """The ledger, from where STATE_URL says, for somebody who may change it; `finish` its keeper, or nothing is put
+    back. Raises RunError."""
+    folder, project = settings.output_dir, project_of(settings)
+    job = f"{project_mark(project)} {settings.query_file.name}"
+    keeper = make_keeper(settings.state_url, folder, job, replaces_damaged=replace_damaged)
+    ledger = open_ledger(folder, project, now=time.time(), replace_damaged=replace_damaged, fetch=keeper.fetch)
+    return stack.enter_context(ledger), keeper
+
+
+@contextmanager
+def change_ledger(settings: Settings) -> Iterator[Ledger]:
+    """The ledger for who changes it outside of a run, held as by one, and put back where STATE_URL says. Raises
+    RunError."""
+    with ExitStack() as stack:
+        ledger, keeper = hold_ledger(settings, stack)
+        if ledger.damage:
+            raise LedgerDamagedError(ledger.damage)
+        keeper.begin_run("")
+        yield ledger
+        ledger.commit()
+        ending = keeper.finish(Ending(ExitCode.SUCCESS, ""), is_settled=False)
+        if ending.code is not ExitCode.SUCCESS:
+            raise StoreDownError(ending.reason)
 
 
 def settings_for(options: argparse.Namespace, stack: ExitStack) -> tuple[Settings, StandIn | None]:
@@ -187,8 +232,11 @@ def _choose_scratch_folder(output_dir: Path) -> None:
         tempfile.tempdir = str(output_dir)
 
 
-def make_client(settings: Settings, breaker: Breaker | None = None) -> IterableClient:
-    """The client of this Iterable project, whose calls wait through `breaker`. Raises SettingsError."""
+def make_client(settings: Settings, breaker: Breaker | None = None, keeper: Keeper | None = None) -> IterableClient:
+    """The client of this Iterable project, whose calls wait through `breaker` and ask `keeper` before they leave.
+
+    Raises SettingsError.
+    """
     try:
         return IterableClient(
             settings.iterable_api_key,
@@ -206,6 +254,7 @@ def make_client(settings: Settings, breaker: Breaker | None = None) -> IterableC
             ca_bundle=str(settings.iterable_ca_bundle) if settings.iterable_ca_bundle else None,
             sleep=breaker.sleep if breaker is not None else None,
             on_wait=breaker.before_retry if breaker is not None else None,
+            before_request=keeper.before_request if keeper is not None else None,
         )
     except OSError as error:  # ssl.SSLError is one
         problem = f"ITERABLE_CA_BUNDLE names {settings.iterable_ca_bundle}, which is not a certificate store ({error})."

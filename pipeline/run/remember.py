@@ -70,6 +70,12 @@ def _remember_people(run: Run, read: Read) -> None:
         run.ledger.accepted.people.restamp(users)
 
 
+def is_settled(run: Run, read: Read | None, delivered: Delivered | None) -> bool:
+    """Whether nothing is left that an earlier run may have sent without its being known."""
+    is_part = bool(_partial_option(run)) or run.options.since is not None
+    return read is not None and delivered is not None and delivered.stopped is None and not is_part
+
+
 def _is_whole(run: Run, read: Read) -> bool:
     """Whether all was read that there is."""
     return read.is_full and not run.takes_part_of_rows

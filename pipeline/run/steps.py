@@ -82,7 +82,15 @@ def make_plan(run: Run, read: Read) -> Plan:
         f"({mode.name} requests); "
         f"{unchanged:,} unchanged"
     )
+    _say_what_may_be_sent_again(run, sum(pending.values()))
     return _show_plan(run, read, Plan(mode, pending)) if run.options.dry_run else Plan(mode, pending)
+
+
+def _say_what_may_be_sent_again(run: Run, pending: int) -> None:
+    resend = run.keeper.resend
+    if resend is not None and pending and not run.options.baseline:
+        at_most = counted(min(resend.records, pending), "record")
+        run.console.warn(f"Earlier, {resend}: at most {at_most} that it may have sent will be sent again.")
 
 
 def _reject_forgotten(run: Run) -> None:
@@ -140,6 +148,7 @@ def brake(run: Run, read: Read) -> Delivered | None:
         run.started_at.timestamp(),
         read.planner.people,
         is_whole=read.is_full and not run.takes_part_of_rows,
+        resend=str(run.keeper.resend or ""),
     ).ending()
     if ending is None:
         return None
@@ -168,7 +177,9 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
         run.ledger.queries.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
         run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
-    mover = Mover(run.client, run.ledger, run.stage, read.planner.people, interrupted=run.interrupt.ending)
+    if run.keeper.is_remote and (any(plan.pending.values()) or read.planner.changes.moves):
+        _put_back_first(run, read, plan)
+    mover = Mover(run.client, run.ledger, run.stage, read.planner.people, interrupted=run.ending)
     moved = move_addresses(mover, read.planner.changes.moves, run.console)
     if moved.stopped is not None:
         return Delivered(stopped=moved.stopped, has_accepted=moved.moved > 0)
@@ -183,6 +194,20 @@ def _lift_forgotten(run: Run, read: Read) -> None:
         )
         run.ledger.forgotten.lift(read.planner.forgotten.lifted)
         run.ledger.commit()
+
+
+def _put_back_first(run: Run, read: Read, plan: Plan) -> None:
+    """Have whoever goes on after this run, should it die, know what may have been sent by then. Raises RunError."""
+    for kind in Kind:
+        records = pending_records(run.stage, kind)
+        while chunk := list(islice(records, KEYS_PER_LOOKUP)):
+            known = run.ledger.known([each.key for each in chunk])
+            run.ledger.invalidate([each for each in chunk if known.get(each.key, each.fingerprint) != each.fingerprint])
+    for move in read.planner.changes.moves:
+        run.ledger.begin_move(move.key, move.address)
+    run.ledger.commit()
+    is_part = run.takes_part_of_rows or run.options.since is not None
+    run.keeper.begin_sending(sum(plan.pending.values()), is_part=is_part)
 
 
 def _make_delivery(run: Run, read: Read, mode: Mode, *, has_moved: bool) -> Delivery:
@@ -202,10 +227,11 @@ def _make_delivery(run: Run, read: Read, mode: Mode, *, has_moved: bool) -> Deli
         settle_s=settle_s,
         late_from=time.monotonic() + settle_s if has_moved else -math.inf,
         breaker=run.breaker,
-        interrupted=run.interrupt.ending,
+        interrupted=run.ending,
         is_urgent=lambda: run.interrupt.is_urgent,
         progress=progress,
         query=run.query_path,
         window_from=read.window_from,
+        on_commit=run.keeper.note_accepted,
         watched_fields={kind: {name for each, name in remembered if each is kind} for kind in Kind},
     )

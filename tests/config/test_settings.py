@@ -96,6 +96,7 @@ def test_defaults_are_those_of_the_design(no_file: Path) -> None:
         "iterable_ca_bundle": None,
         "heartbeat_url": None,
         "output_dir": ROOT,
+        "state_url": None,
         "keep_days": 0,
         "max_run_minutes": None,
         "since_overlap_hours": 24.0,
