@@ -32,7 +32,10 @@ PRINTED_ADDRESS = "http://127.0.0.1:8080"  # of the stand-in, in the chapters
 SAMPLE_PERSON = "alex.moreau@example.com"
 NOT_RUN = re.compile(r"\b(useradd|systemctl|podman|pip install)\b")
 OF_OTHER_PROGRAMS = {"--build-arg", "--project-type", "--now"}
-OTHER_VARIABLES = {"HTTPS_PROXY"}
+OTHER_VARIABLES = {
+    *("HTTPS_PROXY", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    *("AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
 CHAPTERS_WITH_COMMANDS = [page for page in CHAPTERS if blocks("bash", page.read_text(encoding="utf-8"))]
 
 
@@ -156,7 +159,7 @@ def test_commands_options_and_settings_in_the_text_exist(page: Path) -> None:
             assert name[1] in {*SETTINGS, *SECRET_FILES, *OTHER_VARIABLES}, code
     for line in "".join(blocks("ini", page.read_text(encoding="utf-8"))).splitlines():
         if name := re.match(r"([A-Z_]+)=", line):
-            assert name[1] in {*SETTINGS, *SECRET_FILES}, line
+            assert name[1] in {*SETTINGS, *SECRET_FILES, *OTHER_VARIABLES}, line
 
 
 def known_options(parser: argparse.ArgumentParser) -> set[str]:
