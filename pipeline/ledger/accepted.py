@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pipeline.ledger.people import KnownPeople, KnownUser
+from pipeline.ledger.row_digests import RowDigests
 from pipeline.model.keys import HASH_BYTES, USER_BYTES, is_given, split_fields, split_names
 from pipeline.model.records import Kind, Record, UserDetails
 from pipeline.model.sql import insert_many, rows_of_keys, run_for_keys
@@ -42,7 +43,8 @@ class Accepted:
         self.run = 0
         self.query = 0
         self._stale: dict[str, bool] = {}  # by table: whether any entry's day lags too far behind
-        self.people = KnownPeople(database, project)
+        self.row_digests = RowDigests(database, project, today)
+        self.people = KnownPeople(database, project, self.row_digests)
 
     # Looking up -----------------------------------------------------------------------------------------------
 
@@ -98,6 +100,8 @@ class Accepted:
         events = [each for each in records if each.kind is Kind.EVENT] if users else records
         given = [each for each in events if is_given(each.key)]
         made = [each for each in events if not is_given(each.key)] if given else events
+        # What is accepted of other events leaves alone what was accepted before.
+        self.row_digests.forget(each.key for each in [*users, *given])
         if users:
             self._accept_users(users, now)
         self._accept_rows("events (key, fingerprint", list(map(_KEY_FINGERPRINT, made)), "", now)
@@ -145,6 +149,7 @@ class Accepted:
 
     def invalidate(self, records: Sequence[Record]) -> None:
         """Requests with these may leave: of what they contain, nothing counts as accepted any more."""
+        self.row_digests.forget(each.key for each in records)
         users = {each.key: each.details or _NOTHING for each in records if each.kind is Kind.USER}
         known = self.known_users(list(users))
         self._database.executemany(
@@ -202,6 +207,7 @@ class Accepted:
         for table in TABLES:
             self._database.execute(f"DELETE FROM {table} WHERE project = ? AND seen_day < ?", (self._project, day))
         self.people.forget_unknown()
+        self.row_digests.forget_old()
 
     def _of_keys(self, columns: str, table: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
         return rows_of_keys(self._database, columns, table, self._project, keys)

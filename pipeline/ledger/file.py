@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.ledger import forgotten, verifications
+from pipeline.ledger import forgotten, row_digests, verifications
 from pipeline.ledger.lock import Locked, hold_lock, is_locked
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.ownership import owner_hint
@@ -100,6 +100,7 @@ CREATE TABLE runs (
 );
 """
     + forgotten.TABLE
+    + row_digests.TABLE
     + verifications.TABLE
 )
 

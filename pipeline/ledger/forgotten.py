@@ -174,6 +174,7 @@ class Forgotten:
             self._delete("past_failures", *_begins_with(key[:USER_BYTES]))
             self._delete("users", "key = ?", (key,))
             self._delete("more_persons", "key = ?", (key,))
+            self._delete("row_digests", "key = ?", (key[:USER_BYTES],))
         for each in person.persons:
             self._delete("more_persons", "person = ?", (each,))
 

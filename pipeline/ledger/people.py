@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.ledger.row_digests import RowDigests
 from pipeline.model.records import Record
 from pipeline.model.sql import rows_of_keys, run_for_keys
 
@@ -29,9 +30,10 @@ class KnownUser(NamedTuple):
 class KnownPeople:
     """Those of one project. any_moved: whether any address has changed."""
 
-    def __init__(self, database: sqlite3.Connection, project: int) -> None:
+    def __init__(self, database: sqlite3.Connection, project: int, row_digests: RowDigests) -> None:
         self._database = database
         self._project = project
+        self._row_digests = row_digests
         self.any_moved = self._has("users", "address IS NOT NULL")
         self._any_more_persons = self._has("more_persons", "true")
 
@@ -92,6 +94,7 @@ class KnownPeople:
 
     def add_persons(self, persons: Sequence[tuple[bytes, bytes]]) -> None:
         """More people at the address of a user: a person, and the user's key."""
+        self._row_digests.forget(key for _, key in persons)
         self._database.executemany(
             "INSERT OR IGNORE INTO more_persons (project, person, key) VALUES (?, ?, ?)",
             [(self._project, person, key) for person, key in persons],
@@ -99,6 +102,7 @@ class KnownPeople:
 
     def forget_users(self, keys: Sequence[bytes]) -> None:
         """They turned out to be known under other keys."""
+        self._row_digests.forget(keys)
         run_for_keys(self._database, "DELETE FROM users WHERE", self._project, keys)
 
     def begin_move(self, key: bytes, address: bytes) -> None:
@@ -115,6 +119,7 @@ class KnownPeople:
         self.any_moved = True
 
     def _update_user(self, key: bytes, assignments: str, *values: object) -> None:
+        self._row_digests.forget([key])
         self._database.execute(
             f"UPDATE users SET {assignments} WHERE project = ? AND key = ?", (*values, self._project, key)
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.model.keys import (
@@ -158,6 +158,18 @@ class Hasher:
 
     def fingerprints(self, payloads: Iterable[bytes]) -> list[bytes]:
         return self._hash(payloads, HASH_BYTES)
+
+    def row_digests(self, meaning: str) -> Callable[[bytes], bytes]:
+        """What makes digests of rows, given all that decides beside them what they become."""
+        lead = self._hashers[HASH_BYTES].copy()
+        lead.update(f"rows\n{meaning}\n".encode())
+
+        def digest(rows: bytes) -> bytes:
+            hasher = lead.copy()
+            hasher.update(rows)
+            return hasher.digest()
+
+        return digest
 
     def text(self, text: str) -> bytes:
         """A hash of what the ledger has to recognize and nobody shall read there, such as a reason or a path."""

@@ -119,7 +119,7 @@ class Brake:
 
     def _too_few(self) -> Ending | None:
         before = self.ledger.queries.last_full_users(str(self.settings.query_file)) if self.is_whole else None
-        return too_few(self.stage.people.count_users(), before) if before else None
+        return too_few(self.stage.count_users(), before) if before else None
 
     def _too_old(self) -> Ending | None:
         days = self.settings.max_event_age_days

@@ -129,6 +129,7 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
             enters=options.baseline,
             trusts_guess=None if is_whole else run.ledger.queries.trusts_id(run.query_path),
             lifts_forgotten=bool(options.only and options.full is True and options.yes),
+            is_whole=is_whole and not options.baseline,
         )
         name = CSV_NAME.format(run.run_id)
         try:
@@ -194,7 +195,7 @@ def planned(planner: Planner | None, blocks: Iterable[Rows]) -> Iterator[tuple[R
     for rows in blocks:
         by_column = list(map(Column, zip(*rows, strict=True)))
         if planner is not None:
-            planner.plan(by_column)
+            planner.plan(by_column, rows)
         yield rows, by_column
     if planner is not None:
         planner.end_reading()

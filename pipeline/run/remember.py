@@ -18,6 +18,7 @@ from pipeline.run.id_schemes import id_scheme_of
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
 from pipeline.run.since import cursor_fingerprint, why_cursor_stays
+from pipeline.transform.known_rows import enter_settled
 from pipeline.transform.rules import Rules
 
 MAX_REASON_CHARS = 300
@@ -50,7 +51,7 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
         run.query_path,
         full_read=is_whole,
         window_from=window_from,
-        users=None if has_braked else run.stage.people.count_users(),
+        users=None if has_braked else run.stage.count_users(),
     )
     if not has_braked:
         _remember_people(run, read)
@@ -59,6 +60,8 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
         if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
             run.ledger.queries.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=True)
         _remember_dropped_fields(run, read, delivered)
+        if is_whole:
+            enter_settled(run.ledger, run.stage)
 
 
 def _remember_people(run: Run, read: Read) -> None:

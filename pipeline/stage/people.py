@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record, UserDetails
 from pipeline.model.sql import insert_many
@@ -20,6 +20,17 @@ from pipeline.stage.states import CODES, LATE, PENDING, UNCHANGED, States
 _USER_COLUMNS = "row, identity, key, fingerprint, payload, fields, sent, person, address, origin"
 
 NOT_CARRIED_OUT = (401, 403, 407, 429)  # the key, a proxy or the limits refused the request, so that it changed nothing
+
+
+class Note(NamedTuple):
+    """is_stale: whether the ledger is to learn something of the user without an update. settled: whether it has nothing
+    to learn, and how it knows the user; see `known_rows`."""
+
+    is_stale: bool = False
+    settled: int = 0
+
+
+_NOTHING = Note()
 
 
 class People:
@@ -40,19 +51,17 @@ class People:
         self._known = known
 
     def stage_users(
-        self, records: Sequence[Record], states: Sequence[int] | None = None, stale: Sequence[bool] | None = None
+        self, records: Sequence[Record], states: Sequence[int] | None = None, notes: Sequence[Note] | None = None
     ) -> None:
         """Users, each once. An empty payload: the user can't be updated, and is there for its events.
 
-        states: their `first_states`, where they are known. stale: whether the ledger is to learn something of the user
-        without an update.
+        states: their `first_states`, where they are known.
         """
-        stale = [False] * len(records) if stale is None else stale
+        notes = [_NOTHING] * len(records) if notes is None else notes
         rows = [
-            (*each[1:6], *(each.details or UserDetails()), int(is_stale))
-            for each, is_stale in zip(records, stale, strict=True)
+            (*each[1:6], *(each.details or UserDetails()), *note) for each, note in zip(records, notes, strict=True)
         ]
-        insert_many(self._database, f"INSERT INTO users ({_USER_COLUMNS}, is_stale) VALUES", rows)
+        insert_many(self._database, f"INSERT INTO users ({_USER_COLUMNS}, is_stale, settled) VALUES", rows)
         if states is None:
             states = self._known.first_states([each.key for each in records], [each.fingerprint for each in records])
         for each, state in zip(records, states, strict=True):
@@ -85,11 +94,6 @@ class People:
     def record_of(self, key: bytes) -> Record | None:
         row = self._database.execute(f"SELECT {_USER_COLUMNS} FROM users WHERE key = ?", (key,)).fetchone()
         return None if row is None else _user_record(row)
-
-    def count_users(self) -> int:
-        """Users that this read has found."""
-        (count,) = self._database.execute("SELECT count(*) FROM users").fetchone()
-        return int(count)
 
     def read(self, state: int, first: bytes, before: bytes) -> Iterator[UserRecords]:
         """The users in this state, in the order of their keys. first, before: from this key on, and up to that one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice, product
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from pipeline.model.exits import OutputError
 from pipeline.model.keys import USER_BYTES, is_given
 from pipeline.model.records import FailedRecord, Kind, Outcome, Record
 from pipeline.model.sql import insert_many
+from pipeline.stage import known_rows
 from pipeline.stage.duplicates import Doubled, Duplicates
 from pipeline.stage.event_runs import KEYS_PER_LOOKUP, EventRuns
 from pipeline.stage.known_records import FailedBefore, Known, KnownRecords
+from pipeline.stage.known_rows import KnownRows
 from pipeline.stage.outcomes import Outcomes
 from pipeline.stage.pages import UserRecords, pages, records_of
 from pipeline.stage.people import People
@@ -36,7 +38,7 @@ _BEHIND_ALL_KEYS = b"\xff" * (USER_BYTES + 1)
 class Stage:
     """The connection. Make it with `open_stage`."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, folder: Path) -> None:
         self._database = database
         self._largest_user_row = 0  # in characters
         self._has_all_users = False  # until the rows of each are put together, a user is in `user_rows` only
@@ -49,6 +51,7 @@ class Stage:
         self.outcomes = Outcomes(database, self.states, self._runs)
         self.known = KnownRecords()
         self.people = People(database, self.states, self._runs, self.outcomes, self.known)
+        self.known_rows = KnownRows(database, folder, self.states)
 
     # Staging --------------------------------------------------------------------------------------------------
 
@@ -65,6 +68,10 @@ class Stage:
         """What rows say about their users, to be put together when all of them are there."""
         self._largest_user_row = max([self._largest_user_row, *(len(content) for *_, content in rows)])
         insert_many(self._database, "INSERT INTO user_rows (key, row, identity, content) VALUES", rows)
+
+    def forget_user_rows(self) -> None:
+        """What they say is put together, and staged."""
+        self._database.execute("DELETE FROM user_rows")
 
     def user_rows(self) -> Iterator[UserRow]:
         """User by user in the order of their keys, each user's in the query's order."""
@@ -132,7 +139,13 @@ class Stage:
         self.merged_users = self.left_users = 0
         self.doubled = Doubled()
         self._duplicates.clear()
+        self.known_rows.clear()
         self.states.clear()
+
+    def count_users(self) -> int:
+        """Users that this read has found."""
+        (count,) = self._database.execute("SELECT count(*) FROM users").fetchone()
+        return int(count) + self.known_rows.totals().users
 
     # What is to be sent ---------------------------------------------------------------------------------------
 
@@ -212,13 +225,15 @@ class Stage:
             for row, has_outcome in self._database.execute(f"SELECT {source}"):
                 if not has_outcome:
                     self.states.set(Kind.USER, row, PENDING)
+        self.known_rows.restore_users()
         for row, outcome in self._database.execute("SELECT row, outcome FROM undelivered WHERE kind = 'user'"):
             self.states.set(Kind.USER, row, CODES[Outcome(outcome)])
         columns = "key, row, identity, fingerprint, payload"
         self._database.execute(f"INSERT INTO users ({columns}) SELECT key, max(row), identity, x'', x'' {missing}")
 
 
-_SCHEMA = """
+_SCHEMA = (
+    """
 PRAGMA page_size = 8192;  -- a run of ten events fits into one page
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
@@ -228,7 +243,7 @@ CREATE TABLE user_rows (key BLOB NOT NULL, row INTEGER NOT NULL, identity TEXT N
 CREATE TABLE users (
     key BLOB NOT NULL UNIQUE, row INTEGER NOT NULL, identity TEXT NOT NULL, fingerprint BLOB NOT NULL,
     payload BLOB NOT NULL, fields BLOB NOT NULL DEFAULT x'', sent BLOB NOT NULL DEFAULT x'', person BLOB, address BLOB,
-    origin BLOB, is_stale INTEGER NOT NULL DEFAULT 0
+    origin BLOB, is_stale INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE events (  -- runs of neighbours that belong to one user
     first_row INTEGER PRIMARY KEY, entries BLOB NOT NULL, payloads BLOB NOT NULL
@@ -249,8 +264,10 @@ CREATE TABLE omitted (  -- values
     kind TEXT NOT NULL, row INTEGER NOT NULL, field TEXT NOT NULL, reason TEXT NOT NULL, own_key BLOB NOT NULL,
     own_fingerprint BLOB NOT NULL, is_new INTEGER NOT NULL DEFAULT 1
 );
-BEGIN;
 """
+    + known_rows.TABLES
+    + "BEGIN;"
+)
 
 
 @contextmanager
@@ -261,13 +278,13 @@ def open_stage(folder: Path) -> Iterator[Stage]:
     SQLITE_TMPDIR would come too late here: SQLite reads it when its module is imported.
     """
     directory = str(folder).replace("'", "''")
-    database = sqlite3.connect("", isolation_level=None)
-    try:
+    with ExitStack() as stack:
+        database = stack.enter_context(closing(sqlite3.connect("", isolation_level=None)))
         try:
             database.execute(f"PRAGMA temp_store_directory = '{directory}'")
             database.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise OutputError(f"{folder} can't hold the records of this run ({error}).") from error
-        yield Stage(database)
-    finally:
-        database.close()
+        stage = Stage(database, folder)
+        stack.callback(stage.known_rows.close)
+        yield stage

@@ -38,7 +38,9 @@ class States:
         states[row] = state
 
     def set_all(self, kind: Kind, rows: Sequence[int], states: bytes) -> None:
-        is_run = rows and rows[-1] - rows[0] == len(rows) - 1
+        is_run = (
+            rows and rows[-1] - rows[0] == len(rows) - 1 and (isinstance(rows, range) or list(rows) == sorted(rows))
+        )
         if is_run and kind is Kind.EVENT:  # in the order of their rows, without gaps
             self.set(kind, rows[-1], states[-1])
             self._states[kind][rows[0] : rows[-1] + 1] = states

@@ -192,6 +192,10 @@ class AddressChanges:
                 self._sharing.append(user)
                 return
 
+    def former_users(self) -> list[bytes]:
+        """The keys of the users who seem to have another address now: whoever has the old one is to be staged."""
+        return [each.old.key for each in self._changed]
+
     def settle(self) -> None:
         """Call it when all users of the read are staged."""
         if self._rules.person_is_guessed and not self._trusts_guess():

@@ -6,14 +6,13 @@ Of a user whom Iterable has, only the fields are sent that differ. Sends nothing
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count, groupby, repeat
+from itertools import count, groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from iterable.export import types_of
+from iterable.export import Column, types_of
 from pipeline.ledger.forgotten import later_owner
 from pipeline.ledger.ledger import Ledger
 from pipeline.model.failure_policy import EVENT_ID_CONFLICT
@@ -26,6 +25,9 @@ from pipeline.transform import events
 from pipeline.transform.address_changes import AddressChanges, PeopleReport
 from pipeline.transform.forgotten import ForgottenUsers
 from pipeline.transform.identity import identity, origin_of
+from pipeline.transform.known_rows import KnownRows, NewRows, Planned
+from pipeline.transform.row_changes import RowChanges
+from pipeline.transform.row_groups import Row
 from pipeline.transform.rules import Columns, Rules
 from pipeline.transform.updates import Merged, Updates, omitted_of
 from pipeline.transform.users import MergedUser, merge, user_values
@@ -34,9 +36,6 @@ from pipeline.transform.values import InvalidRecord, canonical, cell_text
 RECORDS_PER_STAGING = 2_000
 BYTES_PER_STAGING = 2**20
 REMEMBERED_USERS = 40_000
-SLOTS = 2**19
-NOBODY = frozenset([hash(None), hash(repr(None)), hash(""), hash(repr(""))])
-_TEXT_OR_NULL = frozenset({str, type(None)})
 BETWEEN_VALUES = "\n"  # JSON has none
 
 
@@ -67,53 +66,6 @@ class _Person(NamedTuple):
     origin: bytes | None
 
 
-class _PersonsSeen:
-    """Which rows name another person, or another earlier address, than the row of their user before.
-
-    Of more than two persons at one address, no more is learnt from a third; so a column with another value in each row,
-    such as a row number, stages each user twice, and not once for each row.
-    """
-
-    def __init__(self) -> None:
-        self._owners, self._persons, self._previous = (array("q", bytes(8 * SLOTS)) for _ in range(3))
-        self._seen = bytearray(SLOTS)
-
-    def changed(self, people: Sequence[str], persons: Sequence[Any], previous: Sequence[Any] = ()) -> list[int]:
-        places = []
-        for place, who in enumerate(people):
-            owner, person = hash(who), hash(persons[place])
-            slot = owner % SLOTS
-            earlier = hash(previous[place]) if previous else 0
-            if self._owners[slot] != owner:
-                self._owners[slot], self._seen[slot] = owner, 0
-            elif self._previous[slot] == earlier and (
-                person in NOBODY or self._persons[slot] == person or self._seen[slot] > 1
-            ):
-                continue
-            if person not in NOBODY and (not self._seen[slot] or self._persons[slot] != person):
-                self._seen[slot] = min(self._seen[slot] + 1, 2)
-                self._persons[slot] = person
-            self._previous[slot] = earlier
-            places.append(place)
-        return places
-
-
-def _differing(remembered: array[int], people: Sequence[str], hashes: Iterable[int]) -> list[int]:
-    """The places whose hash is not the one that is remembered for their user; remembers them."""
-    places = []
-    for place, (who, said) in enumerate(zip(people, hashes, strict=True)):
-        slot = hash(who) % SLOTS
-        if remembered[slot] != said:
-            remembered[slot] = said
-            places.append(place)
-    return places
-
-
-def _comparable(values: Sequence[Any]) -> Sequence[Any]:
-    """Values whose hashes tell them apart, as hash(-1) == hash(-2)."""
-    return values if types_of(values) <= _TEXT_OR_NULL else list(map(repr, values))
-
-
 class Planner:
     """Takes the rows, and leaves what became of them in the stage."""
 
@@ -129,11 +81,13 @@ class Planner:
         enters: bool = False,
         trusts_guess: bool | None = None,
         lifts_forgotten: bool = False,
+        is_whole: bool = False,
     ) -> None:
         """full: the kinds of records that are sent although Iterable has them. leave_known_users: users that the ledger
         knows are not updated. enters: everything will be entered as accepted (--baseline).
         trusts_guess: whether a guessed PERSON_COLUMN says who people are; None: this read shows it.
-        lifts_forgotten: people whom --forget has forgotten are sent all the same."""
+        lifts_forgotten: people whom --forget has forgotten are sent all the same. is_whole: these are all rows of a
+        query file, so that the ledger may know users by all that is said of them."""
         stage.begin(
             None if Kind.EVENT in full or ledger.is_empty else self._known_events,
             ledger.failures.failed_before if ledger.failures.exist else None,
@@ -157,54 +111,80 @@ class Planner:
         self._keys: dict[str, bytes] = {}  # of users, by identity
         self._origins: dict[str, bytes] = {}  # of those whose address has changed
         self._unidentified: set[bytes] = set()  # keys of those whose address or id can't be sent
-        # Most rows repeat what the row before said about their user. In the slot of a user, and of others that share
-        # it: a hash of who was last staged there, and with what. A user who shares one may be staged more than once.
-        self._last_said = array("q", bytes(8 * SLOTS))
-        self._last_fields = array("q")
-        self._persons: _PersonsSeen | None = None
-        if rules.person_column is not None:
-            self._last_fields = array("q", bytes(8 * SLOTS))
-            self._persons = _PersonsSeen()
+        self._row_changes = RowChanges(rules)
+        self._known_rows: KnownRows | None = None
+        if is_whole and not (full or ledger.is_empty):
+            self._known_rows = KnownRows(ledger, stage, rules, columns, self._user_keys)
 
-    def plan(self, block: Sequence[Sequence[Any]]) -> None:
-        """Plan some rows, given by the column."""
-        columns: Columns = dict(zip(self._columns, block, strict=True))
-        names = columns[self._rules.identity_column]
-        numbers: Sequence[int] = range(self.rows + 1, self.rows + 1 + len(names))
-        self.rows += len(names)
-        people = self._identify(columns, names, numbers)
-        if None in people:
-            places = [place for place, who in enumerate(people) if who is not None]
-            columns, numbers = events.selected(columns, places), [numbers[place] for place in places]
-        named = [who for who in people if who is not None]
-        user_keys = self._plan_users(columns, numbers, named)
-        self._plan_events(columns, numbers, named, user_keys)
-        if self._waiting.is_enough:
-            self._flush()
+    def plan(self, by_column: Sequence[Sequence[Any]], rows: Sequence[Row] | None = None) -> None:
+        """Plan some rows, given by the column. rows: the same by the row, where they are at hand."""
+        numbers = range(self.rows + 1, self.rows + 1 + len(by_column[0]))
+        self.rows += len(numbers)
+        if self._known_rows is not None and self._known_rows.pays:
+            block = list(zip(*by_column, strict=True)) if rows is None else rows
+            self._plan_new(self._known_rows, self._known_rows.take(block))
+        else:
+            self._plan_columns(dict(zip(self._columns, by_column, strict=True)), numbers)
+            self._flush_enough()
 
     def end_reading(self) -> None:
         """From here on, every record has a place in the account."""
+        if self._known_rows is not None:
+            self._plan_new(self._known_rows, self._known_rows.end())
         self._flush()
         self._stage.end_reading()
 
     def finish(self) -> None:
         """All rows are staged: put together what those of each user say, and see who has another address."""
-        self._keys, self._last_said, self._last_fields, self._persons = {}, array("q"), array("q"), None
-        users: list[Merged] = []
-        size = 0
-        for user in self._merged_users():
-            users.append(user)
-            size += sum(map(len, user.said.values))
-            if len(users) >= RECORDS_PER_STAGING or size >= BYTES_PER_STAGING:
-                self._stage_merged(users)
-                users, size = [], 0
-        self._stage_merged(users)
+        if self._known_rows is not None:
+            self._plan_again(self._known_rows, self._known_rows.mixed())
+        self._stage_users()
+        former_users = self.changes.former_users()
+        if self._known_rows is not None and former_users:
+            self._stage.forget_user_rows()
+            self._plan_again(self._known_rows, self._known_rows.of_users(former_users))
+            self._stage_users()
+        known = self._stage.known_rows.totals()
+        self.changes.users += known.users
+        self.people.found += known.found
+        self.people.known += known.known_persons
         if self._rules.person_column is not None:
             self.changes.settle()
         self.forgotten.reject(trusts_persons=self.people.trusts_guess)
         if self._rules.id_column is not None and not self._ledger.is_empty:
             self._reject_ids_of_others()
         self.people.gone = max(0, self._ledger.accepted.count_users_of_query() - self.people.found)
+
+    # Rows -----------------------------------------------------------------------------------------------------
+
+    def _plan_new(self, known: KnownRows, new: Sequence[NewRows]) -> None:
+        for each in new:
+            known.note_planned(each, self._plan_rows(known, each))
+            self._flush_enough()
+        if not known.pays:
+            self._plan_again(known, known.end())
+
+    def _plan_again(self, known: KnownRows, rows: Iterable[NewRows]) -> None:
+        for each in rows:
+            self._plan_rows(known, each)
+            self._flush_enough()
+        self._flush()
+
+    def _plan_rows(self, known: KnownRows, new: NewRows) -> Planned:
+        by_column = map(Column, zip(*new.rows, strict=True))
+        return self._plan_columns(dict(zip(known.columns, by_column, strict=True)), new.numbers)
+
+    def _plan_columns(self, columns: Columns, numbers: Sequence[int]) -> Planned:
+        """Plan rows that have these numbers."""
+        names = columns[self._rules.identity_column]
+        people = self._identify(columns, names, numbers)
+        if None in people:
+            places = [place for place, who in enumerate(people) if who is not None]
+            columns, numbers = events.selected(columns, places), [numbers[place] for place in places]
+        named = [who for who in people if who is not None]
+        user_keys = self._user_keys(named)
+        staged = self._plan_users(columns, numbers, named, user_keys)
+        return Planned(*self._plan_events(columns, numbers, named, user_keys), staged)
 
     # Users ----------------------------------------------------------------------------------------------------
 
@@ -249,16 +229,21 @@ class Planner:
                 if person.origin is not None:
                     self._origins[who] = person.origin
 
-    def _plan_users(self, columns: Columns, numbers: Sequence[int], people: Sequence[str]) -> list[bytes]:
-        """Stages what each row says about its user, unless the user's row before said the same; returns the keys."""
+    def _user_keys(self, people: Sequence[str]) -> list[bytes]:
         unknown = [who for who in dict.fromkeys(people) if who not in self._keys]
         if unknown:
             self._remember(unknown)
         try:
-            keys = [self._keys[who] for who in people]
+            return [self._keys[who] for who in people]
         except KeyError:  # one block has more people than are remembered
-            keys = [self._key_of(who) for who in people]
-        places = self._changed_indexes(columns, people)
+            return [self._key_of(who) for who in people]
+
+    def _plan_users(
+        self, columns: Columns, numbers: Sequence[int], people: Sequence[str], keys: Sequence[bytes]
+    ) -> int:
+        """Stages what each row says about its user, unless the user's row before said the same; returns how many do
+        not repeat it."""
+        places = self._row_changes.places(columns, people)
         if len(places) < len(people):
             columns = events.selected(columns, places)
         values = user_values(columns, len(places), self._rules)
@@ -266,34 +251,25 @@ class Planner:
             content = BETWEEN_VALUES.join(each)
             self._waiting.user_rows.append((keys[place], numbers[place], people[place], content))
             self._waiting.size += len(content)
-        return keys
+        return len(places)
 
     def _key_of(self, who: str) -> bytes:
         if who not in self._keys:
             self._remember([who])
         return self._keys[who]
 
-    def _changed_indexes(self, columns: Columns, people: Sequence[str]) -> list[int]:
-        """The places of the rows that do not say of their user what the user's row before has said."""
-        rules = self._rules
-        of_user = [field.column for field in rules.user_template.fields]
-        places = _differing(self._last_said, people, self._hashes(columns, [*of_user, *rules.person_columns], people))
-        if self._persons is None or not places:
-            return places
-        named = [people[place] for place in places]
-        columns = events.selected({name: columns[name] for name in (*of_user, *rules.person_columns)}, places)
-        fields = _differing(self._last_fields, named, self._hashes(columns, of_user, named))
-        cells = [_comparable(columns[column]) for column in rules.person_columns]
-        return [places[place] for place in sorted({*fields, *self._persons.changed(named, *cells)})]
-
-    def _hashes(self, columns: Columns, names: Sequence[str], people: Sequence[str]) -> Iterator[int]:
-        """A hash for what each row says in these columns; of text alone, as hash(-1) == hash(-2)."""
-        is_text = [types_of(columns[name]) <= _TEXT_OR_NULL for name in names]
-        cells = [
-            columns[name] if as_it_is else list(map(repr, columns[name]))
-            for name, as_it_is in zip(names, is_text, strict=True)
-        ]
-        return map(hash, zip(people, *cells, repeat(hash(tuple(is_text)))))
+    def _stage_users(self) -> None:
+        """Put together what the rows of each user say, and stage what is to be sent of it."""
+        self._keys, self._row_changes = {}, RowChanges(self._rules)
+        users: list[Merged] = []
+        size = 0
+        for user in self._merged_users():
+            users.append(user)
+            size += sum(map(len, user.said.values))
+            if len(users) >= RECORDS_PER_STAGING or size >= BYTES_PER_STAGING:
+                self._stage_merged(users)
+                users, size = [], 0
+        self._stage_merged(users)
 
     def _merged_users(self) -> Iterator[Merged]:
         """What the rows of each user say together."""
@@ -315,7 +291,8 @@ class Planner:
 
     def _plan_events(
         self, columns: Columns, numbers: Sequence[int], people: Sequence[str], user_keys: Sequence[bytes]
-    ) -> None:
+    ) -> tuple[events.Events, bytes]:
+        """Stages their events; returns them, with their states."""
         found = events.events(columns, people, self._rules)
         for place, problem in found.problems:
             self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
@@ -332,6 +309,7 @@ class Planner:
         for each in found.omitted:
             place = each.place
             waiting.omitted.append(omitted_of(self._ledger, Kind.EVENT, numbers[place], user_keys[place], each))
+        return found, states
 
     def _keys_of_events(self, found: events.Events, user_keys: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Keys and fingerprints. A key that stands for all that the event says tells its content from any other."""
@@ -418,6 +396,10 @@ class Planner:
     ) -> None:
         undelivered = FailedRecord(kind, number, who, Outcome.REJECTED, None, "InvalidRecord", f"{problem}.", 0)
         self._waiting.refusals.append(KeyedFailure(key, fingerprint, undelivered))
+
+    def _flush_enough(self) -> None:
+        if self._waiting.is_enough:
+            self._flush()
 
     def _flush(self) -> None:
         waiting = self._waiting

@@ -13,7 +13,9 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.people import KnownUser
 from pipeline.model.keys import FIELD_NAME_BYTES, merged_fields, split_fields
 from pipeline.model.records import Kind, Record, UserDetails
+from pipeline.stage.known_rows import IS_FOUND, IS_KNOWN_PERSON, IS_SETTLED
 from pipeline.stage.outcomes import Omitted
+from pipeline.stage.people import Note
 from pipeline.stage.stage import Stage
 from pipeline.stage.states import LATE, PENDING, UNCHANGED
 from pipeline.transform.address_changes import (
@@ -42,6 +44,8 @@ from pipeline.transform.users import (
 from pipeline.transform.values import InvalidRecord
 
 BETWEEN_VALUES = "\n"
+
+_NOTHING = Note()
 
 Refuse = Callable[[Kind, int, str, InvalidRecord, bytes, bytes], None]
 
@@ -101,7 +105,8 @@ class Updates:
         identities = self._identities(users, texts_of_persons, known)
         records: list[Record] = []
         states: list[int] = []
-        stale: list[bool] = []  # what the ledger is to learn of users that are not sent
+        notes: list[Note] = []
+        omitted = {each.place for each in fields.omitted}
         for place, (user, fingerprint, update) in enumerate(zip(users, fingerprints, updates, strict=True)):
             row = known.get(user.key)
             problem = fields.problems.get(place)
@@ -116,10 +121,10 @@ class Updates:
             record = Record(Kind.USER, user.said.row, user.who, user.key, fingerprint, payload, details)
             records.append(record)
             states.append(self._state(row, is_pending=is_pending))
-            stale.append(row is not None and not is_pending and self._is_stale(row, record))
+            notes.append(_NOTHING if row is None or is_pending else self._note(row, record, user, place in omitted))
             self._report.found += row is not None and row.query == self._ledger.accepted.query
         self._put_late_last(records, states)
-        self._stage.people.stage_users(records, states, stale)
+        self._stage.people.stage_users(records, states, notes)
         self._count(users)
         follows_people = self._rules.person_column is not None and not self._is_new
         if follows_people or self._ledger.forgotten:
@@ -219,12 +224,18 @@ class Updates:
             return UNCHANGED
         return PENDING
 
-    def _is_stale(self, row: KnownUser, record: Record) -> bool:
-        """Whether the ledger may learn something of an unchanged user: all fields as a whole (as the query
-        file says it that found the user first), or who it is."""
+    def _note(self, row: KnownUser, record: Record, user: Merged, has_omitted: bool) -> Note:
+        """Of an unchanged user: whether the ledger may learn something (all fields as a whole, as the query file says
+        it that found the user first, or who it is), or else knows all that there is to say."""
         person = record.details.person if record.details is not None else None
-        is_known_in_parts = row.fingerprint != record.fingerprint and row.query == self._ledger.accepted.query
-        return is_known_in_parts or (person is not None and row.person is None)
+        is_of_query = row.query == self._ledger.accepted.query
+        is_known_in_parts = row.fingerprint != record.fingerprint and is_of_query
+        if is_known_in_parts or (person is not None and row.person is None):
+            return Note(is_stale=True)
+        is_special = user.said.disagreed or user.said.persons or has_omitted or row.moving_to is not None
+        if is_special or row.fingerprint != record.fingerprint or person not in (None, row.person):
+            return _NOTHING
+        return Note(settled=IS_SETTLED | is_of_query * IS_FOUND | (person is not None) * IS_KNOWN_PERSON)
 
     def _put_late_last(self, records: Sequence[Record], states: list[int]) -> None:
         late = self._stage.known.failed_before([each.key for each in records])

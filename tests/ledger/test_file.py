@@ -135,6 +135,16 @@ def test_schema_stays_what_it_is_as_every_ledger_has_it(tmp_path: Path) -> None:
             "holds_for BLOB",
             "last_full_at INTEGER",
         ],
+        "row_digests": [
+            "project INTEGER NOT NULL",
+            "key BLOB NOT NULL",
+            "query INTEGER NOT NULL",
+            "digest BLOB NOT NULL",
+            "events INTEGER NOT NULL",
+            "is_found INTEGER NOT NULL",
+            "is_known_person INTEGER NOT NULL",
+            "day INTEGER NOT NULL",
+        ],
         "runs": [
             "id INTEGER",
             "project INTEGER NOT NULL",

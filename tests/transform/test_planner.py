@@ -195,7 +195,7 @@ def test_users_in_any_order_beyond_what_is_remembered_are_one_update_each(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.transform.planner.REMEMBERED_USERS", 3)
-    monkeypatch.setattr("pipeline.transform.planner.SLOTS", 3)
+    monkeypatch.setattr("pipeline.transform.row_changes.SLOTS", 3)
     values = ["pro", None, "free", None, "pro", "team", None]
     rows = [ROW | NO_EVENT | {"email": f"{n}@example.com", "plan_type": value} for value in values for n in range(10)]
     found = plan(opened, rows, rows_per_block=7)
@@ -253,7 +253,7 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
     whole = plan(opened, rows)
     monkeypatch.setattr("pipeline.transform.planner.RECORDS_PER_STAGING", 4)
     monkeypatch.setattr("pipeline.transform.planner.REMEMBERED_USERS", 2)
-    monkeypatch.setattr("pipeline.transform.planner.SLOTS", 2)
+    monkeypatch.setattr("pipeline.transform.row_changes.SLOTS", 2)
     with open_both(tmp_path, now=NOW_S, lasting=False) as other:
         piecemeal = plan(other, rows, rows_per_block=3)
     assert [payload for _, payload in piecemeal.users] == [payload for _, payload in whole.users]
@@ -619,7 +619,7 @@ def test_nothing_that_a_row_says_is_lost_where_users_share_a_slot(
     names = ("email", "plan_type", "id", "previous_email")
     with ExitStack() as stack:
         monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
-        monkeypatch.setattr("pipeline.transform.planner.SLOTS", slots)
+        monkeypatch.setattr("pipeline.transform.row_changes.SLOTS", slots)
         opened = stack.enter_context(open_both(tmp_path_factory.getbasetemp(), now=NOW_S, lasting=False))
         planner = Planner(opened.ledger, opened.stage, rules, names)
         for start in range(0, len(rows), rows_per_block):
