@@ -200,10 +200,14 @@ class FirstRows:
         if reasons:
             self.bad_rows = len({each.row for alike in reasons.values() for each in alike})
             is_new = self._settings.exit_on_rejected != "new" or _is_any_new(stage)
-            yield self._about_rejected(list(reasons.values()), users + events + unchanged, is_new=is_new)
+            hopeless = [kind for kind in Kind if _are_all_rejected(stage, kind)]
+            yield self._about_rejected(list(reasons.values()), users + events + unchanged, hopeless, is_new=is_new)
 
-    def _about_rejected(self, reasons: Sequence[Sequence[FailedRecord]], others: int, *, is_new: bool) -> Finding:
-        """reasons: the rejected records that have each. others: how many records can be sent, or are there already."""
+    def _about_rejected(
+        self, reasons: Sequence[Sequence[FailedRecord]], others: int, hopeless: Sequence[Kind], *, is_new: bool
+    ) -> Finding:
+        """reasons: the rejected records that have each. others: how many records can be sent, or are there already.
+        hopeless: the kinds of which none can."""
         count = sum(map(len, reasons))
         found = "; ".join(map(_reason, reasons[:SHOWN_REASONS]))
         more = f"; and {len(reasons) - SHOWN_REASONS} more reasons" if len(reasons) > SHOWN_REASONS else ""
@@ -212,8 +216,10 @@ class FirstRows:
         if not is_new:
             text = f"{share}: {found}{more}; all are known from earlier runs (EXIT_ON_REJECTED=new)"
             return note(Area.ROWS, text, remedy)
-        if not others:
-            remedy = "fix the query or the settings: no record could be sent"
+        if hopeless:
+            remedy = (
+                f"fix the query or the settings: no {' and no '.join(each.value for each in hopeless)} could be sent"
+            )
             return bad(Area.ROWS, f"{share}: {found}{more}", remedy, ExitCode.REJECTED)
         return note(Area.ROWS, f"{share}: {found}{more}", remedy, ExitCode.REJECTED)
 
@@ -231,6 +237,12 @@ class FirstRows:
 
 def _folder_for_stage(output_dir: Path) -> Path:
     return output_dir if os.access(output_dir, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _are_all_rejected(stage: Stage, kind: Kind) -> bool:
+    outcomes = stage.states.count_outcomes()[kind]
+    rejected = outcomes[Outcome.REJECTED]
+    return 0 < rejected == sum(outcomes.values()) + stage.states.count_pending(kind)
 
 
 def _reason(alike: Sequence[FailedRecord]) -> str:

@@ -26,6 +26,7 @@ from pipeline.transform.values import InvalidRecord, field_value, unix_microseco
 MOST_PARTS = 200  # of one column's JSON; one with more has names that are data
 MOST_LINES = 20  # of them in the table
 NO_VALUE = "(no value)"
+UNSENDABLE = object()
 KNOWN_TYPES = ("string", "date", "long", "double", "boolean", "object", "nested")
 NUMBERS = frozenset({"long", "double"})
 OBJECTS = frozenset({"object", "nested"})
@@ -81,16 +82,20 @@ class Mapped:
 
 
 class Sampler:
-    """Looks at rows, and keeps a sample of each type that a field has. Rows that can't be sent are left out."""
+    """Looks at rows, and keeps a sample of each type that a field has. Records that can't be sent count only for fields
+    that no other record has."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._samples: dict[tuple[Kind, str, str, str, bool], Sample] = {}
+        self._of_rejected: dict[tuple[Kind, str, str, str, bool], Sample] = {}
         self._parts: dict[tuple[Kind, str], set[str]] = {}
 
     @property
     def samples(self) -> list[Sample]:
-        return list(self._samples.values())
+        known = {(each.kind, each.column) for each in self._samples.values()}
+        others = [each for each in self._of_rejected.values() if (each.kind, each.column) not in known]
+        return [*self._samples.values(), *others]
 
     def add(self, columns: Columns, count: int, first_row: int) -> None:
         """first_row: the number of the first of these `count` rows."""
@@ -105,25 +110,24 @@ class Sampler:
             self._take(Kind.EVENT, rules.event_fields, columns, named[place], first_row)
 
     def _take(self, kind: Kind, fields: Sequence[FieldMap], columns: Columns, place: int, first_row: int) -> None:
-        try:
-            values = [field_value(columns[field.column][place], field, self._rules.zone) for field in fields]
-        except InvalidRecord:
-            return
-        for field, value in zip(fields, values, strict=True):
-            if value is None:
+        found_values = [columns[field.column][place] for field in fields]
+        values = [_sendable(each, field, self._rules) for each, field in zip(found_values, fields, strict=True)]
+        samples = self._of_rejected if UNSENDABLE in values else self._samples
+        for field, found, value in zip(fields, found_values, values, strict=True):
+            if value is None or value is UNSENDABLE:
                 continue
-            found = columns[field.column][place]
             is_time = isinstance(found, str) and isinstance(value, str) and is_a_time(value)
             parents = [(".".join(field.path[:depth]), "object") for depth in range(1, len(field.path))]
             for name, type_ in (*parents, *typed_parts(field.name, value)):
-                self._keep(Sample(kind, field.column, name, type_, source_type(found), first_row + place, is_time))
+                sample = Sample(kind, field.column, name, type_, source_type(found), first_row + place, is_time)
+                self._keep(sample, samples)
 
-    def _keep(self, sample: Sample) -> None:
+    def _keep(self, sample: Sample, samples: dict[tuple[Kind, str, str, str, bool], Sample]) -> None:
         names = self._parts.setdefault((sample.kind, sample.column), set())
         if sample.name in names or len(names) < MOST_PARTS:
             names.add(sample.name)
             key = (sample.kind, sample.column, sample.name, sample.type, sample.is_time)
-            self._samples.setdefault(key, sample)
+            samples.setdefault(key, sample)
 
 
 def _identity(value: Any, rules: Rules) -> str | None:
@@ -131,6 +135,14 @@ def _identity(value: Any, rules: Rules) -> str | None:
         return identity(value, rules)
     except InvalidRecord:
         return None
+
+
+def _sendable(found: Any, field: FieldMap, rules: Rules) -> Any:
+    """The value as it would be sent, or UNSENDABLE."""
+    try:
+        return field_value(found, field, rules.zone)
+    except InvalidRecord:
+        return UNSENDABLE
 
 
 def typed_parts(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -571,3 +571,18 @@ def test_ctrl_c_ends_a_query_that_takes_long(program: Program, sample: Any) -> N
     os.kill(process.pid, signal.SIGINT)
     run = program.wait_for(process)
     assert (run.code, run.err) == (130, "The run was interrupted by SIGINT.\n")
+
+
+def test_users_none_of_whom_can_be_sent_are_bad_although_events_can_be_and_their_types_are_shown(
+    program: Program, tmp_path: Path
+) -> None:
+    rows = [(f"{number}@example.com", "Y", 7, "2026-01-13 08:00:00") for number in range(3)]
+    make_table(tmp_path / "users.db", "email, newsletter, score, event_time", rows)
+    use_query(program, "SELECT * FROM rows")
+    check = program.run("--check", USER_FIELDS="newsletter:newsletter:boolean,score", EVENT_FIELDS="-")
+    assert check.code == 1
+    (line,) = (each for each in lines(check.out) if each.startswith("[BAD ]"))
+    assert line.endswith("-> fix the query or the settings: no user could be sent")
+    assert ["score", "score", "long", "integer,", "row", "1", "new"] in [
+        each.split() for each in check.out.splitlines()
+    ]
