@@ -25,10 +25,13 @@ if __name__ == "__main__":
     require_python_and_packages()
 
 import argparse
+import logging
+import threading
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
+from typing import NoReturn
 
 from iterable import VERSION
 from pipeline.config import parse_moment
@@ -278,6 +281,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(ExitCode.BUG)
 
 
+def _leave(code: int) -> NoReturn:
+    """End the process. A driver's thread that hangs could hold it, or abort it, while Python ends in its usual way."""
+    if any(thread.daemon for thread in threading.enumerate()):
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        logging.shutdown()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    _leave(main())

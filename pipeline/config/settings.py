@@ -18,7 +18,9 @@ from pipeline.config import parsers as parse
 from pipeline.config.fields import FieldMap, parse_fields, parse_user_fields
 from pipeline.config.parsers import MaxChanges, Parser, split_database_url
 
-_SECRET_OPTION = re.compile(r"pass|pwd|secret|token|credential|key$", re.IGNORECASE)
+_SECRET_OPTION = re.compile(r"pass|pwd|secret|token|credential|jwt|signature|odbc_connect|key$", re.IGNORECASE)
+_ODBC_PASSWORD = re.compile(r"(?:PWD|Password)\s*=\s*(\{(?:[^}]|\}\})*\}|[^;]+)", re.IGNORECASE)
+OPEN_OPTION_CHARS = 7  # of a text among a driver's options that may be shown, such as "require"
 
 
 @dataclass(frozen=True)
@@ -346,7 +348,9 @@ class Settings:
         for address in (self.database_url, self.iterable_proxy):
             parts = split_database_url(address or "")
             secrets += [parts.password, unquote(parts.password or "")]
-            secrets += [value for name, value in parse_qsl(parts.query) if _names_secret(name)]
+            for name, value in parse_qsl(parts.query):
+                if _names_secret(name):
+                    secrets += [value, *_ODBC_PASSWORD.findall(value)]
         return [*secrets, *_secrets_among(self.database_options or {})]
 
     def shown_database(self) -> str:
@@ -375,11 +379,13 @@ def _names_secret(option: str) -> bool:
     return _SECRET_OPTION.search(option) is not None
 
 
-def _secrets_among(options: Mapping[str, Any], all_of_them: bool = False) -> Iterator[str]:
-    """The texts of a driver's options whose name, or that of an object around them, is one of a secret's."""
-    for name, value in options.items():
-        is_secret = all_of_them or _names_secret(name)
-        if isinstance(value, dict):
-            yield from _secrets_among(value, is_secret)
-        elif is_secret and isinstance(value, str):
-            yield value
+def _secrets_among(value: Any, is_secret: bool = False) -> Iterator[str]:
+    """The texts of a driver's options that are long, or whose name, or that of an object around them, is a secret's."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _secrets_among(each, is_secret or _names_secret(name))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _secrets_among(each, is_secret)
+    elif isinstance(value, str) and (is_secret or len(value) > OPEN_OPTION_CHARS):
+        yield value

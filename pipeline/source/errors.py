@@ -16,7 +16,6 @@ MAX_QUOTED_CHARS = 500
 PACKAGES = {
     "MySQLdb": "mysqlclient",
     "mssql_python": "mssql-python",
-    "mysql": "mysql-connector-python",
     "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
 }
@@ -38,6 +37,8 @@ BETTER_URLS = {
     "postgres": "is not known to SQLAlchemy; write postgresql+psycopg:// instead",
     "spark": "is not known to SQLAlchemy; write impala:// instead, and run: pip install impyla",
 }
+SYSTEM_PACKAGES = {"libodbc.so.2": "unixodbc", "libmariadb.so.3": "libmariadb3", "libpq.so.5": "libpq5"}
+_SYSTEM_LIBRARY = re.compile(r"^(\S+\.so[.\d]*): cannot open shared object file")
 _DUCKDB_EXTENSION = re.compile(r'Install it first using "INSTALL (\w+)"')
 _QUERY_QUOTED = re.compile(r"\n\n|\nLINE \d+: ")  # by PostgreSQL and DuckDB, with a line that points at the place
 
@@ -75,6 +76,8 @@ def explained(what: str) -> Iterator[None]:
         raise
     except ModuleNotFoundError as error:
         raise DriverMissingError(f"{what}: {_to_install(PACKAGES.get(str(error.name), str(error.name)))}") from error
+    except ImportError as error:
+        raise DriverMissingError(f"{what}: {_to_load(error)}") from error
     except Exception as error:  # drivers raise TypeError for options they don't know, ValueError for odd dates
         raise _kind(error)(f"{what}: {_reason(error)}") from error
 
@@ -100,14 +103,22 @@ def _reason(error: Exception) -> str:
     if _is_of_duckdb(cause):
         return _duckdb_reason(text)
     name = "" if _is_a_driver_s(cause) else f"{type(cause).__name__}: "
-    return name + _sentence(text)
+    return name + _sentence(_text_of(cause))
+
+
+def _text_of(error: Exception) -> str:
+    """Some drivers give a number or a state, and a text, perhaps as bytes: (2003, "It's off") -> It's off (2003)"""
+    if len(error.args) != 2 or str(error) != str(error.args):
+        return str(error)
+    code, text = error.args
+    text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    lines = list(dict.fromkeys(text.splitlines()))  # DB-Lib says each twice
+    return "\n".join(lines) if str(code) in text else f"{' '.join(lines).rstrip('.')} ({code})"
 
 
 def _unknown_url(beginning: str) -> str:
     if beginning in DIALECTS:
         return _to_install(DIALECTS[beginning])
-    if beginning in BETTER_URLS:
-        return f"{beginning}:// in DATABASE_URL {BETTER_URLS[beginning]}."
     return (
         "DATABASE_URL starts with an unknown kind of database; expected, for example, sqlite:///, duckdb:///, "
         "postgresql+psycopg:// or mysql+pymysql://."
@@ -137,6 +148,14 @@ def _is_a_driver_s(error: Exception) -> bool:
 
 def _to_install(packages: str) -> str:
     return f"its driver is not installed; run: pip install {packages}"
+
+
+def _to_load(error: ImportError) -> str:
+    missing = _SYSTEM_LIBRARY.search(str(error))
+    if missing is None:
+        return f"its driver can't be loaded: {_sentence(str(error))}"
+    package = SYSTEM_PACKAGES.get(missing[1], "that has it")
+    return f"its driver needs {missing[1]}, a library of the system; install the package {package}."
 
 
 def _sentence(text: str) -> str:

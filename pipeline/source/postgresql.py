@@ -58,12 +58,18 @@ def prepare_postgresql(connection: Connection) -> Callable[[str], str]:
     values = ", ".join(f"('{name}', '{value}')" for name, value in SETTINGS.items())
     connection.exec_driver_sql(_SET.format(values))
     own_types = [tuple(row) for row in connection.exec_driver_sql(_OWN_TYPES)]
-    prepare = {"psycopg": _prepare_psycopg, "psycopg2": _prepare_psycopg2}.get(driver)
-    if prepare is not None:
-        prepare(raw, own_types, keeps_any_bytes)
+    if driver in DRIVERS:
+        _PREPARE[driver](raw, own_types, keeps_any_bytes)
     if keeps_any_bytes:
         return lambda sql: sql.encode().decode("latin-1")
     return lambda sql: sql
+
+
+def prepare_relative(connection: Connection) -> None:
+    """Redshift and CockroachDB, which have its drivers and few of its catalogs and settings."""
+    if connection.dialect.name == "cockroachdb":
+        connection.execution_options(postgresql_readonly=True)
+    _PREPARE[connection.dialect.driver](connection.connection.driver_connection, [], False)
 
 
 def _take_letters_for_bytes(connection: Any) -> None:
@@ -163,3 +169,6 @@ def _cast_as(cast: Callable[[str | None, Any], Any], text: str | None, cursor: A
 
 def _any_text_cast(text: str | None, _cursor: Any) -> str | None:
     return None if text is None else text.encode("latin-1").decode(errors="surrogateescape")
+
+
+_PREPARE = {"psycopg": _prepare_psycopg, "psycopg2": _prepare_psycopg2}

@@ -62,7 +62,6 @@ class _Session:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        worker.cancel = self.cancel
         self._connection: Connection | None = None
         self._cursor: Any = None
         self._mysql: tuple[str, int] | None = None
@@ -86,7 +85,10 @@ class _Session:
             self._mysql = identify(connection)
             connection.rollback()
         else:
+            if connection.dialect.driver in pg.DRIVERS:
+                pg.prepare_relative(connection)
             prepare_session(connection)
+        self.worker.cancel = self.cancel
         return connection
 
     def execute(self, connection: Connection, sql: str) -> CursorResult[Any]:
@@ -166,10 +168,10 @@ def _make_engine(url: URL, options: Mapping[str, Any]) -> Engine:
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
+    refuse_bad_drivers(url)
     backend = url.get_backend_name()
     ours = pg.OPTIONS if url.get_driver_name() in pg.DRIVERS else OPTIONS.get(backend, {})
     engine = create_engine(url, poolclass=NullPool, connect_args={**ours, **options})
-    refuse_bad_drivers(engine)
     prepare_driver(engine)
     keep_times_of_mysql(engine)
     return engine

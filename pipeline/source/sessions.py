@@ -15,6 +15,7 @@ from pipeline.source.errors import BETTER_URLS, SourceError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Engine
+    from sqlalchemy.engine import URL
 
 # By the name of the dialect. Alternatives stand in a row: the first that the server takes is enough.
 STATEMENTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -22,6 +23,7 @@ STATEMENTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("SET TIME ZONE 'UTC'", "SET TIMEZONE='UTC'"),  # of Spark and Hive; of Impala
     ),
     "databricks": (("SET TIME ZONE 'UTC'",),),
+    "cockroachdb": (("SET TIME ZONE 'UTC'",), ("SET DateStyle TO 'ISO, MDY'",), ("SET IntervalStyle TO 'postgres'",)),
     "redshift": (
         ("SET TimeZone TO 'UTC'",),
         ("SET DateStyle TO 'ISO, MDY'",),
@@ -44,6 +46,10 @@ STATEMENTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("SET TRANSACTION READ ONLY",),
     ),
+    # These connect with the first statement only, so that a server that never answers would hold the query.
+    "trino": (("SELECT 1",),),
+    "awsathena": (("SELECT 1",),),
+    "bigquery": (("SELECT 1",),),
     "mssql": (
         (
             "SET LANGUAGE us_english; SET DATEFIRST 7; SET TEXTSIZE 2147483647; SET ROWCOUNT 0; SET ANSI_NULLS ON; "
@@ -55,21 +61,30 @@ CURSORS_WITH_SESSIONS = ("impala",)
 # What SQLAlchemy hands to the driver, beside DATABASE_OPTIONS.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"trino": {"timezone": "UTC"}}
 
-# Drivers that load all rows before they give the first one.
-LOAD_EVERYTHING = ("mysqlconnector",)
+# Drivers that can't do this job, by the name in the URL, and the beginning of a URL that can.
+LOADS_ALL = "loads all rows into memory before it gives the first one; write {0} instead, and run: pip install {1}"
+NOT_OURS = "may end the query for one odd value; write {0} instead, and run: pip install {1}"
+BAD_DRIVERS = {
+    "mariadbconnector": NOT_OURS.format("mysql+pymysql://", "pymysql"),
+    "mysqlconnector": LOADS_ALL.format("mysql+pymysql://", "pymysql"),
+    "pg8000": NOT_OURS.format("postgresql+psycopg://", "'psycopg[binary]'"),
+    "redshift_connector": LOADS_ALL.format("redshift+psycopg2://", "sqlalchemy-redshift psycopg2-binary"),
+}
 
 
-def refuse_bad_drivers(engine: Engine) -> None:
-    """Raises SourceError for a driver that can't do this job, though it is installed."""
-    dialect = engine.dialect
-    if dialect.driver in LOAD_EVERYTHING:
-        raise SourceError(
-            f"The driver {dialect.driver} in DATABASE_URL loads all rows into memory before it gives the first one; "
-            "write mysql+pymysql:// instead, and run: pip install pymysql"
-        )
-    name = "clickhouse" if dialect.name.startswith("clickhouse") else dialect.name
+def refuse_bad_drivers(url: URL) -> None:
+    """Raises SourceError for a driver that can't do this job, before anybody is told to install it."""
+    backend, _, driver = url.drivername.partition("+")
+    name = "clickhouse" if backend.startswith("clickhouse") else backend
     if name in BETTER_URLS:
         raise SourceError(f"{name}:// in DATABASE_URL {BETTER_URLS[name]}.")
+    if driver in BAD_DRIVERS:
+        raise SourceError(f"The driver {driver} in DATABASE_URL {BAD_DRIVERS[driver]}")
+    if url.get_dialect().is_async:
+        raise SourceError(
+            f"The driver {driver} in DATABASE_URL is for asynchronous programs; write the URL of another driver, such "
+            "as postgresql+psycopg:// or mysql+pymysql://."
+        )
 
 
 def prepare_session(connection: Connection) -> None:

@@ -30,10 +30,13 @@ class NoAnswer(Exception):
 
 
 class Worker:
-    """Runs one call after another in its thread. cancel: ends the one that runs; may be called often."""
+    """Runs one call after another in its thread.
+
+    cancel: ends the one that runs, and may be called often; None: nothing can, so nobody waits for it.
+    """
 
     def __init__(self, name: str, should_stop: Callable[[], bool]) -> None:
-        self.cancel: Callable[[], object] = lambda: None
+        self.cancel: Callable[[], object] | None = None
         self.is_stuck = False
         self._should_stop = should_stop
         self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
@@ -100,7 +103,7 @@ class Worker:
         """Cancel it, more than once, as the first time may come before it has begun in the database."""
         deadline = time.monotonic() + CANCEL_S
         cancelling: Thread | None = None
-        while self._is_busy and time.monotonic() < deadline:
+        while self._is_busy and self.cancel is not None and time.monotonic() < deadline:
             if cancelling is None or not cancelling.is_alive():
                 cancelling = Thread(target=self._quietly, args=[self.cancel], daemon=True)  # it may block, too
                 cancelling.start()

@@ -199,11 +199,35 @@ def test_options_for_a_database_that_is_a_file_are_refused(url: str, database: s
 
 
 def test_options_for_a_server_are_an_object_and_what_opens_it_is_secret() -> None:
-    options = '{"sslmode": "require", "connect_args": {"token": "t0k3n", "timeout": 5}, "private_key": "k3y-k3y"}'
+    options = (
+        '{"sslmode": "require", "connect_args": {"token": "t0k3n", "timeout": 5}, "private_key": "k3y-k3y", '
+        '"sslcert": "/etc/job/cert.pem", "hooks": [{"env": "a-long-text"}, ["b-long-text"]]}'
+    )
     settings = load({"DATABASE_URL": "postgresql+psycopg://db/x", "DATABASE_OPTIONS": options})
     assert settings.database_options == json.loads(options)
-    assert {each for each in settings.secrets() if each} == {KEY, "t0k3n", "k3y-k3y"}
+    long = {"/etc/job/cert.pem", "a-long-text", "b-long-text"}
+    assert {each for each in settings.secrets() if each} == {KEY, "t0k3n", "k3y-k3y", *long}
     assert "t0k3n" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("query", "secrets"),
+    [
+        ("access_token=s3cr3t", {"s3cr3t"}),
+        ("motherduck_token=s3cr3t&threads=4", {"s3cr3t"}),
+        ("private_key=s3cr3t&private_key_file_pwd=0th3r", {"s3cr3t", "0th3r"}),
+        ("credentials_base64=czNjcjN0&location=EU", {"czNjcjN0"}),
+        ("aws_secret_access_key=s3cr3t&aws_session_token=0th3r", {"s3cr3t", "0th3r"}),
+        (
+            "odbc_connect=SERVER%3Ddb%3BUID%3Dme%3BPWD%3Ds3cr3t%3BEncrypt%3Dyes",
+            {"SERVER=db;UID=me;PWD=s3cr3t;Encrypt=yes", "s3cr3t"},
+        ),
+        ("sslmode=verify-full&application_name=sync", set()),
+    ],
+)
+def test_what_opens_a_database_is_secret_in_a_url_too(query: str, secrets: set[str]) -> None:
+    settings = load({"DATABASE_URL": f"x+y://db/name?{query}"})
+    assert {each for each in settings.secrets() if each} == {KEY, *secrets}
 
 
 @pytest.mark.parametrize(

@@ -444,22 +444,25 @@ def test_signal_while_duckdb_is_imported_ends_the_run_by_it(tmp_path: Path) -> N
     """What a handler raises in the middle of this import aborts the process, or is dropped."""
     (tmp_path / "query.sql").write_text(ENDLESS)
     code = (
-        "import os, signal, sys; from pathlib import Path; from pipeline.source import *\n"
+        "import os, signal, sys, threading; from pathlib import Path; from pipeline.source import *\n"
         "class Asked(BaseException): pass\n"
         "def ask(*_): raise Asked\n"
         "signal.signal(signal.SIGTERM, ask)\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == '_duckdb': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        if name == '_duckdb':\n"
+        "            print(threading.current_thread().name, flush=True)\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Finder())\n"
         f"url = '{MEMORY}'\n"
         "try:\n"
         "    with open_query(url, read_query(Path(sys.argv[1]), url), root=Path('/')): pass\n"
-        "except Asked: print(hasattr(sys.modules.get('_duckdb'), 'connect'))"
+        "except Asked: print('asked', flush=True)\n"
+        "os._exit(0)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "query.sql")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "duckdb\nasked\n", "")
 
 
 def test_signal_ends_a_query_at_work(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +17,10 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
+from pipeline.sandbox import StandIn
 from pipeline.source import SourceBusyError, SourceError, open_query, read_query
-from tests.program import Program, use_query
-from tests.reading import Alarm, alarm, opened, read, rows
+from tests.program import Finished, Program, use_query
+from tests.reading import Alarm, alarm, opened, problem, read, rows
 
 DRIVERS = ["psycopg", "psycopg2"]
 
@@ -172,6 +175,114 @@ def wait_until_at_work(url: str) -> list[int]:
 LIMIT_S = 5  # two seconds, on a machine that has nothing else to do
 
 
+# Drivers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (
+            "mysql+mysqlconnector://user:secret@db/name",
+            "The driver mysqlconnector in DATABASE_URL loads all rows into memory before it gives the first one; write "
+            "mysql+pymysql:// instead, and run: pip install pymysql",
+        ),
+        (
+            "mariadb+mariadbconnector://user:secret@db/name",
+            "The driver mariadbconnector in DATABASE_URL may end the query for one odd value; write mysql+pymysql:// "
+            "instead, and run: pip install pymysql",
+        ),
+        (
+            "postgresql+pg8000://user:secret@db/name",
+            "The driver pg8000 in DATABASE_URL may end the query for one odd value; write postgresql+psycopg:// "
+            "instead, and run: pip install 'psycopg[binary]'",
+        ),
+        (
+            "redshift+redshift_connector://user:secret@db/name",
+            "The driver redshift_connector in DATABASE_URL loads all rows into memory before it gives the first one; "
+            "write redshift+psycopg2:// instead, and run: pip install sqlalchemy-redshift psycopg2-binary",
+        ),
+        (
+            "postgresql+asyncpg://user:secret@db/name",
+            "The driver asyncpg in DATABASE_URL is for asynchronous programs; write the URL of another driver, such as "
+            "postgresql+psycopg:// or mysql+pymysql://.",
+        ),
+    ],
+)
+def test_driver_that_can_not_do_this_job_is_refused_before_it_is_installed(
+    tmp_path: Path, url: str, reason: str
+) -> None:
+    assert problem(url, "SELECT 1 AS id", tmp_path) == reason
+
+
+@pytest.mark.parametrize("beginning", ["clickhouse", "clickhouse+native", "clickhousedb", "clickhousedb+connect"])
+def test_clickhouse_is_refused_with_the_way_out(tmp_path: Path, beginning: str) -> None:
+    assert problem(f"{beginning}://user:secret@db/name", "SELECT 1 AS id", tmp_path) == (
+        "clickhouse:// in DATABASE_URL is not supported, as its drivers load all rows into memory; export the rows to "
+        "Parquet files, and read these with DATABASE_URL=duckdb:///:memory:."
+    )
+
+
+def test_library_of_the_system_that_a_driver_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    text = "libodbc.so.2: cannot open shared object file: No such file or directory"
+    (folder / "pyodbc.py").write_text(f"raise ImportError({text!r})")
+    monkeypatch.delitem(sys.modules, "pyodbc", raising=False)
+    monkeypatch.syspath_prepend(folder)
+    assert problem("mssql+pyodbc://user:secret@db/name?driver=x", "SELECT 1 AS id", tmp_path) == (
+        "The database can't be opened: its driver needs libodbc.so.2, a library of the system; install the package "
+        "unixodbc."
+    )
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_options_reach_the_driver_and_their_values_no_output(
+    program: Program, iterable: StandIn, postgresql_url: str, driver: str
+) -> None:
+    pytest.importorskip(driver)
+    use_query(
+        program, "SELECT 'ada@example.com' AS email, current_setting('application_name') AS app FROM pg_class LIMIT 1"
+    )
+    options = {"application_name": "sync-of-users", "password": "s3cr3t"}
+    settings: dict[str, Any] = {
+        "DATABASE_URL": postgresql_url.replace("psycopg", driver),
+        "DATABASE_OPTIONS": json.dumps(options),
+    }
+    run = program.run(**settings, USER_FIELDS="app", EVENT_FIELDS="-")
+    assert (run.code, run.err) == (0, "")
+    assert iterable.project.users["ada@example.com"]["dataFields"] == {"app": "sync-of-users"}
+    use_query(program, "SELECT CAST('sync-of-users s3cr3t' AS integer) AS email")
+    run = program.run(**settings, USER_FIELDS="-", EVENT_FIELDS="-")
+    assert (run.code, "sync-of-users" in everything(run), "s3cr3t" in everything(run)) == (66, False, False)
+
+
+def test_options_reach_pymysql(tmp_path: Path, mysql_url: str) -> None:
+    query_file = tmp_path / "query.sql"
+    query_file.write_text("SELECT @told AS told")
+    options = {"init_command": "SET @told = 'by the driver'"}
+    with open_query(mysql_url, read_query(query_file, mysql_url), root=tmp_path, options=options) as result:
+        assert list(rows(result)) == [{"told": "by the driver"}]
+
+
+def everything(run: Finished) -> str:
+    """Whatever a run says, but for the CSV's own data."""
+    return run.out + run.err + run.log + "".join(path.read_text() for path in run.files("*.json"))
+
+
+@pytest.mark.parametrize(("name", "driver"), [("redshift", "psycopg2"), ("cockroachdb", "psycopg")])
+def test_relatives_of_postgresql_have_its_values(tmp_path: Path, postgresql_url: str, name: str, driver: str) -> None:
+    """By their own packages, on PostgreSQL."""
+    pytest.importorskip(f"sqlalchemy_{name}")
+    url = postgresql_url.replace("postgresql+psycopg", f"{name}+{driver}")
+    sql = """SELECT current_setting('TimeZone') AS a, 'infinity'::date AS b, '[1]'::json AS c, '24:00'::time AS d,
+        '2026-01-13 08:45:12+01'::timestamptz AS e FROM generate_series(1, 3000)"""
+    instant = datetime(2026, 1, 13, 7, 45, 12, tzinfo=timezone.utc)
+    first, *others = read(url, sql, tmp_path)
+    assert first["b"].problem == "is infinity, which can't be sent as a date"
+    assert first["d"].problem == "is 24:00:00, which can't be sent as a time"
+    assert (first["a"], first["c"], first["e"], len(others)) == ("UTC", [1], instant, 2999)
+
+
 # Stops ------------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +301,42 @@ def test_signal_ends_a_query_at_work_here_and_on_the_server(tmp_path: Path, serv
     with within(LIMIT_S), pytest.raises(Alarm), alarm(), opened(server, sleeping(server), tmp_path):
         pass
     assert is_alone(server)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_wait_for_a_server_that_never_answers(
+    program: Program, server: str, sign: signal.Signals
+) -> None:
+    use_query(program, "SELECT 1 AS email")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{server.partition('://')[0]}://user:s3cr3t@127.0.0.1:{silent.getsockname()[1]}/name"
+        process = program.start("--quiet", DATABASE_URL=url, USER_FIELDS="-", EVENT_FIELDS="-")
+        silent.settimeout(30)
+        with silent.accept()[0]:
+            process.send_signal(sign)
+            with within(LIMIT_S):
+                run = program.wait_for(process)
+    assert (run.code, run.out, run.err) == (128 + sign, "", f"The run was interrupted by {sign.name}.\n")
+
+
+def test_driver_that_hangs_changes_no_exit_code(program: Program, tmp_path: Path) -> None:
+    """One such as mssql-python's, whose clean-up waits for the call that hangs."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    (folder / "pymssql.py").write_text(
+        "import atexit, threading\nnever = threading.Event()\natexit.register(never.wait, 60)\n"
+        "Error, __version__, paramstyle = type('Error', (Exception,), {}), '2.4.6', 'pyformat'\n"
+        "def connect(*args, **options): print('waits', flush=True); never.wait()\n"
+    )
+    use_query(program, "SELECT 1 AS email")
+    settings: dict[str, Any] = {"DATABASE_URL": "mssql+pymssql://user:s3cr3t@db/name", "PYTHONPATH": str(folder)}
+    process = program.start("--quiet", **settings, USER_FIELDS="-", EVENT_FIELDS="-")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(signal.SIGTERM)
+    with within(LIMIT_S):
+        run = program.wait_for(process)
+    assert (run.code, run.err) == (143, "The run was interrupted by SIGTERM.\n")
 
 
 def test_query_at_work_ends_when_asked_to_stop(tmp_path: Path, server: str) -> None:
