@@ -49,6 +49,7 @@ def chapter(name: str) -> str:
 
 
 OPERATIONS = chapter("operations")
+MONITORING = chapter("monitoring")
 DATABASES = chapter("databases")
 TROUBLESHOOTING = chapter("troubleshooting")
 
@@ -304,11 +305,11 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_chapter_on_operations_has_every_exit_code_secret_and_metric() -> None:
+def test_the_chapters_on_operations_and_monitoring_have_every_exit_code_secret_and_metric() -> None:
     codes = [int(code) for cell, *_ in tables("code", OPERATIONS) for code in cell.split(",")]
     assert codes == list(ExitCode)
     assert sorted(cell.strip("`") for cell, _ in tables("setting", OPERATIONS)) == sorted(SECRET_FILES)
-    named = [re.sub(r"\{.*", "", cell.strip("`")) for cell, _ in tables("metric", OPERATIONS)]
+    named = [re.sub(r"\{.*", "", cell.strip("`")) for cell, _ in tables("metric", MONITORING)]
     assert named == [f"{PREFIX}_{name}" for name in METRICS]
 
 
