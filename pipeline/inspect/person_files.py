@@ -194,13 +194,17 @@ def _rows(file: TextIO, path: Path, wanted: Wanted) -> Iterator[tuple[str, bool]
     reader = csv.reader(lines, strict=True)
     head = [unguarded(name.removeprefix("\ufeff")) for name in next(reader, [])]
     yield lines.taken(), False
-    places = _places(head, path, wanted)
+    place = _place_of_id(head, path) if wanted.by_user_id else None
     person = wanted.person_column(head)
     if person is not None and person[1] and _query_file_of(path) != wanted.query_file:
         person = None  # an `id` of another query
     person_place = head.index(person[0]) if person is not None else None
     for cells in reader:
-        named = any(wanted.is_meant(unguarded(cells[place])) for place in places if place < len(cells))
+        if wanted.by_user_id:
+            texts = cells[place : place + 1] if place is not None else []
+        else:
+            texts = [cell for cell in cells if "@" in cell or not wanted.identity]
+        named = bool(texts) and any(map(wanted.is_meant, map(unguarded, texts)))
         if not named and person is not None and person_place is not None and person_place < len(cells):
             named = wanted.is_person(unguarded(cells[person_place]).strip(), person[1])
         yield lines.taken(), named
@@ -209,12 +213,10 @@ def _rows(file: TextIO, path: Path, wanted: Wanted) -> Iterator[tuple[str, bool]
         yield rest, False
 
 
-def _places(head: list[str], path: Path, wanted: Wanted) -> list[int]:
-    if not wanted.by_user_id:
-        return list(range(len(head)))
+def _place_of_id(head: list[str], path: Path) -> int | None:
     report = re.fullmatch(_pattern(VERIFY_REPORT_NAME), path.name)
     column = next((name for name in (("person",) if report else ("user_id", "id")) if name in head), None)
-    return [] if column is None else [head.index(column)]
+    return None if column is None else head.index(column)
 
 
 def _query_file_of(path: Path) -> str | None:

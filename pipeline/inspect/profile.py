@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from iterable_client import Failure
+from iterable_client import MAX_PERSON_BYTES, Failure
 from pipeline.inspect.event_readback import MAX_EVENTS
 from pipeline.inspect.session import InspectionSession
 from pipeline.model.exits import Ending, ExitCode, RunError
@@ -25,13 +25,41 @@ def get_user(session: InspectionSession, identity: str) -> tuple[bool, dict[str,
     ok, answer = (
         session.client.get_user(user_id=identity) if session.by_user_id else session.client.get_user(email=identity)
     )
-    return ok, answer.get("user") or {} if ok else answer
+    if not ok or not answer:
+        return ok, answer if ok else _of_one_person(answer)
+    profile = answer.get("user")
+    if not (isinstance(profile, dict) and profile and isinstance(profile.get("dataFields", {}), (dict, type(None)))):
+        return False, _no_answer("a profile")
+    name = profile.get("userId" if session.by_user_id else "email", identity)
+    if name != identity and (session.by_user_id or str(name).lower() != identity):
+        return False, _no_answer("this person's profile")
+    return True, profile
 
 
 def get_events(session: InspectionSession, identity: str) -> tuple[bool, dict[str, Any]]:
     """(True, {"events": [...]}), (True, {}) for a person whom Iterable does not know, or (False, the details)."""
     who = {"user_id" if session.by_user_id else "email": identity}
-    return session.client.get_events(**who, limit=MAX_EVENTS)
+    ok, answer = session.client.get_events(**who, limit=MAX_EVENTS)
+    if not ok:
+        return False, _of_one_person(answer)
+    events = answer.get("events", [])
+    if answer and (
+        "events" not in answer or not isinstance(events, list) or not all(type(each) is dict for each in events)
+    ):
+        return False, _no_answer("a list of events")
+    return True, answer
+
+
+def _of_one_person(details: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is too long concerns this person alone, and not the line."""
+    if f"more than {MAX_PERSON_BYTES} bytes" in details["error"]:
+        return {**details, "failure": Failure.REJECTED}
+    return details
+
+
+def _no_answer(what: str) -> dict[str, Any]:
+    """Details like those of a refusal: what Iterable has is not known, and so it is not missing."""
+    return {"error": f"Iterable's answer is not {what}", "failure": Failure.REJECTED, "answer": None}
 
 
 def is_client_side(details: Mapping[str, Any]) -> bool:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby, islice
 
 from pipeline.inspect.session import InspectionSession
 from pipeline.ledger.people import KnownUser
 from pipeline.ledger.project import Hasher
 from pipeline.model.keys import USER_BYTES, is_given
 from pipeline.model.records import Kind, Record
+from pipeline.model.sql import KEYS_PER_STATEMENT
 from pipeline.stage.pages import BYTES_A_PAGE, RECORDS_A_PAGE, records_of
-from pipeline.transform.address_changes import changes_only
+from pipeline.stage.stage import BEHIND_ALL_KEYS
+from pipeline.stage.states import UNCHANGED
+from pipeline.transform.address_changes import EMAIL_CHANGED, changes_only
 
 SORTED_BELOW = 1000  # people: so few are read in the order of the query
 
@@ -65,6 +68,7 @@ class Candidates:
         self.left = Left()
         for page in self._pages():
             yield from self._look_up(page)
+        self._leave_changed_addresses()
 
     def _pages(self) -> Iterator[list[tuple[Record | None, list[Record]]]]:
         """Some people at a time, each with the update and the events that a run with --full would send."""
@@ -81,6 +85,26 @@ class Candidates:
                 page, count, size = [], 0, 0
         if page:
             yield page
+
+    def _leave_changed_addresses(self) -> None:
+        """Count what is known of people who have another address now. Iterable has them under the old one, until a run
+        has moved them, or somebody has settled a change that is held."""
+        records = (each for each in self._with_changed_address() if self.identity in (None, each[1]))
+        while chunk := list(islice(records, KEYS_PER_STATEMENT)):
+            known = self.session.ledger.known([key for _, _, key in chunk])
+            for kind, _, key in chunk:
+                self.left.changed[kind] += key in known
+
+    def _with_changed_address(self) -> Iterator[tuple[Kind, str | None, bytes]]:
+        stage = self.session.stage
+        # Nothing else is late in a plan that sends all, and nobody else unchanged.
+        unchanged = records_of(stage.people.read(UNCHANGED, b"", BEHIND_ALL_KEYS))
+        for record in chain(unchanged, *(stage.pending(kind, late=True) for kind in Kind)):
+            yield record.kind, record.identity, record.key
+        for failures in stage.outcomes.refusals():
+            for key, _, failed in failures:
+                if failed.code == EMAIL_CHANGED:
+                    yield failed.kind, failed.identity, key
 
     def _by_person(self) -> Iterator[tuple[Record | None, list[Record]]]:
         stage = self.session.stage

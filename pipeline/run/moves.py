@@ -137,7 +137,8 @@ class Mover:
         if not ok or not profile:
             return False
         if move.old is None:
-            return bool(profile.get("user", {}).get("userId") == move.user_id)
+            user = profile.get("user")
+            return isinstance(user, dict) and user.get("userId") == move.user_id
         ok, profile = self._client.get_user(move.old)
         return ok and not profile
 

@@ -21,7 +21,7 @@ from pipeline.report import DeliveryProgress
 from pipeline.run import dry_run
 from pipeline.run.baseline import enter_baseline
 from pipeline.run.brake import Brake, pending_records
-from pipeline.run.forgotten import reject_forgotten
+from pipeline.run.forgotten import ForgottenListError, reject_forgotten
 from pipeline.run.id_schemes import id_scheme_of
 from pipeline.run.journeys import FoundJourneys, count_by_name, find_journeys
 from pipeline.run.moves import Mover, move_addresses
@@ -96,10 +96,12 @@ def _say_what_may_be_sent_again(run: Run, pending: int) -> None:
 def _reject_forgotten(run: Run) -> None:
     if not run.settings.skip_forgotten or not any(run.stage.states.count_pending(kind) for kind in Kind):
         return
-    if run.options.dry_run:
-        run.console.say("        Dry run: whom Iterable has forgotten (SKIP_FORGOTTEN) is not looked up.")
-        return
-    reject_forgotten(run.client, run.stage, by_user_id=run.settings.iterable_identifier == "userId")
+    try:
+        reject_forgotten(run.client, run.stage, by_user_id=run.settings.iterable_identifier == "userId")
+    except ForgottenListError as problem:
+        if not run.options.dry_run:
+            raise
+        run.console.warn(f"Whom Iterable has forgotten is not known, so a run may reject more: {problem.reason}")
 
 
 def _show_moves(run: Run, read: Read) -> None:

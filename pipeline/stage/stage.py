@@ -32,7 +32,7 @@ LARGE_USER_ROW = 50_000
 
 UserRow = tuple[bytes, int, str, str]  # the user's key, row, identity, and what the row says about the user
 
-_BEHIND_ALL_KEYS = b"\xff" * (USER_BYTES + 1)
+BEHIND_ALL_KEYS = b"\xff" * (USER_BYTES + 1)
 
 
 class Stage:
@@ -168,7 +168,7 @@ class Stage:
         if state not in self.states[kind]:
             return iter(())
         read = self.people.read if kind is Kind.USER else self._runs.read
-        return read(state, first[:USER_BYTES], before[:USER_BYTES] if before is not None else _BEHIND_ALL_KEYS)
+        return read(state, first[:USER_BYTES], before[:USER_BYTES] if before is not None else BEHIND_ALL_KEYS)
 
     def open_of(self, key: bytes) -> list[Record]:
         """A user that is pending or unchanged, and the events that are pending."""

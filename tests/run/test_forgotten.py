@@ -142,10 +142,20 @@ def test_a_run_without_news_reads_no_list(people: Program, iterable: StandIn) ->
     assert not iterable.project.request_counts
 
 
-def test_a_dry_run_calls_nobody_and_says_so(people: Program, iterable: StandIn) -> None:
+def test_a_dry_run_counts_as_the_run_does(people: Program, iterable: StandIn) -> None:
+    iterable.project.forget_user(email="ada@example.com")
+    dry, run = people.run("--dry-run"), people.run()
+    assert (dry.code, run.code) == (1, 1)
+    rejected = {"rejected": 1}, {"rejected": 2}
+    assert ({"rejected": dry.counts("users")["rejected"]}, {"rejected": dry.counts("events")["rejected"]}) == rejected
+    assert ({"rejected": run.counts("users")["rejected"]}, {"rejected": run.counts("events")["rejected"]}) == rejected
+
+
+def test_a_dry_run_goes_on_without_the_list_and_says_so(people: Program, iterable: StandIn) -> None:
+    iterable.project.faults.append(Fault(path="/api/users/forgotten", status=400, body=b'{"code": "BadParams"}'))
     run = people.run("--dry-run")
-    assert (run.code, sent(iterable)) == (0, [])
-    assert "forgotten" in run.out
+    assert (run.code, sent(iterable)) == (0, ["/api/users/forgotten"])
+    assert "Whom Iterable has forgotten is not known, so a run may reject more: " in run.err
 
 
 def test_a_jwt_key_can_not_read_the_list_and_is_refused_at_start(people: Program, iterable: StandIn) -> None:
