@@ -57,6 +57,8 @@ from pipeline.run import (
 
 __all__ = ["ExitCode", "main", "run"]
 
+MOST_DIGITS = 18  # SQLite's numbers have 63 bits
+
 
 def run(options: argparse.Namespace) -> ExitCode:
     """The whole job, step by step. What it learns ends in the results JSON, also after a failure."""
@@ -213,9 +215,9 @@ def _is_at_terminal() -> bool:
 
 
 def _positive(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else 0
     if number < 1:
-        raise argparse.ArgumentTypeError("must be a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 and at most {MOST_DIGITS} digits")
     return number
 
 

@@ -624,3 +624,27 @@ def test_memory_stays_small_where_rows_are_large_and_the_server_is_dead(
     assert (
         int((tmp_path / "peak").read_text()) / 1024 < 200
     )  # the rows are over 120 MB, of which each step makes a copy
+
+
+@pytest.mark.parametrize("option", ["--history", "--verify", "--limit"])
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "9223372036854775808", "1" * 5000])
+def test_a_number_that_is_none_is_2(program: Program, option: str, number: str) -> None:
+    run = program.run(f"{option}={number}")
+    assert (run.code, "must be a whole number of at least 1" in run.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "0000-01-01", "10000-01-01"]
+)
+@pytest.mark.parametrize("option", ["--since", "--baseline --yes --before"])
+def test_a_time_beyond_all_years_is_2(program: Program, option: str, text: str) -> None:
+    run = program.run(*option.split(), text)
+    assert (run.code, "is not a time" in run.err) == (2, True)
+    assert program.run("--check", SINCE_START=text).code == 78
+
+
+def test_years_have_four_digits(program: Program, tmp_path: Path) -> None:
+    make_table(tmp_path / "users.db", "email,changed", [("ada@example.com", "2026-01-13 08:00:00")])
+    use_query(program, "SELECT email FROM rows WHERE changed >= :since")
+    run = program.run("--since", "0999-05-05", SINCE_START="0001-01-01")
+    assert (run.code, run.results["since"]["from"]) == (0, "0999-05-05 00:00:00")

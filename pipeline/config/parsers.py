@@ -174,13 +174,18 @@ def parse_moment(written: str) -> datetime:
     if not re.match(r"\d{4}-\d\d-\d\d(?:$|[T ])", written):
         raise ValueError("is not a time")
     moment = datetime.fromisoformat(written[:-1] + "+00:00" if written[-1] in "zZ" else written)
-    return moment.astimezone(timezone.utc) if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=timezone.utc)
+    try:
+        return moment.astimezone(timezone.utc)
+    except OverflowError:
+        raise ValueError("is before the year 1 or after 9999 in UTC") from None
 
 
 def moment(value: str) -> datetime:
     try:
         return parse_moment(value)
-    except (ValueError, OverflowError):
+    except ValueError:
         raise ValueError(f"must be a time such as 2026-01-12 or 2026-01-12 08:00:00{_not(value)}") from None
 
 

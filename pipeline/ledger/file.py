@@ -44,7 +44,9 @@ class LedgerError(RunError):
 
 
 class LedgerDamagedError(LedgerError):
-    """The ledger's file is damaged. Only a run with --yes sets it aside."""
+    """The ledger's file is damaged. Only a run with --yes sets it aside; else all end as at the brake."""
+
+    code = ExitCode.BRAKE
 
     def __init__(self, damage: str) -> None:
         super().__init__(f"{damage} Put it back from a backup.")

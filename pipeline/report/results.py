@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from iterable.export import guarded, new_file, reserved
+from iterable.export import guarded, new_file, replacing_file, reserved
 from iterable.redaction import Redactor
 from iterable_client import RequestCounts
 from pipeline.model.records import FailedRecord, Kind, Outcome
@@ -183,8 +183,18 @@ def reason_of(problem: Exception) -> str:
 def write_results(path: Path, results: Results) -> None:
     """Whole or not at all, private, never over another file. OSError where that fails."""
     with new_file(path) as file:
-        json.dump(as_json(results), file, ensure_ascii=False, indent=2)
-        file.write("\n")
+        _dump(results, file)
+
+
+def rewrite_results(path: Path, results: Results) -> None:
+    """In the place of those of the same run."""
+    with replacing_file(path, errors="backslashreplace") as file:
+        _dump(results, file)
+
+
+def _dump(results: Results, file: TextIO) -> None:
+    json.dump(as_json(results), file, ensure_ascii=False, indent=2)
+    file.write("\n")
 
 
 def write_rejected_rows(path: Path, csv_path: Path, rejected: Iterable[FailedRecord], redactor: Redactor) -> None:

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import chain
 from typing import Any
@@ -58,7 +58,7 @@ class _Left:
 
 
 def report(run: Run, account: Account, ending: Ending) -> ExitCode:
-    """The results JSON, the rejected rows, the summary, the log's last line, the history, and the last ping."""
+    """The results JSON, the rejected rows, the summary, the history, the last ping, and the log's last line."""
     run.interrupt.stop_raising()
     ending = run.keeper.confirm(ending)
     counts = _count_all(run, account, ending)
@@ -72,10 +72,7 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
         ending = _without_results(ending, "written", problem)
         written = _results(run, account, ending, counts, _Left())
     _show(run, account, ending, written)
-    ending = _print_json(run, ending, written)
-    logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
-    if warning := run.heartbeat.finish(ending.code, account_of(written, ending, run.console.redactor)):
-        run.console.warn(warning)
+    written, ending = _corrected(run, written, ending, _print_json(run, ending, written))
     if not (run.options.dry_run or run.options.sandbox):
         closed = close_books(run, account.read, account.delivered, ending, written)
         if closed is not ending:
@@ -83,9 +80,28 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
         finished = run.keeper.finish(closed, is_settled=is_settled(run, account.read, account.delivered))
         if finished is not closed:
             run.console.error(finished.reason)
-        ending = finished
+        written, ending = _corrected(run, written, ending, finished)
         update_metrics(run, written)
+    if warning := run.heartbeat.finish(ending.code, account_of(written, ending, run.console.redactor)):
+        run.console.warn(warning)
+    logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
     return ending.code
+
+
+def _corrected(run: Run, written: results.Results, before: Ending, ending: Ending) -> tuple[results.Results, Ending]:
+    """The results of a run that ended otherwise than they say, as they could not be printed or the ledger not be
+    closed; the file says so, too, where it was written and can be again. Then :since does not move."""
+    if ending is before:
+        return written, ending
+    since = {**written.since, "mark_moved": False} if written.since is not None else None
+    status = status_of(run, ending, written.counts)
+    reason = run.console.redactor.without_secrets(ending.reason)
+    written = replace(written, exit_code=int(ending.code), status=status, reason=reason, since=since)
+    path = run.settings.output_dir / results.RESULTS_NAME.format(run.run_id)
+    with suppress(OSError):
+        if path.is_file():
+            results.rewrite_results(path, written)
+    return written, ending
 
 
 def _count_all(run: Run, account: Account, ending: Ending) -> dict[str, Any]:

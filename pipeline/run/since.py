@@ -38,7 +38,7 @@ class Since:
 
     def shown(self) -> str:
         """As it stands in the query, UTC."""
-        return f"{self.start:%Y-%m-%d %H:%M:%S}"
+        return self.start.replace(tzinfo=None).isoformat(" ", "seconds")
 
 
 def decide(

@@ -501,12 +501,12 @@ def test_settings_that_are_missing_end_it_with_78(people: Program) -> None:
     assert people.run("--explain", "ada@example.com", DATABASE_URL=None).code == 78
 
 
-def test_a_damaged_ledger_ends_it_with_73_and_stays(people: Program) -> None:
+def test_a_damaged_ledger_ends_it_with_65_and_stays(people: Program) -> None:
     people.run()
     ledger = people.folder / "iterable_ledger.sqlite3"
     ledger.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
     run = people.run("--explain", "ada@example.com")
-    assert run.code == 73
+    assert run.code == 65
     assert "is damaged" in run.err
     assert ledger.read_bytes().endswith(b"x")
 

@@ -520,5 +520,5 @@ def test_a_damaged_ledger_is_left_alone(people: Program) -> None:
     path.write_bytes(b"damaged")
     before = contents(people)
     run = forget(people)
-    assert "is damaged" in run.err
+    assert (run.code, "is damaged" in run.err) == (65, True)
     assert (contents(people), path.read_bytes()) == (before, b"damaged")

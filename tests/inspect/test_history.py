@@ -221,8 +221,8 @@ def test_option_with_wrong_settings_is_78(tmp_path: Path, capsys: pytest.Capture
     assert "EVENT_TIMEZONE" in capsys.readouterr().err
 
 
-def test_option_with_a_damaged_ledger_is_73_and_leaves_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_option_with_a_damaged_ledger_is_65_and_leaves_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / LEDGER_NAME).write_bytes(b"this is no database; " * 1000)
-    assert run_history(options(tmp_path)) is ExitCode.NO_OUTPUT
+    assert run_history(options(tmp_path)) is ExitCode.BRAKE
     assert "is damaged (file is not a database)" in capsys.readouterr().err
     assert (tmp_path / LEDGER_NAME).exists()

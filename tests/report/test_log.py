@@ -149,6 +149,12 @@ def test_json_that_cannot_be_printed_is_75_and_the_records_are_delivered(
     process = run_in_shell(program, "--json --quiet", redirection)
     assert (process.returncode, process.stderr) == (75, f"The results could not be printed: {reason}.\n")
     assert len(iterable.project.events) == 36
+    (path,) = program.folder.glob("integration_results_*.json")
+    written = json.loads(path.read_text())
+    assert (written["exit_code"], written["status"]) == (75, "partial")
+    assert written["reason"].endswith(f"The results could not be printed: {reason}.")
+    last = (program.folder / "iterable_integration.log").read_text().splitlines()[-1]
+    assert f"Finished with exit code 75 (partial): {written['reason']}" in last
 
 
 def test_a_closed_stdout_does_not_stop_the_run(program: Program, iterable: StandIn, sample: Path) -> None:
