@@ -214,7 +214,7 @@ def _notes(session: InspectionSession, person: _Person) -> list[str]:
     if isinstance(person.forgotten, ForgottenListError):
         notes.append(str(person.forgotten))
     if person.forgotten_on is not None:
-        path = session.settings.output_dir / LEDGER_NAME
+        path = session.settings.state_url or session.settings.output_dir / LEDGER_NAME
         notes.append(f"Forgotten on {person.forgotten_on} (--forget): every run rejects this person, by {path}.")
     if person.identity is None:
         kind = "a user id" if session.by_user_id else "an e-mail address"

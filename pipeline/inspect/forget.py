@@ -21,15 +21,16 @@ from iterable.redaction import Redactor
 from pipeline.config import Settings
 from pipeline.inspect.person_files import UNREADABLE, FoundIn, Wanted, find_in_files, kind_of, open_text, whom
 from pipeline.inspect.session import print_json
-from pipeline.ledger.ledger import Ledger, LedgerError, PersonInLedger
-from pipeline.model.exits import ExitCode, OutputError, RunError
+from pipeline.ledger.ledger import Ledger, LedgerDamagedError, LedgerError, PersonInLedger
+from pipeline.model.exits import Ending, ExitCode, OutputError, RunError
 from pipeline.model.text import counted, shown, wrapped
 from pipeline.report import Console
 from pipeline.report.results import reason_of
 from pipeline.report.retention import being_written, sweep
 from pipeline.run.conclusion import refuse
 from pipeline.run.interrupt import Interrupted, catch_signals
-from pipeline.run.opening import change_ledger, settings_for
+from pipeline.run.opening import hold_ledger, settings_for
+from pipeline.state import Keeper, StoreDownError
 
 NOT_DONE = (
     "Not done here: Iterable keeps what it has until it is told to forget (POST /api/users/forget, or the person's "
@@ -98,11 +99,14 @@ def run_forget(options: argparse.Namespace) -> ExitCode:
             folder = settings.output_dir
             if not folder.is_dir():
                 raise OutputError(f"OUTPUT_DIR names {folder}, which is not a folder; create it, or name another.")
-            ledger = stack.enter_context(change_ledger(settings))
+            ledger, keeper = hold_ledger(settings, stack)
+            if ledger.damage:
+                raise LedgerDamagedError(ledger.damage)
+            keeper.begin_run("")
             for warning in (*settings.warnings, ledger.note):
                 if warning:
                     console.warn(warning)
-            found = _forget(console, settings, ledger, options.forget, asks=not options.yes)
+            found = _forget(console, settings, ledger, keeper, options.forget, asks=not options.yes)
     except (RunError, Interrupted) as problem:
         return refuse(problem, console)
     except sqlite3.Error as problem:
@@ -114,7 +118,9 @@ def run_forget(options: argparse.Namespace) -> ExitCode:
     return found.exit_code
 
 
-def _forget(console: Console, settings: Settings, ledger: Ledger, who: str, *, asks: bool) -> Forgetting:
+def _forget(
+    console: Console, settings: Settings, ledger: Ledger, keeper: Keeper, who: str, *, asks: bool
+) -> Forgetting:
     folder = settings.output_dir
     sweep(folder, console.warn)
     wanted = whom(ledger, settings, who)
@@ -122,15 +128,14 @@ def _forget(console: Console, settings: Settings, ledger: Ledger, who: str, *, a
     found.notes += _notes(folder, ledger, wanted, console)
     _show(console, _found_as_text(found, folder))
     if not found.is_found:
-        return _nothing_left(console, ledger, found)
+        return _nothing_left(console, ledger, keeper, found)
     question = "Delete all this for good, and reject this person from now on? Type yes: "
     if asks and console.ask(question) != "yes":
         console.error("Nothing was deleted.")
         return found
     if wanted.ledger is not None:
         ledger.forget(wanted.ledger)
-        if not ledger.compact():
-            found.notes.append(READ_MEANWHILE)
+        _put_back(ledger, keeper, found)
     for each in found.files:
         if not each.problem:
             _rewrite(folder / each.name, wanted, found)
@@ -141,9 +146,19 @@ def _forget(console: Console, settings: Settings, ledger: Ledger, who: str, *, a
     return found
 
 
-def _nothing_left(console: Console, ledger: Ledger, found: Forgetting) -> Forgetting:
+def _put_back(ledger: Ledger, keeper: Keeper, found: Forgetting) -> None:
+    """Nothing deleted is left in the ledger, and it is where STATE_URL says before any file is touched."""
+    if not ledger.compact():
+        found.notes.append(READ_MEANWHILE)
+    ledger.commit()
+    ending = keeper.finish(Ending(ExitCode.SUCCESS, ""), is_settled=False)
+    if ending.code is not ExitCode.SUCCESS:
+        raise StoreDownError(ending.reason)
+
+
+def _nothing_left(console: Console, ledger: Ledger, keeper: Keeper, found: Forgetting) -> Forgetting:
     if found.was_forgotten and found.ledger is not None:
-        ledger.compact()  # which an earlier one may not have come to
+        _put_back(ledger, keeper, found)  # which an earlier one may not have come to
         found.is_done = True
         _show(console, wrapped(f"Forgotten since {found.ledger.forgotten_on}; nothing is left to delete."))
     else:

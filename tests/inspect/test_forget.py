@@ -522,3 +522,18 @@ def test_a_damaged_ledger_is_left_alone(people: Program) -> None:
     run = forget(people)
     assert (run.code, "is damaged" in run.err) == (65, True)
     assert (contents(people), path.read_bytes()) == (before, b"damaged")
+
+
+def test_with_a_store_they_are_forgotten_on_every_machine(people: Program, tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    store = tmp_path / "store"
+    store.mkdir()
+    people.settings["STATE_URL"] = f"file://{store}"
+    assert people.run().code == 1
+    assert forget(people).code == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run = people.run("--dry-run", OUTPUT_DIR=str(elsewhere))
+    (path,) = elsewhere.glob("integration_results_*.json")
+    codes = [each["code"] for each in json.loads(path.read_text())["failures"]]
+    assert (run.code, sorted(codes)) == (1, ["Forgotten"] * 3 + ["InvalidRecord"])
