@@ -93,7 +93,7 @@ class Lease:
             if before.holder is not None and not self._may_take_over(before.holder):
                 raise LeaseHeldError(self._held_by(before.holder))
             new = replace(before, holder=self._holder, write=secrets.token_hex(8))
-            if before.holder is not None and before.holder.sending is not None:
+            if before.holder is not None and before.holder.sending:
                 new = new.with_resend(before.holder.job, resend_of(before.holder))
             version = self._written(new, found.version if found is not None else None)
             if version is None:
@@ -129,6 +129,8 @@ class Lease:
         Raises LeaseLostError, and what the store raises; then it is as before, or will be found changed.
         """
         with self._lock:
+            if self.is_lost:
+                raise self._lost()
             for _ in range(_TRIES):
                 before, begun = self.record, self._clock()
                 new = replace(changed(before), write=secrets.token_hex(8))
@@ -156,13 +158,16 @@ class Lease:
                 return found.version
             return None
 
+    def _lost(self) -> LeaseLostError:
+        return LeaseLostError(f"Another run has taken {self._store.url} over.")
+
     def _adopt_our_own(self) -> None:
         """Go on from what is there, an earlier write of ours whose answer was lost. Raises LeaseLostError."""
         found = self._store.read(RECORD_NAME)
         record = parse_record(found.content, self._store.url) if found is not None else StateRecord()
         if found is None or record.write not in self._writes:
             self.is_lost = True
-            raise LeaseLostError(f"Another run has taken {self._store.url} over.")
+            raise self._lost()
         self.record, self._version = record, found.version
 
 

@@ -27,11 +27,12 @@ _HELPERS = ("-wal", "-shm", "-journal")
 
 @dataclass(frozen=True)
 class Note:
-    """folder: tells this folder from others. url, snapshot, number: the stored copy that this one has grown from; ""
-    and 0: none. began_as: the number in the file. token: of the run that has changed it last. looks: how the file
-    looked at rest; None: it has grown since it was put back."""
+    """folder: tells this folder from others. home: its lock file, which no copy of the folder has. url, snapshot,
+    number: the stored copy that this one has grown from; "" and 0: none. began_as: the number in the file. token: of
+    the run that has changed it last. looks: how the file looked at rest; None: it has grown since it was put back."""
 
     folder: str
+    home: int
     url: str = ""
     snapshot: str = ""
     number: int = 0
@@ -51,13 +52,23 @@ class LocalCopy:
     # The note -------------------------------------------------------------------------------------------------
 
     def note(self) -> Note:
-        """A new one where there is none that can be read: then this copy is none of any stored one."""
+        """A new one where there is none that can be read, or where it is another folder's, which was copied: then this
+        copy is none of any stored one."""
         try:
             found: dict[str, Any] = json.loads((self._folder / NOTE_NAME).read_bytes())
             looks = found.pop("looks")
-            return Note(**found, looks=tuple(looks) if looks is not None else None)
+            note = Note(**found, looks=tuple(looks) if looks is not None else None)
+            if note.home == self._home():
+                return note
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return Note(secrets.token_hex(16))
+            pass
+        return Note(secrets.token_hex(16), self._home())
+
+    def _home(self) -> int:
+        try:
+            return (self._folder / LOCK_NAME).stat().st_ino
+        except OSError:
+            return 0
 
     def write_note(self, note: Note) -> None:
         new = self._folder / f"{NOTE_NAME}.new"

@@ -29,6 +29,7 @@ _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|InvalidBucketName|InvalidResourceName|bucket does not exist")
 _NO_CREDENTIALS = re.compile(r"169\.254\.|latest/(?:api/token|meta-data)|metadata|MissingAccount|Account must be")
 _TEMPORARY = (408, 429)
+_CONFLICTS = (409, 412)
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,12 @@ class ObjectStore:
         except (errors.AlreadyExistsError, errors.PreconditionError):
             raise ConflictError from None
         except (errors.BaseError, OSError, ValueError) as error:
-            raise self._our_error(error) from None
+            if (status := _status_in(str(error))) in _CONFLICTS:
+                raise ConflictError from None
+            raise self._our_error(error, status) from None
 
-    def _our_error(self, error: Exception) -> StoreDownError | StoreRefusedError:
+    def _our_error(self, error: Exception, status: int | None) -> StoreDownError | StoreRefusedError:
         text = str(error)
-        status = int(found[1]) if (found := _STATUS.search(text)) else None
         code = f" {found[1]}" if (found := _CODE.search(text)) else ""
         errors = self._obstore.exceptions
         if _NO_CREDENTIALS.search(text):
@@ -168,6 +170,11 @@ def _connect(url: str, patience: Patience) -> Client:
         },
         retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=patience.retry_s)},
     )
+
+
+def _status_in(text: str) -> int | None:
+    found = _STATUS.search(text)
+    return int(found[1]) if found else None
 
 
 def _version(found: Any) -> Version:

@@ -25,13 +25,13 @@ from pipeline.model.failure_policy import GO_ON
 from pipeline.state.keeper import Keeper
 from pipeline.state.lease import Lease, LeaseLostError, resend_of
 from pipeline.state.local import LocalCopy, Note, damage_of
-from pipeline.state.record import Holder, Snapshot, StateRecord
+from pipeline.state.record import RECORD_NAME, Holder, Snapshot, StateRecord
 from pipeline.state.store import Store, StoreDownError
 
 logger = logging.getLogger("pipeline.state")
 
 _PROBLEMS = (RunError, OSError, sqlite3.Error)
-_COPY = re.compile(r"iterable_ledger\.\d{6,}-[0-9a-f]{8}\.sqlite3")
+_COPY = re.compile(r"iterable_ledger\.(\d{6,})-[0-9a-f]{8}\.sqlite3")
 
 
 class RemoteKeeper(Keeper):
@@ -86,14 +86,16 @@ class RemoteKeeper(Keeper):
             self._has_grown = self._local.has_grown(note)
             if self._has_grown or self._local.is_untouched(note):
                 return Fetched()
-        if is_here and note.number > (stored.number if stored is not None else 0) and not self._replaces_damaged:
-            return Fetched(self._damage(f"is older than the copy in {self._local.path}, which was put there"))
-        if stored is None:
-            return self._begin_anew(is_here)
-        return self._take_in(stored)
+        if is_here and note.number > (stored.number if stored is not None else 0):
+            if not self._replaces_damaged:
+                return Fetched(self._damage(f"is older than the copy in {self._local.path}, which was put there"))
+            self._local.set_aside(time.time())
+        return self._take_in(stored) if stored is not None else self._begin_anew(is_here)
 
     def _begin_anew(self, is_here: bool) -> Fetched:
         """Nothing is stored. A ledger that was never stored anywhere is the one that will be."""
+        if any(number > 1 for number in self._copies().values()) and not self._replaces_damaged:
+            return Fetched(self._damage(f"has copies, and {RECORD_NAME} does not say which one counts"))
         if self._note.url and not is_here:
             self._local.set_aside(time.time())
         return Fetched()
@@ -121,16 +123,23 @@ class RemoteKeeper(Keeper):
         """From here on, the local copy grows."""
         name, number = (stored.name, stored.number) if stored is not None else ("", 0)
         if not self._has_grown:
-            self._note = Note(self._note.folder, self._store.url, name, number, began_as=number, token=self._token)
+            note = self._note
+            self._note = Note(note.folder, note.home, self._store.url, name, number, began_as=number, token=self._token)
             self._local.write_note(self._note)
             self._local.set_number(number)
 
     def _sweep(self) -> None:
-        """Delete copies that runs have left which are over, and that nothing names."""
+        """Delete copies that runs have left which are over, and that nothing names: where nothing is stored yet, only
+        what the first run has left."""
         stored = self._lease.record.snapshot
-        for name in self._store.names():
-            if _COPY.fullmatch(name) and (stored is None or name != stored.name):
+        for name, number in self._copies().items():
+            if name != stored.name if stored is not None else number == 1:
                 self._store.delete(name)
+
+    def _copies(self) -> dict[str, int]:
+        """All copies that are there, with their numbers."""
+        found = map(_COPY.fullmatch, self._store.names())
+        return {each[0]: int(each[1]) for each in found if each is not None}
 
     def begin_run(self, run_id: str) -> None:
         self._lease.name_run(run_id)
@@ -291,7 +300,7 @@ class RemoteKeeper(Keeper):
 
 
 def _given_up(record: StateRecord) -> StateRecord:
-    if record.holder is not None and record.holder.sending is not None:
+    if record.holder is not None and record.holder.sending:
         record = record.with_resend(record.holder.job, resend_of(record.holder))
     return replace(record, holder=None)
 
