@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -71,11 +72,16 @@ def serve() -> None:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             run_here(command, environment, *rest)
             return
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))  # noqa: B023
+        signal.signal(signal.SIGALRM, lambda *_: kill(child))  # noqa: B023
         signal.setitimer(signal.ITIMER_REAL, killed_after_s)
         _, status = os.waitpid(child, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def kill(child: int) -> None:
+    with suppress(ProcessLookupError):  # it has ended at this very moment
+        os.kill(child, signal.SIGKILL)
 
 
 def run_here(command: list[str], environment: dict[str, str], folder: str, streams: list[str]) -> None:

@@ -28,8 +28,10 @@ class Machine(Program):
 
     def begin(self, **settings: str) -> subprocess.Popen[str]:
         """A run that sends slowly."""
-        all_settings: Any = {"QUICK_TIMES": json.dumps(self.times), **SLOWLY, **settings}
-        return self.start(script=QUICK_MAIN, **all_settings)
+        return self.start(script=QUICK_MAIN, **self.with_times(SLOWLY | settings))
+
+    def with_times(self, settings: dict[str, str]) -> Any:
+        return {"QUICK_TIMES": json.dumps(self.times), **settings}
 
 
 @dataclass
