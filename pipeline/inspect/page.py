@@ -66,7 +66,6 @@ class Page:
     made_at: float
     version: str
     project: str
-    folder: str
     last: RunAccount | None
     last_dry_run: RunAccount | None
     remembered: Remembered
@@ -132,7 +131,6 @@ def read_page(settings: Settings, redactor: Redactor, now: float) -> Page:
         made_at=now,
         version=VERSION,
         project=shown(settings.iterable_project or settings.iterable_base_url.partition("://")[2]),
-        folder=shown(str(folder)),
         last=last or found.dry,
         last_dry_run=found.dry,
         remembered=remembered,

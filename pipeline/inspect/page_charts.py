@@ -25,34 +25,13 @@ from pipeline.model.text import short_duration
 
 INCHES = (5.0, 2.0)
 FONT_SIZE = 9.5
-MOST_TICKS = 3
+MOST_STEPS = 4  # of an axis
+DAY_S = 86_400
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 STEPS_S = (
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    20,
-    30,
-    60,
-    120,
-    300,
-    600,
-    1200,
-    1800,
-    3600,
-    7200,
-    18_000,
-    36_000,
-    86_400,
-    2 * 86_400,
+    *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30),
+    *(60, 120, 300, 600, 1_200, 1_800, 3_600, 7_200, 18_000, 36_000, DAY_S, 2 * DAY_S, 5 * DAY_S),
 )
 _STYLE: Any = {  # over the defaults, whatever a matplotlibrc of this machine says
     **rcParamsDefault,
@@ -219,11 +198,15 @@ def _name_days(axes: Axes, days: Sequence[date]) -> None:
 
 
 def count_ticks(most: float) -> list[float]:
-    """Whole numbers from 0 to at least `most`, by steps of 1, 2 or 5 and zeros: 7 -> 0, 5, 10."""
+    """Whole numbers from 0 up to `most`, by steps of 1, 2 or 5 and zeros: 7 -> 0, 2, 4, 6."""
     step = 1.0
-    while step * (MOST_TICKS - 1) < most:
+    while step * MOST_STEPS < most:
         step = _next_step(step)
-    return [step * number for number in range(math.ceil(most / step) + 1)] if most else [0.0, 1.0]
+    return _ticks(step, most)
+
+
+def _ticks(step: float, most: float) -> list[float]:
+    return [step * number for number in range(max(1, math.floor(most / step + 1e-9)) + 1)]
 
 
 def _next_step(step: float) -> float:
@@ -233,10 +216,8 @@ def _next_step(step: float) -> float:
 
 def duration_ticks(most: float) -> list[float]:
     """As people divide minutes, hours and days."""
-    step = next(
-        (float(step) for step in STEPS_S if step * (MOST_TICKS - 1) >= most), math.ceil(most / 2 / 86_400) * 86_400
-    )
-    return [step * number for number in range(max(1, math.ceil(most / step)) + 1)]
+    step = next((step for step in STEPS_S if step * MOST_STEPS >= most), math.ceil(most / MOST_STEPS / DAY_S) * DAY_S)
+    return _ticks(step, most)
 
 
 def took(seconds: float) -> str:

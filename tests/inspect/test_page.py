@@ -17,6 +17,7 @@ import pytest
 
 from main import main
 from pipeline.inspect.page_account import MOST_REASONS
+from pipeline.inspect.page_charts import compact, count_ticks, duration_ticks, took
 from pipeline.ledger.ledger import LEDGER_NAME, Project, RunResult, open_ledger
 from pipeline.model.exits import ExitCode
 from pipeline.sandbox import Fault, StandIn
@@ -175,6 +176,7 @@ def test_page_of_real_runs(program: Program, iterable: StandIn, sample: Path) ->
         *("Rows of queries (CSV)", "Results of runs (JSON)", "Previews of dry runs", "Verification reports", "Logs"),
         *("Ledger", "all"),
     ]
+    assert str(program.folder) not in page.html
     assert "KEEP_DAYS is 0, so nothing is ever deleted. With 30, the next run would delete 0 files" in page.html
 
 
@@ -216,8 +218,7 @@ def test_before_the_first_run(report: Report) -> None:
 
 def test_only_dry_runs(program: Program, sample: Path) -> None:
     assert program.run("--dry-run").code == 0
-    program.run("--report")
-    page = Seen((program.folder / "report.html").read_text(encoding="utf-8"))
+    page = page_of(program)
     assert "Last dry run" in page.headings
     assert "no real run is known Dry run nothing was sent" in page.sections["Last dry run"]
     assert ["would be sent", "12", "36"] in page.tables["What became of the records"]
@@ -265,10 +266,8 @@ def test_a_damaged_ledger_is_65_and_the_page_says_so(
     assert program.run().code == 0
     ledger = program.folder / LEDGER_NAME
     ledger.write_bytes(b"this is no database; " * 1000)
-    run = program.run("--report")
-    assert run.code == ExitCode.BRAKE
-    assert "is damaged (file is not a database)" in run.err
-    page = Seen((program.folder / "report.html").read_text(encoding="utf-8"))
+    page = page_of(program, code=ExitCode.BRAKE)
+    assert "is damaged (file is not a database)" in capsys.readouterr().err
     assert "The ledger is damaged." in page.html
     assert ["delivered", "12", "36"] in page.tables["What became of the records"]
     assert ledger.read_bytes().startswith(b"this is no database")
@@ -374,12 +373,12 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(results))
 
 
-def page_of(program: Program) -> Seen:
+def page_of(program: Program, code: ExitCode = ExitCode.SUCCESS) -> Seen:
     """In this process, which has loaded what makes it."""
     env_file = program.folder.parent / "settings.env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in program.settings.items()))
     env_file.chmod(0o600)
-    assert main(["--report", "--quiet", "--env-file", str(env_file)]) == ExitCode.SUCCESS
+    assert main(["--report", "--quiet", "--env-file", str(env_file)]) == code
     return Seen((program.folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -532,6 +531,36 @@ def results_template(tmp_path_factory: pytest.TempPathFactory) -> str:
     results = json.loads(results_of(program.folder).read_text())
     results |= {"project_mark": project_mark(Project(BASE_URL, KEY)), "run_id": "20260113_143122"}
     return json.dumps(results)
+
+
+# Axes -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [(0, [0, 1]), (3, [0, 1, 2, 3]), (7, [0, 2, 4, 6]), (4_017, [0, 2_000, 4_000]), (10**12, [0, 5 * 10**11, 10**12])],
+)
+def test_axes_of_counts_have_round_whole_numbers(most: int, ticks: list[int]) -> None:
+    assert count_ticks(most) == ticks
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"), [(0, [0, 0.01]), (0.3, [0, 0.1, 0.2, 0.3]), (90, [0, 30, 60, 90]), (5_000, [0, 1_800, 3_600])]
+)
+def test_axes_of_durations_are_divided_as_clocks_are(most: float, ticks: list[float]) -> None:
+    assert duration_ticks(most) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (950, "950"), (12_500, "12.5k"), (3e6, "3M"), (2e9, "2G"), (10**15, "1,000T")]
+)
+def test_numbers_of_axes_are_short(number: float, text: str) -> None:
+    assert compact(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.42, "0.42s"), (3.14, "3.1s"), (12, "12s"), (5_400, "90m")])
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert took(seconds) == text
 
 
 # Accessible -----------------------------------------------------------------------------------------------------------
