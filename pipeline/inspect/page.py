@@ -81,7 +81,7 @@ class Page:
 
 
 def run_report(options: argparse.Namespace) -> ExitCode:
-    """Write the page. 73 where it can't be written, and where the ledger is damaged, which the page says as well."""
+    """Write the page. 73 where it can't be written; 65 where the ledger is damaged, which the page says as well."""
     console = Console(quiet=options.quiet, json=options.json)
     try:
         with ExitStack() as stack:
