@@ -121,6 +121,8 @@ def _check_forget(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) not in (None, False)]
     if given:
         parser.error(f"--forget deletes, and is no run, so it can't be used with {given[0]}")
+    if not options.forget.strip():
+        parser.error("--forget needs an address, or a userId")
     if not options.yes and not _is_at_terminal():
         parser.error("--forget asks before it deletes anything; without a terminal, add --yes")
 

@@ -49,12 +49,14 @@ IS_WRITTEN = "{} is being written by a dry run or by --verify: repeat this when 
 READ_MEANWHILE = (
     "Another program is reading the ledger, so deleted entries may still lie in the files beside it: repeat this later."
 )
+OTHER_ADDRESSES = "These rows also have an address of which the ledger knows nothing: repeat this with {}."
 HARD_LINK = "{} has a second name (a hard link), under which the rows stay: delete that one yourself."
 
 
 @dataclass
 class Forgetting:
-    """What there is about one person, and what became of it. kept: the files that could not be written anew."""
+    """What there is about one person, and what became of it. kept: the files that could not be written anew.
+    is_compact: nothing deleted is left in the ledger's file, or beside it."""
 
     who: str
     files: Sequence[FoundIn]
@@ -62,6 +64,7 @@ class Forgetting:
     notes: list[str] = field(default_factory=list)
     kept: list[FoundIn] = field(default_factory=list)
     is_done: bool = False
+    is_compact: bool = True
 
     @property
     def rows(self) -> int:
@@ -85,7 +88,8 @@ class Forgetting:
             return ExitCode.REJECTED
         if not self.is_done:
             return ExitCode.BRAKE
-        return ExitCode.NO_OUTPUT if self.kept or self.unread else ExitCode.SUCCESS
+        is_whole = self.is_compact and not self.kept and not self.unread
+        return ExitCode.SUCCESS if is_whole else ExitCode.NO_OUTPUT
 
 
 def run_forget(options: argparse.Namespace) -> ExitCode:
@@ -141,6 +145,8 @@ def _forget(
             _rewrite(folder / each.name, wanted, found)
     found.is_done = True
     _show(console, _done_as_text(found))
+    if not found.is_compact:
+        console.error(READ_MEANWHILE)
     for each in (*found.unread, *found.kept):
         console.error(f"{each.name} stays as it is ({each.problem}); look after it, and run --forget again.")
     return found
@@ -148,8 +154,7 @@ def _forget(
 
 def _put_back(ledger: Ledger, keeper: Keeper, found: Forgetting) -> None:
     """Nothing deleted is left in the ledger, and it is where STATE_URL says before any file is touched."""
-    if not ledger.compact():
-        found.notes.append(READ_MEANWHILE)
+    found.is_compact = ledger.compact()
     ledger.commit()
     ending = keeper.finish(Ending(ExitCode.SUCCESS, ""), is_settled=False)
     if ending.code is not ExitCode.SUCCESS:
@@ -163,6 +168,8 @@ def _nothing_left(console: Console, ledger: Ledger, keeper: Keeper, found: Forge
         _show(console, wrapped(f"Forgotten since {found.ledger.forgotten_on}; nothing is left to delete."))
     else:
         console.error("Unknown: neither the ledger nor a file of OUTPUT_DIR names this person. Nothing was deleted.")
+    if not found.is_compact:
+        console.error(READ_MEANWHILE)
     for each in found.unread:
         console.error(f"{each.name} was not looked through ({each.problem}).")
     return found
@@ -173,6 +180,8 @@ def _notes(folder: Path, ledger: Ledger, wanted: Wanted, console: Console) -> It
         yield NO_IDENTITY.format("a user id" if wanted.by_user_id else "an e-mail address")
     elif wanted.ledger.is_shared:
         yield SHARED
+    if wanted.other_addresses:
+        yield OTHER_ADDRESSES.format(", ".join(sorted(filter(None, map(shown, wanted.other_addresses)))))
     if others := ledger.count_other_projects():
         yield OTHER_PROJECTS.format(counted(others, "other project"))
     for name in being_written(folder, console.warn):

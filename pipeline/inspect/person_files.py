@@ -34,8 +34,9 @@ from pipeline.transform.identity import guessed_person, identity_or_none, is_mea
 
 MAX_LINES = 1000  # of one file, that are named
 MAX_ROW_CHARS = 100_000_000
+MAX_NAME_CHARS = 1_000  # nobody has a longer address, person or id
 REMEMBERED_TEXTS = 10_000
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error)
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error)
 LINK = "it is a symbolic link, which is not followed"
 
 
@@ -53,7 +54,8 @@ class IdentityColumn:
 @dataclass(frozen=True)
 class Wanted:
     """Whom files may name. ledger: by what the ledger knows them. person_column: which column of a file with these
-    columns says who people are, whatever the address; whether that is guessed; None: no column."""
+    columns says who people are, whatever the address; whether that is guessed; None: no column. other_addresses: those
+    in rows that say so, while one looks; the ledger does not know them."""
 
     by_user_id: bool
     identity: str | None
@@ -62,6 +64,7 @@ class Wanted:
     is_person: Callable[[str, bool], bool]
     person_column: Callable[[list[str]], tuple[str, bool] | None]
     query_file: str
+    other_addresses: set[str] = field(default_factory=set)
 
 
 def whom(ledger: Ledger, settings: Settings, who: str) -> Wanted:
@@ -83,12 +86,12 @@ def whom(ledger: Ledger, settings: Settings, who: str) -> Wanted:
         if value is None or known is None:
             return as_typed(value)
         text = _as_id(text_of(value)) if rules.by_user_id else text_of(value)
-        return (rules.by_user_id or "@" in text) and is_theirs(text)
+        return (rules.by_user_id or "@" in text) and len(text) <= MAX_NAME_CHARS and is_theirs(text)
 
     @lru_cache(maxsize=REMEMBERED_TEXTS)
     def is_person(text: str, is_guessed: bool) -> bool:
         named = guessed_person(_as_id(text), query) if is_guessed else _as_id(text)
-        return bool(persons) and ledger.hasher.persons([named])[0] in persons
+        return bool(persons) and len(named) <= MAX_NAME_CHARS and ledger.hasher.persons([named])[0] in persons
 
     named = settings.query_file.name
     return Wanted(rules.by_user_id, identity, known, means, is_person, _person_column_of(settings), named)
@@ -187,35 +190,41 @@ class _Lines:
 
 
 def _rows(file: TextIO, path: Path, wanted: Wanted) -> Iterator[tuple[str, bool]]:
-    """The text of each row, and whether it names the person; the head first. An address may stand in any column; a
-    short id is looked for only where ids are."""
+    """The text of each row, and whether it names the person; the head first. An address may stand in any column; an
+    id, or what is no address, is looked for only where it says who the row is about."""
     csv.field_size_limit(sys.maxsize)
     lines = _Lines(file)
     reader = csv.reader(lines, strict=True)
     head = [unguarded(name.removeprefix("\ufeff")) for name in next(reader, [])]
     yield lines.taken(), False
-    place = _place_of_id(head, path) if wanted.by_user_id else None
+    is_anywhere = not wanted.by_user_id and wanted.identity is not None
+    place = None if is_anywhere else _place_of_identity(head, path, wanted)
     person = wanted.person_column(head)
     if person is not None and person[1] and _query_file_of(path) != wanted.query_file:
         person = None  # an `id` of another query
     person_place = head.index(person[0]) if person is not None else None
+    email_place = head.index("email") if "email" in head else None
     for cells in reader:
-        if wanted.by_user_id:
-            texts = cells[place : place + 1] if place is not None else []
+        if is_anywhere:
+            texts = [cell for cell in cells if "@" in cell]
         else:
-            texts = [cell for cell in cells if "@" in cell or not wanted.identity]
+            texts = cells[place : place + 1] if place is not None else []
         named = bool(texts) and any(map(wanted.is_meant, map(unguarded, texts)))
         if not named and person is not None and person_place is not None and person_place < len(cells):
             named = wanted.is_person(unguarded(cells[person_place]).strip(), person[1])
+            if named and email_place is not None and email_place < len(cells):
+                wanted.other_addresses.add(unguarded(cells[email_place]).strip().lower())
         yield lines.taken(), named
     rest = lines.taken()
     if rest:
         yield rest, False
 
 
-def _place_of_id(head: list[str], path: Path) -> int | None:
-    report = re.fullmatch(_pattern(VERIFY_REPORT_NAME), path.name)
-    column = next((name for name in (("person",) if report else ("user_id", "id")) if name in head), None)
+def _place_of_identity(head: list[str], path: Path, wanted: Wanted) -> int | None:
+    names = ("user_id", "id") if wanted.by_user_id else ("email",)
+    if re.fullmatch(_pattern(VERIFY_REPORT_NAME), path.name):
+        names = ("person",)
+    column = next((name for name in names if name in head), None)
     return None if column is None else head.index(column)
 
 
@@ -233,8 +242,8 @@ def _payloads(file: TextIO, path: Path, wanted: Wanted) -> Iterator[tuple[str, b
     """The lines of a preview, and whether they name the person."""
     for line in file:
         payload = json.loads(line)["payload"]
-        if wanted.by_user_id:
-            yield line, wanted.is_meant(payload.get("userId"))
+        if wanted.by_user_id or wanted.identity is None:
+            yield line, wanted.is_meant(payload.get("userId" if wanted.by_user_id else "email"))
         else:
             person = str(payload.get("userId") or "")
             yield line, any(map(wanted.is_meant, _texts(payload))) or bool(person and wanted.is_person(person, False))

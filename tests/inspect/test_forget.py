@@ -537,3 +537,58 @@ def test_with_a_store_they_are_forgotten_on_every_machine(people: Program, tmp_p
     (path,) = elsewhere.glob("integration_results_*.json")
     codes = [each["code"] for each in json.loads(path.read_text())["failures"]]
     assert (run.code, sorted(codes)) == (1, ["Forgotten"] * 3 + ["InvalidRecord"])
+
+
+@pytest.mark.parametrize("who", ["docs", "17", "2026-01-13 08:00:00"])
+def test_what_is_no_address_means_no_other_cells(people: Program, who: str) -> None:
+    assert people.run().code == 1
+    before = contents(people)
+    assert forget(people, who).code == 1
+    assert contents(people) == before
+
+
+def test_nobody_at_all_is_2(people: Program) -> None:
+    run = people.run("--forget", " ", "--yes")
+    assert (run.code, "--forget needs an address, or a userId" in run.err) == (2, True)
+
+
+def test_rows_whose_address_is_none(people: Program) -> None:
+    """The ledger can't know them, and no run sends them."""
+    show(people, [("ada@", "17", *ADA[0][2:]), OTHERS[0]])
+    assert people.run().code == 1
+    run = forget(people, "ADA@")
+    assert (run.code, "This is not an e-mail address" in run.out) == (0, True)
+    assert b"ada@" not in contents(people)["query_results"] + contents(people)["rejected_rows"]
+    assert entries(people, "users", "forgotten") == [1, 0]
+
+
+def test_a_user_id_is_not_looked_for_among_ids_of_rows(program: Program, tmp_path: Path) -> None:
+    with StandIn(project_type="userId") as iterable:
+        make_table(tmp_path / "users.db", "id,user_id,first_name", [("2", "1", "Una"), ("1", "2", "Duo")])
+        use_query(program, "SELECT * FROM rows")
+        program.settings |= {
+            "ITERABLE_IDENTIFIER": "userId", "ITERABLE_BASE_URL": iterable.url, "USER_FIELDS": "first_name",
+            "DATABASE_URL": f"sqlite:///{tmp_path}/users.db",
+        }  # fmt: skip
+        assert program.run("--dry-run").code == 0
+        assert forget(program, "2").code == 0
+        assert contents(program)["query_results"] == b"id,user_id,first_name\r\n2,1,Una\r\n"
+        assert b"Duo" not in contents(program)["preview"]
+
+
+def test_the_person_is_found_by_id_in_files_of_the_same_query_alone(people: Program) -> None:
+    """`id` is guessed to say who somebody is, and that of another query is another kind of id."""
+    use_query(people, "SELECT email, user_id AS id, first_name, event_id, event_time, page FROM rows")
+    show(people, [ADA[0], OTHERS[0]])
+    assert people.run().code == 0
+    show(people, [("held@example.com", *ADA[0][1:]), OTHERS[0]])
+    assert people.run().code == 1
+    (people.folder / "query_results_20200101_000000.csv").write_bytes(b"email,id\r\nother@example.com,17\r\n")
+    run = forget(people)
+    assert (run.code, "repeat this with held@example.com" in " ".join(run.out.split())) == (0, True)
+    left = [path.read_bytes() for path in people_files(people, "query_results_*")]
+    assert [b",17" in each for each in left] == [True, False, False]
+    assert b"held@" not in left[2]
+    results = [json.loads(path.read_text()) for path in people_files(people, "integration_results_*")]
+    assert [each["email_changes"] for each in results] == [[], []]
+    assert results[1]["forgotten_entries"] == 1

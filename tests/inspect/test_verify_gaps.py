@@ -97,3 +97,37 @@ def test_people_with_another_address_now_are_counted_as_not_compared(
     ] == [("users", 1, 1), ("events", 1, 1)]
     run = program.run("--verify", "--only", "new@example.com")
     assert (run.code, "Nothing was compared" in run.err) == (75, True)
+
+
+def test_two_differences_among_all_are_found_and_a_run_sends_exactly_these(
+    program: Program, iterable: StandIn, tmp_path: Path
+) -> None:
+    columns = "email,first_name,plan,event_id,event_time"
+    rows = [(f"u{n}@example.com", f"N{n}", "pro", f"e{n}", "2026-01-13 08:00:00") for n in range(120)]
+    make_table(tmp_path / "users.db", columns, rows)
+    use_query(program, f"SELECT {columns} FROM rows")
+    program.settings |= {"USER_FIELDS": "first_name,plan", "EVENT_FIELDS": ""}
+    assert program.run().code == 0
+    age(program, 100)
+    iterable.project.edit_user({"email": "u77@example.com", "dataFields": {"plan": "free"}})
+    iterable.project.delete_event("e42")
+    found = json.loads(program.run("--verify", "all", "--repair", "--json").out)
+    assert (found["exit_code"], found["marked"]) == (1, {"users": 1, "events": 1})
+    assert [(found["counts"][kind]["same"], found["counts"][kind]["compared"]) for kind in ("users", "events")] == [
+        (119, 120), (119, 120),
+    ]  # fmt: skip
+    iterable.project.requests.clear()
+    assert program.run().code == 0
+    bodies = [json.loads(each.body) for each in iterable.project.requests if each.body]
+    assert bodies == [
+        {"email": "u77@example.com", "dataFields": {"plan": "pro"}},
+        {
+            "email": "u42@example.com",
+            "eventName": "page_view",
+            "id": "e42",
+            "createdAt": 1768291200,
+            "dataFields": {},
+        },
+    ]
+    age(program, 100)
+    assert program.run("--verify", "all").code == 0
