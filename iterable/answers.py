@@ -263,7 +263,7 @@ def what_it_says(answer: Answer) -> str:
     body = answer.body
     said = (body.get("code"), body.get("msg") or body.get("message") or body.get("error"))
     text = ": ".join(str(each) for each in said if each)
-    return _ECHO.sub("body: ...", text) or "an answer of another shape"
+    return _ECHO.sub("body: ...", text) or "an answer not in Iterable's form"
 
 
 def describe_success(body: Mapping[str, Any]) -> tuple[bool, str]:
@@ -296,6 +296,6 @@ def without_words(sentence: str, *, known_codes: Container[str]) -> str:
 
     def code_of(match: re.Match[str]) -> str:
         code = match[2].partition(":")[0]
-        return match[1] + (code if code in known_codes else "in words that only the log has")
+        return match[1] + (code if code in known_codes else "in words only the log has")
 
     return _DESCRIBED.sub(code_of, sentence)

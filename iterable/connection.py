@@ -202,7 +202,7 @@ class _Pool(urllib3.HTTPConnectionPool):
         except urllib3.exceptions.HTTPError as error:
             raise urllib3.exceptions.MaxRetryError(self, url, error) from error
         except http.client.HTTPException as error:
-            raise urllib3.exceptions.ProtocolError("the answer is no HTTP", error) from error
+            raise urllib3.exceptions.ProtocolError("the answer is not HTTP", error) from error
 
     def _exchange(self, method: str, message: bytes) -> _Response:
         connection: Any = self._get_conn()
@@ -304,7 +304,7 @@ class _TimedInput(io.RawIOBase):
         self._has_read = True
         count: int = self._sock.recv_into(buffer)
         if count == 0 and self.is_in_head:
-            raise http.client.RemoteDisconnected("the answer breaks off in its head")
+            raise http.client.RemoteDisconnected("the answer ends within its headers")
         return count
 
 
@@ -320,7 +320,7 @@ def _read_headers(file: Any) -> CaseInsensitiveDict[str]:
         name, colon, value = line.decode("latin-1").partition(":")
         if colon:
             headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
-    raise http.client.HTTPException("its head is too long")
+    raise http.client.HTTPException("its headers are too long")
 
 
 def _length_of(header: str | None) -> int | None:

@@ -117,7 +117,7 @@ def _parse_type(text: str) -> FieldType:
         return FieldType(text.lower())
     except ValueError:
         known = ", ".join(each.value for each in FieldType)
-        raise ValueError(f"has a type that is none of {known} (column:fieldName:type)") from None
+        raise ValueError(f"has an unknown type; the types are {known} (column:fieldName:type)") from None
 
 
 def find_clash(fields: Iterable[FieldMap]) -> str | None:

@@ -261,7 +261,7 @@ class Delivery:
     def _take_in(self, report: BatchReport | ReadReport) -> None:
         if report.bug is not None:
             if isinstance(report, BatchReport):
-                self._abandon(report.batch, "Its request was not brought to an end because of a bug.")
+                self._abandon(report.batch, "Its request did not finish because of a bug.")
             raise report.bug
         if isinstance(report, ReadReport):
             self._probes.take_in(report.is_answered)
@@ -336,7 +336,7 @@ class Delivery:
             return
         lost = self._stage.outcomes.release_users_of_held()
         if lost:
-            self._progress.say(f"{counted(lost, 'unchanged user')} gone from Iterable; sending again.")
+            self._progress.say(f"{counted(lost, 'unchanged user')} no longer in Iterable; sending again.")
             self._send()
         since_update = self._clock() - self._updated_users_at if self._updated_users_at is not None else math.inf
         wait_s = max(0.0, self._settle_s - since_update)

@@ -140,8 +140,8 @@ def _findings(
     if settings.heartbeat_url and not takes_suffix(settings.heartbeat_url):
         yield note(
             Area.SETTINGS,
-            "HEARTBEAT_URL says in its query how things are, so the monitor is called after successes only",
-            "let the monitor raise the alarm when no call comes",
+            "the query of HEARTBEAT_URL says how things are, so it is called after successes only",
+            "let the monitor alert when no call comes",
         )
     yield from check_output(settings)
     checked = check_ledger(settings, options, stack)
@@ -274,7 +274,7 @@ def _check_jwt_key(client: IterableClient) -> Iterable[Finding]:
     ok, answer = client.update_user(None)
     if not (ok or answer["failure"] in (Failure.REJECTED, Failure.UNAUTHORIZED)):
         return [_explain(answer)]
-    text = "whether the JWT secret is right shows with the first user only, and a client-side key can't list fields"
+    text = "a client-side key can't list fields, and only the first user shows whether the JWT secret is right"
     return [good(Area.KEY, "Iterable answers and knows the key"), note(Area.KEY, text)]
 
 

@@ -91,6 +91,6 @@ class EventColumns:
             return good(Area.EVENTS, f"event_id: column {rules.id_column}")
         text = (
             f"event_id: {counted(self._odd_ids, 'id')} of column {rules.id_column} with other characters than letters, "
-            "digits and hyphens, for which Iterable documents nothing"
+            "digits and hyphens, which Iterable does not document"
         )
         return note(Area.EVENTS, text, "build the ids of letters, digits and hyphens")

@@ -86,7 +86,7 @@ class FirstRows:
                 raise Interrupted(asked) from problem
             yield bad(Area.SOURCE, str(problem), problem.remedy, problem.code)
         except (LedgerError, sqlite3.Error) as problem:
-            text = f"there is no room for the rows, which are kept in OUTPUT_DIR meanwhile ({problem})"
+            text = f"OUTPUT_DIR has no room for the rows while they are checked ({problem})"
             yield bad(Area.OUTPUT, text, "make room, or name another folder with OUTPUT_DIR", ExitCode.NO_OUTPUT)
 
     def _findings(self, stage: Stage) -> Iterator[Finding]:
@@ -184,7 +184,7 @@ class FirstRows:
         ends_with_1 = self._settings.exit_on_rejected != "new"
         yield note(
             Area.ROWS,
-            f"{counts.total():,} {records_were} refused in earlier runs as now: {reasons}",
+            f"{counts.total():,} {records_were} refused in earlier runs, unchanged: {reasons}",
             advice_for(Outcome.REJECTED, counts.most_common(1)[0][0]),
             ExitCode.REJECTED if ends_with_1 else ExitCode.SUCCESS,
         )

@@ -16,7 +16,7 @@ def about_people(people: PeopleReport, rules: Rules, moves: int) -> Iterator[Fin
     if not rules.by_user_id:
         yield from _about_person_column(people, rules)
     if people.shared:
-        where = "1 address stands" if people.shared == 1 else f"{people.shared:,} addresses stand"
+        where = "1 address is" if people.shared == 1 else f"{people.shared:,} addresses are"
         yield note(Area.ROWS, f"{where} in rows of more than one person", "each is one user in Iterable")
     if moves:
         yield note(Area.ROWS, f"{counted(moves, 'person')} with a new address, which Iterable would change first", "")
@@ -29,10 +29,10 @@ def about_people(people: PeopleReport, rules: Rules, moves: int) -> Iterator[Fin
 def _about_person_column(people: PeopleReport, rules: Rules) -> Iterator[Finding]:
     column = rules.person_column
     if column is None:
-        text = "no column says who somebody is, so a changed address makes a second profile"
+        text = "no column identifies people, so a changed address makes a second profile"
         yield note(Area.ROWS, text, "add a column user_id, or name one in PERSON_COLUMN")
     elif rules.person_is_guessed and not people.trusts_guess:
-        text = f"{column} stands beside most addresses with different values, so it says nothing about people"
+        text = f"{column} has several values for most addresses, so it does not identify people"
         yield note(Area.ROWS, text, "add a column user_id, or name one in PERSON_COLUMN")
     else:
-        yield good(Area.ROWS, f"{column} says who somebody is, whatever the address (PERSON_COLUMN)")
+        yield good(Area.ROWS, f"{column} identifies people when their address changes (PERSON_COLUMN)")

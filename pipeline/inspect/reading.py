@@ -60,7 +60,7 @@ def plan_rows(session: InspectionSession, choose: Choice | None = None, *, witho
         )
     except sqlite3.Error as error:
         folder = session.settings.output_dir
-        raise OutputError(f"{folder} has no room for the rows, which are kept there meanwhile ({error}).") from error
+        raise OutputError(f"{folder} has no room for the rows, which are kept there for a moment ({error}).") from error
 
 
 def _plan_rows(session: InspectionSession, choose: Choice | None, without_events: bool, *, any_bytes: bool) -> Planned:

@@ -155,10 +155,10 @@ def body_of(each: Compared, event: ComparedEvent) -> dict[str, Any]:
 
 # Text -----------------------------------------------------------------------------------------------------------------
 
-NOTHING = "Nothing was compared: of what the query finds, the ledger knows nothing as accepted and unchanged since."
-NOBODY = "Nothing was compared: the ledger knows nobody of this project as accepted. Run the job first."
+NOTHING = "Nothing was compared: nothing that the query finds is known as accepted and unchanged since."
+NOBODY = "Nothing was compared: the ledger knows nobody of this project yet. Run the job first."
 NO_ROWS = "Nothing was compared: the query finds no rows of the person that --only names."
-UNREAD = "Nothing was compared: Iterable refused to show those who were to be."
+UNREAD = "Nothing was compared: Iterable refused to show the people who were chosen."
 FORGOTTEN = "Nothing was compared: everybody who was to be was forgotten, by Iterable or by --forget."
 
 
@@ -219,7 +219,7 @@ def summary(found: Verification) -> Iterator[str]:
     for note in found.notes if found.has_compared else ():
         yield from wrapped(note)
     for name, users in found.missing_fields.most_common():
-        yield from wrapped(f"{shown(name)} was sent, and is missing in Iterable for {counted(users, 'user')}.")
+        yield from wrapped(f"{shown(name)} was sent but is missing in Iterable for {counted(users, 'user')}.")
     if found.has_compared:
         for kind in Kind:
             yield from _counts_as_text(found, kind)

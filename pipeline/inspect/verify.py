@@ -234,7 +234,7 @@ class _Reader:
         try:
             return self._result(reading) or ForgottenPeople([])
         except ForgottenListError as problem:
-            self._found.notes.append(f"Whom Iterable has forgotten could not be read: {problem.reason}")
+            self._found.notes.append(f"Iterable's list of forgotten people could not be read: {problem.reason}")
             return ForgottenPeople([])
 
 

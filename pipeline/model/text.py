@@ -65,8 +65,9 @@ def short_duration(seconds: float) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """`1 row`, `1,000 rows`"""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    """`1 row`, `1,000 rows`, `2 known people`"""
+    several = f"{what.removesuffix('person')}people" if what.endswith("person") else f"{what}s"
+    return f"{number:,} {what if number == 1 else several}"
 
 
 def wrapped(text: str, indent: str = "", hanging: str | None = None, width: int = WIDTH) -> list[str]:

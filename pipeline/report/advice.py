@@ -29,7 +29,7 @@ CODE_ADVICE = {
     "InvalidJwtPayload": "check ITERABLE_JWT_SECRET, this machine's clock, and that these people are in the project",
 }
 OUTCOME_ADVICE = {
-    Outcome.UNACKNOWLEDGED: "the next run sends them again, and makes no second event",
+    Outcome.UNACKNOWLEDGED: "the next run sends them again, and no event is doubled",
     Outcome.NOT_ATTEMPTED: "the next run sends them",
     Outcome.REJECTED: "fix what the message names; until then, each run that reads them tries them again",
 }

@@ -75,7 +75,7 @@ def conclude(run: Run, read: Read, delivered: Delivered) -> Ending:
 def _conclude_baseline(run: Run, known: int) -> Ending:
     left = [counted(count, kind.value) for kind in Kind if (count := run.stage.states.count_pending(kind))]
     more = f" {' and '.join(left)} left to the next run, as --before was given." if left else ""
-    return Ending(ExitCode.SUCCESS, f"{_records(known)} known as accepted; nothing was sent.{more}")
+    return Ending(ExitCode.SUCCESS, f"{_records(known)} recorded as accepted; nothing was sent.{more}")
 
 
 def _conclude_rejected(run: Run, rejected: int) -> Ending:

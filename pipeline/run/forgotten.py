@@ -84,7 +84,7 @@ def _hashes(listed: Any) -> list[bytes]:
     except (TypeError, ValueError):
         listed = [b"no hash"]
     if any(len(each) != HASH_BYTES for each in listed):  # whom it means is not known
-        reason = "What Iterable answered is not a list of SHA-256 hashes."
+        reason = "Iterable's answer is not a list of SHA-256 hashes."
         raise ForgottenListError(POLICIES[Failure.UNREADABLE].code, reason)
     hashes: list[bytes] = listed
     return hashes

@@ -170,7 +170,7 @@ def _read_all(client: IterableClient) -> list[Journey] | str:
             return str(answer["error"]).rstrip(".")
         listed = answer.get("journeys")
         if not isinstance(listed, list):
-            return "what Iterable answered has no list of journeys"
+            return "Iterable's answer has no list of journeys"
         journeys += [_journey(each) for each in listed if isinstance(each, dict) and _is_enabled(each)]
         seen += len(listed)
         if not listed or not (answer.get("nextPageUrl") or seen < _number(answer.get("totalJourneysCount"))):

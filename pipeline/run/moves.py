@@ -121,7 +121,7 @@ class Mover:
     def _not_known(self, move: Move, answer: dict[str, Any]) -> Ending | None:
         """Whether it was carried out is not known, so nothing may be sent to either address; the next run finds out."""
         self._unanswered += 1
-        message = f"Whether Iterable has changed this person's address is not known: {answer['error']}"
+        message = f"It is not known whether Iterable changed this person's address: {answer['error']}"
         rest = (Outcome.UNACKNOWLEDGED, answer["status_code"], answer["code"], message, answer["attempts"])
         failed = [FailedRecord(each.kind, each.row, each.identity, *rest) for each in self._stage.open_of(move.key)]
         self._stage.outcomes.note(failed, is_blamed=False)

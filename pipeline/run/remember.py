@@ -111,7 +111,7 @@ def moves_cursor(run: Run, read: Read | None, ending: Ending) -> bool:
         return False
     stays = why_cursor_stays(read.since, ending.code, partial=_partial_option(run))
     if stays:
-        run.console.say(f"        The next run reads from the same time on: {stays}.")
+        run.console.say(f"        The next run reads from the same time again: {stays}.")
     return not stays
 
 

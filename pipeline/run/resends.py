@@ -13,7 +13,7 @@ from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.records import Kind
 from pipeline.model.text import counted
 
-OVERRIDE_HINT = "To go on all the same, once, run with --yes."
+OVERRIDE_HINT = "To send it all the same: run once with --yes."
 BASELINE = "If Iterable has all of it: run with --baseline, which enters everything as accepted."
 
 

@@ -79,7 +79,7 @@ def _reason_to_read_all(settings: Settings, cursor: Cursor | None, fingerprint: 
     if max(cursor.at, cursor.last_full_at) > now.timestamp():
         return "the last complete run is dated later than this one, so a clock was wrong"
     if settings.full_read_days and now - utc(cursor.last_full_at) >= timedelta(days=settings.full_read_days):
-        return f"the last full read is {settings.full_read_days:g} days ago or more (FULL_READ_DAYS)"
+        return f"the last full read was {settings.full_read_days:g} days ago or more (FULL_READ_DAYS)"
     return ""
 
 

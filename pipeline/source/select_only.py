@@ -95,7 +95,7 @@ def _parse(sql: str, backend: str) -> tuple[str, bool]:
 def _place(error: Exception) -> str:
     details = getattr(error, "errors", None) or [{}]
     line, column = details[0].get("line"), details[0].get("col")
-    return f"line {line}, column {column}" if line else "its quotes or brackets don't close"
+    return f"line {line}, column {column}" if line else "it has an unclosed quote or bracket"
 
 
 def _what_it_changes(statement: object) -> str:

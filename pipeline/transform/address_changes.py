@@ -30,7 +30,7 @@ from pipeline.transform.users import USER_ID_FIELD
 EMAIL_CHANGED = "EmailChanged"
 MAX_LISTED = 1000
 GUESS_HOLDS_BELOW = 0.1  # of the addresses may stand beside two ids, where `id` is taken for the person's
-_IN_DOUBT = "whether Iterable has carried out an earlier change is not known; look there, and enter the result"
+_IN_DOUBT = "it is not known whether Iterable carried out an earlier change; look there, and enter the result"
 _SHARED = "several people have this address now, one of whom had another; give each an address of their own"
 _HOW_TO_ENTER = "change it in Iterable, and then run with --baseline --only and the new address"
 

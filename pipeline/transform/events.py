@@ -236,7 +236,7 @@ def _check_time(created_at: int, column: str, rules: Rules) -> None:
     if created_at < 0:
         raise InvalidRecord(f"{column} is before 1970")
     if created_at > rules.latest_s:
-        hint = "; is it in milliseconds" if created_at > 1000 * DAY_S * 365 else ""
+        hint = "; perhaps it is in milliseconds" if created_at > 1000 * DAY_S * 365 else ""
         raise InvalidRecord(f"{column} {IN_THE_FUTURE}{hint}")
 
 

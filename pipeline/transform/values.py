@@ -167,7 +167,7 @@ def _moment(value: datetime, column: str, zone: tzinfo) -> str:
     try:
         utc = _aware(value, zone).astimezone(timezone.utc)
     except OverflowError:
-        raise InvalidRecord(f"{column} is beyond the years that a date can have") from None
+        raise InvalidRecord(f"{column} is outside the years that a date can have") from None
     return f"{utc.isoformat(' ', 'seconds')[:19]} +00:00"
 
 
@@ -273,7 +273,7 @@ def _as_date(value: Any, column: str, zone: tzinfo) -> str:
             value = _EPOCH_UTC + timedelta(microseconds=_number_microseconds(value, column))
         except OverflowError:
             raise InvalidRecord(
-                f"{column} is a number beyond the years that a date can have; is it in milliseconds"
+                f"{column} is a number outside the years that a date can have; perhaps it is in milliseconds"
             ) from None
     if isinstance(value, datetime):
         return _moment(value, column, zone)
@@ -322,7 +322,7 @@ def _kind(value: Any) -> str:
     """What a value is, in words that tell nothing of what it says."""
     if isinstance(value, (float, Decimal)):
         if not is_within(value, 10**MAX_DIGITS):
-            return "NaN or a number beyond all bounds"
+            return "NaN or infinity"
         return "a number" if value == int(value) else "a number with a fraction"
     for kinds, name in _KINDS:
         if isinstance(value, kinds):
@@ -383,8 +383,8 @@ def unix_microseconds(value: Any, zone: tzinfo, column: str) -> int:
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         if is_within(value, LEAST_UNIX_TIME):
             raise InvalidRecord(
-                f"{column} is a number below {LEAST_UNIX_TIME:,}, which is no Unix time; cast it to a timestamp in the "
-                "query"
+                f"{column} is a number below {LEAST_UNIX_TIME:,}, which is not a Unix time; cast it to a timestamp in "
+                "the query"
             )
         return _number_microseconds(value, column)
     if isinstance(value, Unreadable):

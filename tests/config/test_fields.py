@@ -11,7 +11,7 @@ NOT_A_LIST = (
     "other column, - for none); a column whose own name has a comma or a colon needs another one in the query (AS)"
 )
 DOTS = "has a field name that begins or ends with a dot, or has two in a row; a dot nests a field"
-TYPES = "has a type that is none of text, integer, number, boolean, date, json (column:fieldName:type)"
+TYPES = "has an unknown type; the types are text, integer, number, boolean, date, json (column:fieldName:type)"
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,7 @@ def test_unchanged_user_whom_iterable_has_lost_is_sent_again_before_the_second_t
     assert (ran.stop, ran.users) == (None, {"delivered": 1, "unchanged": 1})
     assert ran.events == {"delivered": 3}
     assert (ran.progress.totals, ran.progress.advanced) == ({"event": 3}, 3)
-    assert ran.progress.said[0] == "1 unchanged user gone from Iterable; sending again."
+    assert ran.progress.said[0] == "1 unchanged user no longer in Iterable; sending again."
     assert "2 events refused because Iterable does not know their user (yet)" in ran.progress.said[1]
     assert stand_in.project.user_updates == {ADA: 1, BOB: 1}  # since it was lost
 

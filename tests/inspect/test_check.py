@@ -243,7 +243,7 @@ def test_a_damaged_ledger_is_told_and_left_where_it_is(program: Program, sample:
             "-> Put it back from a backup.",
             "-> If Iterable has all of it: run with --baseline --yes, which enters everything as accepted. It sets the "
             "damaged file aside.",
-            "-> To go on all the same, once, run with --yes.",
+            "-> To send it all the same: run once with --yes.",
         ]
     assert [path.name for path in run.files("iterable_ledger*")] == [ledger.name]
     assert ledger.read_bytes() == b"this is no database; " * 1000
@@ -434,7 +434,8 @@ def test_what_earlier_runs_met_as_refused_ends_it_as_it_would_end_a_run(
     check = program.run("--check")
     assert (check.code, program.run().code) == (1, 1)
     assert (
-        "[note] rows: 36 records to send were refused in earlier runs as now: disallowedEventNames (36) -> allow the"
+        "[note] rows: 36 records to send were refused in earlier runs, unchanged: disallowedEventNames (36) -> "
+        "allow the"
     ) in check.out
     settings = {"EXIT_ON_REJECTED": "new"}
     assert (program.run("--check", **settings).code, program.run(**settings).code) == (0, 0)  # type: ignore[arg-type]

@@ -96,7 +96,7 @@ bob@example.com: 1 of 4 fields differs; accepted <then>
 
 eve@example.com: not found in Iterable; accepted <then>
 
-first_name was sent, and is missing in Iterable for 1 user.
+first_name was sent but is missing in Iterable for 1 user.
 3 users compared with Iterable: 0 the same, 2 different, 1 missing.
 The next run does not send what was accepted and is unchanged. With --verify
 --repair it sends what differs. A field that is missing may have been dropped: a
@@ -208,14 +208,14 @@ def test_where_the_list_of_forgotten_people_can_not_be_read_a_note_says_so(
     iterable.inject(Fault(path="/api/users/forgotten", status=403))
     found = as_json(accepted, code=1)
     assert found["counts"]["users"] == {**NONE, "compared": 3, "same": 2, "missing": 1}
-    assert "Whom Iterable has forgotten could not be read: " in found["notes"][0]
+    assert "Iterable's list of forgotten people could not be read: " in found["notes"][0]
 
 
 def test_where_nothing_was_accepted_it_says_that_nothing_was_compared(accepted: Program) -> None:
     run = accepted.run("--verify", "--quiet", ITERABLE_API_KEY="another-key")
     assert (run.code, run.out) == (75, "")
     assert run.err == (
-        "Nothing was compared: the ledger knows nobody of this project as accepted. Run the job first. The API key is "
+        "Nothing was compared: the ledger knows nobody of this project yet. Run the job first. The API key is "
         "new to the ledger, which knows other projects only (ITERABLE_PROJECT keeps what it knows when a key is "
         "rotated).\n"
     )
@@ -224,7 +224,7 @@ def test_where_nothing_was_accepted_it_says_that_nothing_was_compared(accepted: 
 def test_where_all_have_changed_since_nothing_is_compared(accepted: Program) -> None:
     run = accepted.run("--verify", USER_FIELDS="first_name:name")
     assert (run.code, run.out) == (75, "")
-    assert "of what the query finds, the ledger knows nothing as accepted and unchanged since" in run.err
+    assert "nothing that the query finds is known as accepted and unchanged since" in run.err
 
 
 def ten_people() -> Iterator[Person]:

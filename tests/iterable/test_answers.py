@@ -149,11 +149,11 @@ def test_no_json_on_earth_raises(answer: dict[str, Any], status: int, name: str)
         ),
         (
             "users/update call failed: 404 <html>Bob</html> (3 attempts; told to wait 90 s).",
-            "users/update call failed: 404 in words that only the log has (3 attempts; told to wait 90 s).",
+            "users/update call failed: 404 in words only the log has (3 attempts; told to wait 90 s).",
         ),
         (
             "1 record was not acknowledged. For example: events/track call failed: 503 Bob: BadParams (3 attempts).",
-            "1 record was not acknowledged. For example: events/track call failed: 503 in words that only the log has"
+            "1 record was not acknowledged. For example: events/track call failed: 503 in words only the log has"
             " (3 attempts).",
         ),
         ("users/update call failed: ReadTimeout (3 attempts).", "users/update call failed: ReadTimeout (3 attempts)."),

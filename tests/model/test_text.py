@@ -103,6 +103,7 @@ def test_times_are_in_utc() -> None:
 
 def test_what_is_counted() -> None:
     assert [counted(number, "row") for number in (0, 1, 1000)] == ["0 rows", "1 row", "1,000 rows"]
+    assert [counted(number, "known person") for number in (1, 2)] == ["1 known person", "2 known people"]
 
 
 @pytest.mark.parametrize(

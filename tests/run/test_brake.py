@@ -62,7 +62,7 @@ def test_the_sentence_says_how_many_are_new_and_changed_the_limit_and_the_likely
         "1 user (0 new, 1 changed), 1,200 events (1,200 new, 0 changed) would be sent, more than MAX_CHANGES allows "
         "(5 % of 100 known records). Nothing was sent. Likely cause: the query is new."
     )
-    assert ending.ways_on == ("Look at it with --dry-run.", "To go on all the same, once, run with --yes.")
+    assert ending.ways_on == ("Look at it with --dry-run.", "To send it all the same: run once with --yes.")
     assert ending.reason == " ".join([ending.happened, *ending.ways_on])
 
 

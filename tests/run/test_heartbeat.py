@@ -110,7 +110,7 @@ def test_an_address_that_says_the_state_itself_is_called_after_successes_only(
     assert program.run(HEARTBEAT_URL=url).code == 0
     assert monitor.pings == [Ping("GET", f"/api/push/token?{query}", "")]
     check = program.run("--check", HEARTBEAT_URL=url)
-    assert "HEARTBEAT_URL says in its query how things are" in " ".join(check.out.split())
+    assert "the query of HEARTBEAT_URL says how things are" in " ".join(check.out.split())
     assert len(monitor.pings) == 1
 
 

@@ -141,7 +141,7 @@ def test_full_read_whose_cursor_stays_is_remembered_all_the_same(program: Progra
     program.settings["FULL_READ_DAYS"] = "7"
     run = program.run()
     assert (run.code, run.results["since"]["full_read"], run.results["since"]["mark_moved"]) == (75, True, False)
-    assert "The next run reads from the same time on: the run ended with exit code 75" in run.out
+    assert "The next run reads from the same time again: the run ended with exit code 75" in run.out
     iterable.clear_faults()
     run = program.run()
     assert "the last full read is" not in run.out

@@ -17,7 +17,7 @@ from pipeline.sandbox import StandIn
 from tests.program import Finished, Program, make_table, sent, use_query
 
 ALL = "12 users and 36 events would be sent, accepted or not: "
-WAYS_ON = ("Nothing was sent.", "To go on all the same, once, run with --yes.")
+WAYS_ON = ("Nothing was sent.", "To send it all the same: run once with --yes.")
 EACH_MODE = pytest.mark.parametrize("mode", ["single", "bulk"])
 
 

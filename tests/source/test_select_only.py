@@ -86,7 +86,7 @@ def test_what_one_database_alone_has_is_refused(backend: str, sql: str, reason: 
         ("mysql", "SELECT 1 INTO OUTFILE '/tmp/x'", "line 1, column 30"),
         ("postgresql", "HANDLER t OPEN", "line 1, column 14"),
         ("trino", "SELECT (((1)", "line 1, column 12"),
-        ("trino", "SELECT 'a", "its quotes or brackets don't close"),
+        ("trino", "SELECT 'a", "it has an unclosed quote or bracket"),
         ("trino", "SELECT " + "(" * 5000 + "1" + ")" * 5000, "it is nested too deep"),
     ],
 )

@@ -156,7 +156,7 @@ def test_created_at_is_the_time_in_whole_unix_seconds(value: Any, zone: tzinfo, 
     assert (found, type(found)) == (created_at, int)
 
 
-NO_UNIX_TIME = "event_time is a number below 100,000,000, which is no Unix time; cast it to a timestamp in the query"
+NO_UNIX_TIME = "event_time is a number below 100,000,000, which is not a Unix time; cast it to a timestamp in the query"
 NO_SUCH = "event_time is a day or a time that does not exist"
 FUTURE = "event_time is more than a day in the future"
 
@@ -196,10 +196,10 @@ FUTURE = "event_time is more than a day in the future"
         *[(number, NO_UNIX_TIME) for number in (-1, 0, 46_035.36, Decimal("2461053.86"), 99_999_999)],
         (datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "event_time is before 1970"),
         ("2026-01-14 08:45:13", FUTURE),
-        ("9999-12-31 23:59:59", f"{FUTURE}; is it in milliseconds"),
-        (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-1))), f"{FUTURE}; is it in milliseconds"),
-        (NOW_S * 1000, f"{FUTURE}; is it in milliseconds"),
-        (NOW_S * 1_000_000_000, f"{FUTURE}; is it in milliseconds"),
+        ("9999-12-31 23:59:59", f"{FUTURE}; perhaps it is in milliseconds"),
+        (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-1))), f"{FUTURE}; perhaps it is in milliseconds"),
+        (NOW_S * 1000, f"{FUTURE}; perhaps it is in milliseconds"),
+        (NOW_S * 1_000_000_000, f"{FUTURE}; perhaps it is in milliseconds"),
     ],
 )
 def test_impossible_time_refuses_the_event_with_its_reason(value: Any, reason: str) -> None:

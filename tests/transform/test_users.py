@@ -215,11 +215,11 @@ NO_UTF8 = "plan_type is not valid UTF-8"
         (object(), "plan_type has the type object, which can't be sent"),
         (
             datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
-            "plan_type is beyond the years that a date can have",
+            "plan_type is outside the years that a date can have",
         ),
         (
             datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-1))),
-            "plan_type is beyond the years that a date can have",
+            "plan_type is outside the years that a date can have",
         ),
     ],
 )
