@@ -34,7 +34,7 @@ NOT_RUN = re.compile(r"\b(useradd|systemctl|podman|pip install)\b")
 OF_OTHER_PROGRAMS = {"--build-arg", "--project-type", "--now"}
 OTHER_VARIABLES = {
     *("HTTPS_PROXY", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    *("AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+    *("AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "GOOGLE_APPLICATION_CREDENTIALS"),
 }
 CHAPTERS_WITH_COMMANDS = [page for page in CHAPTERS if blocks("bash", page.read_text(encoding="utf-8"))]
 

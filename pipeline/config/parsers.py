@@ -23,7 +23,7 @@ Parser = Callable[[str], Any]
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the folder of main.py
 OFFICIAL_HOSTS = ("api.iterable.com", "api.eu.iterable.com")
-STATE_SCHEMES = ("s3", "az", "file")
+STATE_SCHEMES = ("s3", "gs", "az", "file")
 MAX_QUOTED_CHARS = 24
 MAX_SECRET_BYTES = 64 * 1024
 
@@ -222,7 +222,9 @@ def state_url(value: str) -> str:
     scheme, mark, rest = value.partition("://")
     scheme = scheme.lower()
     if not mark or scheme not in STATE_SCHEMES:
-        raise ValueError("must be an address such as s3://bucket/folder, az://container/folder or file:///folder")
+        raise ValueError(
+            "must be an address such as s3://bucket/folder, gs://bucket/folder, az://container/folder or file:///folder"
+        )
     if any(each in rest for each in "@?#"):
         raise ValueError("must not hold credentials or options; they come from the environment or the machine's role")
     parts = rest.rstrip("/").split("/")

@@ -296,7 +296,7 @@ class Settings:
         None,
         parse.state_url,
         "Where the ledger lives between runs, for machines that come and go: `s3://bucket/folder`, "
-        "`az://container/folder` or `file:///folder` (docs/state.md). Empty: in `OUTPUT_DIR`.",
+        "`gs://bucket/folder`, `az://container/folder` or `file:///folder` (docs/state.md). Empty: in `OUTPUT_DIR`.",
         in_sandbox=False,
     )
     keep_days: int = _setting(

@@ -945,3 +945,50 @@ def test_max_changes_that_is_neither_is_refused(text: str) -> None:
     assert problem_of("MAX_CHANGES", text) == (
         f"MAX_CHANGES must be a whole number of records, or a percentage such as 20%, not {text!r}."
     )
+
+
+# STATE_URL ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("s3://bucket/folder/", "s3://bucket/folder"),
+        ("S3://my.bucket-1", "s3://my.bucket-1"),
+        ("gs://bucket/a/b=c", "gs://bucket/a/b=c"),
+        ("az://container/folder", "az://container/folder"),
+        ("file:///mnt/all of us", "file:///mnt/all of us"),
+        ("", None),
+    ],
+)
+def test_state_url_is_an_address_of_a_folder(text: str, value: str | None) -> None:
+    assert load({"STATE_URL": text}).state_url == value
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        (
+            "bucket/folder",
+            "must be an address such as s3://bucket/folder, gs://bucket/folder, az://container",
+        ),
+        ("https://bucket.s3.amazonaws.com", "must be an address such as s3://bucket/folder"),
+        ("s3://key:secret@bucket", "must not hold credentials or options; they come from the environment"),
+        ("az://container?sig=secret", "must not hold credentials or options"),
+        ("s3://", "must be s3://, a bucket and a folder, of letters, digits, and any of . _ - ="),
+        ("s3://bucket//folder", "must be s3://, a bucket and a folder"),
+        ("gs://bucket/a b", "must be gs://, a bucket and a folder"),
+        ("s3://bucket/../other", "must not have . or .. for a folder"),
+        ("file://host/folder", "must be the whole path of a folder after file://"),
+        ("file:///", "must be the whole path of a folder after file://"),
+        ("file://folder", "must be the whole path of a folder after file://"),
+    ],
+)
+def test_what_is_no_state_url_is_refused_without_showing_it(text: str, rest: str) -> None:
+    said = problem_of("STATE_URL", text)
+    assert said.startswith(f"STATE_URL {rest}")
+    assert "secret" not in said
+
+
+def test_sandbox_does_not_use_the_state_of_real_runs() -> None:
+    assert load({"STATE_URL": "s3://bucket"}, sandbox=True).state_url is None

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.sandbox import StandIn
 from tests.state.emulators import AZURITE, run_azure, run_s3
+from tests.state.google import run_google
 from tests.state.machines import Machines
 
 
@@ -23,6 +24,14 @@ def s3() -> Iterator[dict[str, str]]:
     pytest.importorskip("obstore")
     pytest.importorskip("moto")
     with run_s3() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def google() -> Iterator[dict[str, str]]:
+    """The environment in which `gs://bucket/…` is there."""
+    pytest.importorskip("obstore")
+    with run_google() as environment:
         yield environment
 
 

@@ -19,6 +19,7 @@ import requests
 
 from tests.program import wait_until
 
+SCHEMES = {"s3": "s3://bucket", "azure": "az://container", "google": "gs://bucket"}
 S3 = """
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline.sandbox import StandIn
 from tests.program import Finished
-from tests.state.emulators import ACCOUNT_KEY, SECRETS
+from tests.state.emulators import ACCOUNT_KEY, SCHEMES, SECRETS
 from tests.state.machines import Machine, Machines
 from tests.state.test_runs import KILLED, begin, delivered, kill
 
@@ -29,10 +30,9 @@ class InBucket(Machines):
         return machine
 
 
-@pytest.fixture(params=["s3", "azure"])
+@pytest.fixture(params=list(SCHEMES))
 def machines(request: pytest.FixtureRequest, tmp_path: Path, iterable: StandIn) -> InBucket:
-    scheme = {"s3": "s3://bucket", "azure": "az://container"}[request.param]
-    machines = InBucket(tmp_path, iterable, f"{scheme}/{uuid4().hex}")
+    machines = InBucket(tmp_path, iterable, f"{SCHEMES[request.param]}/{uuid4().hex}")
     machines.environment = request.getfixturevalue(request.param)
     machines.use_people(20)
     return machines
@@ -70,6 +70,9 @@ def test_store_that_is_down_is_75_and_sends_nothing(machines: InBucket) -> None:
         port = free.getsockname()[1]
     names = ("AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT")
     away: Any = {name: f"http://127.0.0.1:{port}" for name in names if name in machines.environment}
+    for name, value in machines.environment.items():
+        if name == "GOOGLE_SERVICE_ACCOUNT_KEY":
+            away[name] = json.dumps(json.loads(value) | {"gcs_base_url": f"http://127.0.0.1:{port}"})
     run = machines.machine("a").run(**away)
     assert (run.code, machines.requests()) == (75, 0)
     assert run.err == (

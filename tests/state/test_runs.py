@@ -246,6 +246,7 @@ def test_store_that_is_lost_during_a_run_ends_it_when_the_lease_would_expire(mac
 
 
 def test_ledger_that_cannot_be_put_back_at_the_end_is_75_and_put_back_first_by_the_next_run(machines: Machines) -> None:
+    machines.use_people(10)
     machine = machines.machine("a")
     first = begin(machines, machine)
     machines.state.rename(machines.folder / "lost")
@@ -264,6 +265,7 @@ def test_ledger_that_cannot_be_put_back_at_the_end_is_75_and_put_back_first_by_t
 
 def test_older_copy_never_replaces_a_newer_one(machines: Machines) -> None:
     """The machine whose ledger was not put back comes back after another one has gone on."""
+    machines.use_people(10)
     machine = machines.machine("a")
     first = begin(machines, machine)
     machines.state.rename(machines.folder / "lost")

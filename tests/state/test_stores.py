@@ -10,12 +10,12 @@ from uuid import uuid4
 import pytest
 
 from pipeline.state.store import ConflictError, Store, StoreDownError, StoreRefusedError, open_store
-from tests.state.emulators import ACCOUNT_KEY, SECRETS, s3_environment
+from tests.state.emulators import ACCOUNT_KEY, SCHEMES, SECRETS, s3_environment
 
 NAME = "iterable_ledger.state.json"
 
 
-@pytest.fixture(params=["file", "s3", "azure"])
+@pytest.fixture(params=["file", *SCHEMES])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """An empty one."""
     if request.param == "file":
@@ -25,7 +25,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     for name, value in request.getfixturevalue(request.param).items():
         monkeypatch.setenv(name, value)
     folder = uuid4().hex
-    yield open_store(f"s3://bucket/{folder}" if request.param == "s3" else f"az://container/{folder}")
+    yield open_store(f"{SCHEMES[request.param]}/{folder}")
 
 
 def test_object_is_made_once_and_replaced_only_as_it_was_seen(store: Store) -> None:
@@ -105,6 +105,12 @@ def test_container_that_is_not_there_is_refused(azure: dict[str, str], monkeypat
     use(monkeypatch, azure)
     with pytest.raises(StoreRefusedError, match="whose bucket does not exist"):
         open_store("az://no-container/folder").read(NAME)
+
+
+def test_bucket_of_google_that_is_not_there_is_refused(google: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, google)
+    with pytest.raises(StoreRefusedError, match="whose bucket does not exist"):
+        open_store("gs://no-bucket/folder").read(NAME)
 
 
 def test_wrong_key_is_refused_and_stands_nowhere(azure: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
