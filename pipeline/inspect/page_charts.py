@@ -115,7 +115,9 @@ def charts_of(days: Sequence[Day]) -> list[Chart]:
             days,
             [
                 Series(ending, colour, [day.endings[ending] for day in days], is_hollow=colour == "warn")
-                for ending, colour in zip(ENDINGS, ("faint", "warn", "bad"), strict=True)
+                for ending, colour in zip(
+                    reversed(ENDINGS), ("bad", "warn", "faint"), strict=True
+                )  # the few stand on the axis
             ],
         ),
         _counting("rows", "Rows read", days, [Series("rows", "muted", [day.rows for day in days])]),

@@ -21,7 +21,7 @@ from pipeline.inspect.page_charts import compact, count_ticks, duration_ticks, t
 from pipeline.ledger.ledger import LEDGER_NAME, Project, RunResult, open_ledger
 from pipeline.model.exits import ExitCode
 from pipeline.sandbox import Fault, StandIn
-from tests.program import ROOT, Program, make_table, use_query
+from tests.program import ROOT, Program, make_table, use_query, wait_until
 
 KEY = "0123456789abcdef0123456789abcdef"
 BASE_URL = "https://api.iterable.com"
@@ -235,6 +235,22 @@ def test_while_a_run_is_active_the_one_before_it_is_shown(out: Path, report: Rep
     assert "A run is active since" in page.sections["User events to Iterable: api.iterable.com"]
     assert ["delivered", "3", "0"] in page.tables["What became of the records"]
     assert "Not known: the results file" in page.sections["Why records were not delivered"]
+
+
+def test_real_run_is_active_and_is_not_disturbed(program: Program, iterable: StandIn, sample: Path) -> None:
+    assert program.run("--limit", "3").code == 0
+    iterable.inject(Fault(path="/api/events/track", latency_s=30))
+    process = program.start()
+    try:
+        wait_until(lambda: len(iterable.project.users) == 12)
+        page = page_of(program)
+        assert "A run is active since" in page.sections[page.headings[0]]
+        assert page.sections["Last run"].startswith("user_events.sql, began ")
+        assert ["delivered", "1", "3"] in page.tables["What became of the records"]
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_first_run_is_active(out: Path, report: Report) -> None:
