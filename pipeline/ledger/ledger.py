@@ -35,6 +35,7 @@ from pipeline.ledger.forgotten import Forgotten, PersonInLedger
 from pipeline.ledger.project import (
     Hasher,
     Project,
+    count_forgotten_of_others,
     count_others,
     enter_project,
     find_project,
@@ -104,12 +105,22 @@ class Ledger:
         self.accepted = Accepted(database, self._project, self._today)
         self.known, self.accepted_at = self.accepted.known, self.accepted.accepted_at
         self.is_new_key_for_known_host = is_new_key_for_known_host(database, project, self._project)
+        self._note_forgotten_of_others(project)
         self.failures = FailureHistory(database, self._project, hasher.text, self._now)
         self.queries = Queries(database, self._project, self._today, hasher.text)
         self.dropped_fields = DroppedFields(database, self._project)
         self.runs = Runs(database, self._project)
         self.forgotten = Forgotten(database, self._project, self._today, self.accepted.people, self.user_key)
         self.verifications = Verifications(database, self._project)
+
+    def _note_forgotten_of_others(self, project: Project) -> None:
+        count = count_forgotten_of_others(self._database, project, self._project)
+        if count and self.is_new_key_for_known_host:
+            people = "1 person" if count == 1 else f"{count:,} people"
+            self.note = (
+                f"{self.note} The key is new to the ledger, and does not know {people} whom --forget has forgotten "
+                "under another one. If it was rotated, repeat --forget for them before anything is sent."
+            ).strip()
 
     def _begin(self) -> None:
         if not self.is_read_only:

@@ -290,6 +290,16 @@ def count_others(database: sqlite3.Connection, number: int) -> int:
     return sum(_knows_records(database, other) for (other,) in others)
 
 
+def count_forgotten_of_others(database: sqlite3.Connection, project: Project, number: int) -> int:
+    """People whom --forget has forgotten in other projects of this server."""
+    (count,) = database.execute(
+        "SELECT count(*) FROM (SELECT DISTINCT project, number FROM forgotten WHERE project IN"
+        " (SELECT id FROM projects WHERE server = ? AND id <> ?))",
+        (project.server_hash, number),
+    ).fetchone()
+    return int(count)
+
+
 def is_new_key_for_known_host(database: sqlite3.Connection, project: Project, number: int) -> bool:
     """Whether records of other projects of this server are known, and none of this one."""
     others = database.execute(

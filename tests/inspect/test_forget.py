@@ -8,12 +8,15 @@ import pty
 import resource
 import signal
 import sqlite3
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.ledger.lock import hold_lock
 from pipeline.sandbox import StandIn
+from tests.opened import open_both
 from tests.program import Finished, Program, make_table, sent, use_query
 
 COLUMNS = "email,user_id,first_name,event_id,event_time,page"
@@ -592,3 +595,31 @@ def test_the_person_is_found_by_id_in_files_of_the_same_query_alone(people: Prog
     results = [json.loads(path.read_text()) for path in people_files(people, "integration_results_*")]
     assert [each["email_changes"] for each in results] == [[], []]
     assert results[1]["forgotten_entries"] == 1
+
+
+def test_a_new_key_is_told_of_those_whom_it_does_not_know(people: Program) -> None:
+    show(people, [ADA[0], OTHERS[0]])
+    assert people.run().code == 0
+    assert forget(people).code == 0
+    assert "does not know" not in people.run("--dry-run").err
+    run = people.run("--dry-run", ITERABLE_API_KEY="another-key-0123456789abcdef0123456")
+    assert (run.code, "does not know 1 person whom --forget has forgotten under another one" in run.err) == (65, True)
+
+
+def test_while_a_run_is_active_it_is_75(people: Program) -> None:
+    assert people.run().code == 1
+    before = contents(people)
+    with hold_lock(people.folder / "iterable_ledger.lock"):
+        run = forget(people)
+    assert (run.code, "Another run is active" in run.err) == (75, True)
+    assert (contents(people), entries(people, "users")) == (before, [5])
+
+
+def test_the_hash_outlives_all_other_entries(tmp_path: Path) -> None:
+    with open_both(tmp_path, now=1768298400) as opened:
+        opened.ledger.forget(opened.ledger.forgotten.find("ada@example.com"))
+    with open_both(tmp_path, now=1768298400 + 5000 * 86_400) as opened:
+        opened.ledger.begin_run("20390101_000000", 1768298400 + 5000 * 86_400, "query.sql")
+        opened.refresh()
+        opened.ledger.commit()
+        assert opened.ledger.forgotten.find("ada@example.com").forgotten_on == date(2026, 1, 13)

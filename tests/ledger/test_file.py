@@ -355,7 +355,7 @@ def test_reader_says_that_a_ledger_is_damaged_and_touches_nothing(tmp_path: Path
         pass
     assert str(caught.value).startswith(f"The ledger {path} is damaged (")
     assert str(caught.value).endswith("). Put it back from a backup.")
-    assert (caught.value.code, content(tmp_path)) == (ExitCode.NO_OUTPUT, before)
+    assert (caught.value.code, content(tmp_path)) == (ExitCode.BRAKE, before)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
