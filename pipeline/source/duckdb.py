@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 ROWS_PER_FETCH = 1000
+LONGEST_INTERVAL_S = 8.6e13  # of Python's
 MEMORY = Path(":memory:")
 MOTHERDUCK = "duckdb:///md:"  # DuckDB's own service
 MAGIC = b"DUCK"  # at byte 8 of each DuckDB file
@@ -141,16 +142,14 @@ def _readable(sql: str, columns: Sequence[_Column]) -> str:
     for name, column in zip(names, columns, strict=True):
         plain = _without_zones(column.type)
         value = name if plain == str(column.type) else f"CAST({name} AS {plain})"
-        is_nested = column.type.id in _NESTED
-        values.append(
-            f"CASE WHEN {odd[name]} THEN NULL ELSE {value} END" if is_nested and odd[name] != "false" else value
-        )
+        raises = column.type.id in _RAISING and odd[name] != "false"
+        values.append(f"CASE WHEN {odd[name]} THEN NULL ELSE {value} END" if raises else value)
     texts = [f"CASE WHEN {condition} THEN CAST({name} AS VARCHAR) END" for name, condition in odd.items()]
     marks = f"CASE WHEN {' OR '.join(odd.values())} THEN [{', '.join(texts)}] END"
     return f"SELECT {', '.join([*values, marks])} FROM ({sql}\n) AS query({', '.join(names)})"  # noqa: S608
 
 
-_NESTED = ("list", "array", "struct", "map")
+_RAISING = ("list", "array", "struct", "map", "interval")  # whose odd values must not come at all
 
 
 def _odd(name: str, type_: Any, depth: int = 0) -> str:
@@ -159,6 +158,8 @@ def _odd(name: str, type_: Any, depth: int = 0) -> str:
         return f"NOT isfinite({name}) OR year({name}) NOT BETWEEN 1 AND 9999"
     if type_.id == "time":
         return f"{name} = TIME '24:00:00'"
+    if type_.id == "interval":
+        return f"abs(epoch({name})) > {LONGEST_INTERVAL_S}"
     if type_.id == "struct":
         parts = [_odd(f'({name})."{_doubled(field)}"', part, depth) for field, part in type_.children]
     elif type_.id == "map":

@@ -5,7 +5,9 @@ Neither driver may end the query for one value, and neither may make up one: wha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -80,6 +82,10 @@ def _take_letters_for_bytes(connection: Any) -> None:
     connection.commit()
 
 
+# Of the one, psycopg's C code makes another number of days, of the other, psycopg2 makes midnight.
+_MADE_UP = re.compile(rb"\d{7} years?|^24:")
+
+
 # psycopg --------------------------------------------------------------------------------------------------------------
 
 
@@ -113,10 +119,10 @@ def _lenient(loader: type[Loader]) -> type[Loader]:
             self._load = loader(oid, context).load
 
         def load(self, data: Buffer) -> Any:
-            try:
-                return self._load(data)
-            except (DataError, ValueError, OverflowError):
-                return unreadable_time(bytes(data).decode(errors="backslashreplace"))
+            with suppress(DataError, ValueError, OverflowError):
+                if not _MADE_UP.search(bytes(data)):
+                    return self._load(data)
+            return unreadable_time(bytes(data).decode(errors="backslashreplace"))
 
     return Lenient
 
@@ -155,7 +161,7 @@ def _prepare_psycopg2(connection: Any, own_types: list[tuple[Any, ...]], keeps_a
 
 
 def _lenient_cast(cast: Callable[[str | None, Any], Any], text: str | None, cursor: Any) -> Any:
-    if text is not None and text.endswith("infinity"):
+    if text is not None and (text.endswith("infinity") or _MADE_UP.search(text.encode())):
         return unreadable_time(text)
     try:
         return cast(text, cursor)

@@ -6,12 +6,14 @@ same rows give the same payloads and event ids whatever the account's or the ser
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipeline.source.errors import BETTER_URLS, SourceError
+from pipeline.source.unreadable import keep_odd_values
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Engine
@@ -111,7 +113,19 @@ def _first_that_works(execute: Callable[[str], object], alternatives: tuple[str,
     execute(last)
 
 
+# Where drivers make values of what the server sends, and would end the query for one of the year 12026: the module, the
+# function in it, and the place of the server's text among what the function is given.
+VALUES = {
+    "impala": (("impala.hiveserver2", "_parse_timestamp", 0), ("impala.hiveserver2", "_parse_date", 0)),
+    "trino": (("trino.mapper", "RowMapper._map_value", 1),),
+    "awsathena": (("pyathena.converter", "DefaultTypeConverter.convert", 2),),
+}
+
+
 def prepare_driver(engine: Engine) -> None:
     """What a driver is told as a whole."""
     if engine.dialect.driver == "oracledb":
         import_module("oracledb").defaults.fetch_lobs = False  # texts and bytes, not things to read them from
+    for module, function, place in VALUES.get(engine.dialect.name, ()):
+        if module in sys.modules:
+            keep_odd_values(sys.modules[module], function, place)

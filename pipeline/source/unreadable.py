@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import reduce, wraps
 from typing import Any
 
 from pipeline.model.records import Unreadable
@@ -23,6 +24,26 @@ def _problem(text: str) -> str:
     if text.startswith("24:"):
         return "is 24:00:00, which can't be sent as a time"
     return "is out of range"
+
+
+def keep_odd_values(module: object, function: str, place: int) -> None:
+    """Let a driver's function, such as Mapper.map, give what it raises for as `Unreadable`. Once for each is enough.
+
+    place: of the value among the function's arguments.
+    """
+    *holders, name = function.split(".")
+    holder = reduce(getattr, holders, module)
+    usual = getattr(holder, name)
+
+    @wraps(usual)
+    def lenient(*arguments: Any, **options: Any) -> Any:
+        try:
+            return usual(*arguments, **options)
+        except Exception:
+            return unreadable_time(str(arguments[place]))
+
+    if not hasattr(usual, "__wrapped__"):
+        setattr(holder, name, lenient)
 
 
 def parse_json(text: str | bytes) -> Any:
