@@ -193,7 +193,7 @@ def _rewrite(path: Path, wanted: Wanted, found: Forgetting) -> None:
     try:
         if path.stat().st_nlink > 1:
             found.notes.append(HARD_LINK.format(path.name))
-        with open_text(path) as file, rewritten(path) as target:
+        with rewritten(path) as target, open_text(path) as file:  # Windows replaces no file that is open
             for text in kind_of(path.name).without(file, path, wanted):
                 target.write(text)
     except UNREADABLE as problem:

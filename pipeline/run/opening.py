@@ -102,7 +102,7 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         ledger.begin_run(run_id, started_at.timestamp(), settings.query_file.name)
         keeper.begin_run(run_id)
     ledger.use_query(str(settings.query_file))
-    logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, sys.argv[1:])
+    logger.info("iterable-integration %s, run %s, called with: %s", VERSION, run_id, _arguments(options, console))
     breaker = Breaker()
     client = make_client(settings, breaker, keeper)
     heartbeat = Heartbeat(None if options.dry_run else settings.heartbeat_url)
@@ -126,6 +126,11 @@ def open_run(options: argparse.Namespace, console: Console, interrupt: Interrupt
         stand_in,
         keeper,
     )
+
+
+def _arguments(options: argparse.Namespace, console: Console) -> str:
+    """The command line, without the person whom --only names: a userId looks like nothing that is masked."""
+    return console.redactor.person(str(sys.argv[1:]), options.only)
 
 
 def _begin_log(settings: Settings, console: Console, stack: ExitStack) -> str:

@@ -388,11 +388,19 @@ def test_verify_counts_them_as_forgotten(people: Program) -> None:
     assert (run.code, "by Iterable or by --forget" in run.err) == (75, True)
 
 
-def test_the_log_knows_nobody(people: Program) -> None:
-    assert people.run("--only", "ada@example.com", LOG_FORMAT="json").code == 1
-    assert forget(people).code == 0
-    for path in people.folder.glob("*.log"):
-        assert "ada@example.com" not in path.read_text().lower().replace("xada@example.com", "")
+@pytest.mark.parametrize("identifier", ["email", "userId"])
+def test_the_log_knows_nobody(people: Program, identifier: str) -> None:
+    ada = ("ada@example.com", "user-17", *ADA[0][2:])
+    show(people, [ada, ("ada@example.com", "user-17", *ADA[1][2:]), OTHERS[0]])
+    with StandIn(project_type=identifier) as iterable:
+        people.settings |= {"ITERABLE_IDENTIFIER": identifier, "ITERABLE_BASE_URL": iterable.url}
+        who = ada[0] if identifier == "email" else ada[1]
+        for options in ((), ("--only", who), (f"--only={who}", "--full")):
+            assert people.run(*options).code in (1, 65)
+        assert forget(people, who).code == 0
+        assert people.run().code == 1
+    log = (people.folder / "iterable_integration.log").read_text().lower()
+    assert (ada[0] in log, ada[1] in log, "called with: ['--" in log) == (False, False, True)
 
 
 def test_nothing_of_them_is_left_in_the_file_of_the_ledger(people: Program) -> None:
