@@ -48,7 +48,7 @@ class Failure(str, Enum):
     REDIRECTED = "redirected"  # not followed: it would carry the key to another address
     BAD_CERTIFICATE = "bad_certificate"
     PROXY_REFUSED = "proxy_refused"  # a proxy on the way lets nothing through
-    THROTTLED = "throttled"  # told to wait longer than MAX_WAIT_S
+    THROTTLED = "throttled"  # asked to wait longer than MAX_WAIT_S
     ABANDONED = "abandoned"  # `sleep` raised Abandoned; with 0 attempts, nothing was sent
 
 
@@ -203,7 +203,7 @@ def failed_in(answer: Mapping[str, Any]) -> dict[str, str]:
     named = {identity: reason for identity, (reason, _) in failures.listed.items()}
     named |= dict.fromkeys(sorted(failures.disallowed_event_names), "disallowedEventNames")
     more = failures.fail_count - sum(times for _, times in failures.listed.values())
-    if more > 0 and not failures.disallowed_event_names:  # which of its events were blocked is not said
+    if more > 0 and not failures.disallowed_event_names:  # it does not name which of its events were blocked
         named["?"] = f"{more} more"
     return named
 

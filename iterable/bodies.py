@@ -1,4 +1,4 @@
-"""Payload -> the JSON bytes of a request. What can't be written as JSON is told before anything is sent."""
+"""Payload -> the JSON bytes of a request. What can't be written as JSON is reported before anything is sent."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ _FORMULA_WITHIN = re.compile(
 
 
 class Column(tuple[Any, ...]):
-    """Some values of one column. Whoever asks for their types is told what was found the first time."""
+    """Some values of one column. Their types are computed once and cached."""
 
     @cached_property
     def types(self) -> frozenset[type]:

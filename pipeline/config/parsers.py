@@ -248,7 +248,7 @@ def _split_address(value: str) -> SplitResult | None:
     """The parts of a web address, None if it is none. urllib's own errors would quote it, and a password in it."""
     try:
         parts = urlsplit(value)
-        _ = parts.port  # a port that is no number raises ValueError
+        _ = parts.port  # a port that is not a number raises ValueError
     except ValueError:
         return None
     return parts if parts.scheme in ("http", "https") and " " not in value else None

@@ -25,7 +25,7 @@ OPEN_OPTION_CHARS = 7  # of a text among a driver's options that may be shown, s
 
 @dataclass(frozen=True)
 class Setting:
-    """How a setting is read, and what is said of it. default: as it would stand in `.env`; None: no default."""
+    """How a setting is read and described. default: as it would stand in `.env`; None: no default."""
 
     default: str | None
     parse: Parser

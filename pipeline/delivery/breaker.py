@@ -23,7 +23,7 @@ from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.failure_policy import GO_ON, POLICIES, stopped_by
 from pipeline.model.records import Kind
 
-PART_COUNTS = 0.25  # the parts of one batch say little that the batch has not said; but there may be many of them
+PART_COUNTS = 0.25  # the parts of one batch show little that the batch has not shown, and there may be many of them
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def read_bulk_answer(records: Sequence[Record], answer: dict[str, Any]) -> BulkR
     """An answer with counts and lists -> what became of each record.
 
     The lists name users, who may have several records in the batch. As a rule all of a listed user's records have
-    failed. Where fewer failures are counted, sending each of them again alone tells which; it is safe, as their ids
+    failed. Where fewer failures are counted, sending each of them again alone shows which; it is safe, as their ids
     stay the same. Where more are counted than are named, the others are unsure. Where the counts agree with nothing,
     what is not named is unacknowledged.
     """

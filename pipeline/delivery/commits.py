@@ -24,7 +24,7 @@ class CommitBuffer:
         clock: Callable[[], float],
         on_commit: Callable[[int], None] = lambda records: None,
     ) -> None:
-        """on_commit: told how many records the ledger has learned for good."""
+        """on_commit: called with how many records the ledger has stored."""
         self._on_commit = on_commit
         self._ledger = ledger
         self._stage = stage

@@ -100,7 +100,7 @@ class Delivery:
         it, too. interrupted: how the run ends if it was asked to, else None. is_urgent: whether it may not even wait
         for what is under way. query: the path of the query file, under which failures are remembered.
         window_from: where the window of :since starts, in Unix seconds.
-        watched_fields: fields that Iterable has dropped before. on_commit: told how many records the ledger has learned
+        watched_fields: fields that Iterable has dropped before. on_commit: called with how many records the ledger has learned
         for good."""
         self._ledger = ledger
         self._stage = stage

@@ -32,7 +32,7 @@ class SingleSender:
     """users/update and events/track: one record a request."""
 
     def __init__(self, client: IterableClient, *, by_user_id: bool = False) -> None:
-        """by_user_id: records tell people apart by userId, not by e-mail."""
+        """by_user_id: records identify people by userId, not by e-mail."""
         self._client = client
         self._by_user_id = by_user_id
 
@@ -222,7 +222,7 @@ def _never_left(ok: bool, details: dict[str, Any]) -> bool:
 
 
 def _failure_in(settled: Settled) -> tuple[Failure | None, str]:
-    """For the breaker: an answer that accepts nothing is no success, but shows that Iterable has read the batch."""
+    """For the breaker: an answer that accepts nothing is not a success, but shows that Iterable has read the batch."""
     if settled.failure is None and not settled.delivered:
         return Failure.REJECTED, ""
     return settled.failure, settled.message

@@ -190,7 +190,7 @@ def _varying(rows: Rows, varies: Sequence[bool], cells: Sequence[Sequence[str]])
     columns = [shown(column) for column in compress(rows.columns, varies)]
     numbered = [[f"{row.number:,}", *compress(texts, varies)] for row, texts in zip(rows.shown, cells, strict=True)]
     lines = table([["row", *columns], *numbered], IN)
-    if lines is not None and "…" not in lines[0]:  # event_id, event_name and event_time can be told apart
+    if lines is not None and "…" not in lines[0]:  # event_id, event_name and event_time are distinguishable
         yield from lines
         return
     for number, *texts in numbered:

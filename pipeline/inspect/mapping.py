@@ -209,7 +209,7 @@ def with_parents(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fits(found: str, expected: str) -> bool:
-    """Whether a value of one type may go into a field of another. Types that are not known are let pass."""
+    """Whether a value of one type may go into a field of another. Unknown types fit."""
     if found == "array" or expected not in KNOWN_TYPES or found == expected:
         return True
     if {found, expected} <= NUMBERS or {found, expected} <= OBJECTS:

@@ -12,7 +12,7 @@ from pipeline.transform.rules import Rules
 
 
 def about_people(people: PeopleReport, rules: Rules, moves: int) -> Iterator[Finding]:
-    """moves: addresses that Iterable would be told to change."""
+    """moves: how many addresses Iterable would change."""
     if not rules.by_user_id:
         yield from _about_person_column(people, rules)
     if people.shared:

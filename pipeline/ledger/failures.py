@@ -1,6 +1,6 @@
 """What keeps failing: records that ended rejected or unacknowledged, as hashes, and why.
 
-So a run can try them last, tell a rejection that was reported from a new one, see which record is never acknowledged,
+So a run can try them last, distinguish new rejections from reported ones, see which record is never acknowledged,
 and read again what may be accepted later. A record that failed is noted at once; its reason counts as known only when
 a run has reported it, see `report`.
 """

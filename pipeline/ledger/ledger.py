@@ -190,7 +190,7 @@ class Ledger:
             self.forgotten.forget(person)
 
     def count_other_projects(self) -> int:
-        """Projects whose entries can't be told apart without their own key or name."""
+        """Projects whose entries can't be distinguished without their own key or name."""
         return count_others(self._database, self._project)
 
     def compact(self) -> bool:

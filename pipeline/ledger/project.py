@@ -1,4 +1,4 @@
-"""What tells one Iterable project from another in the ledger, and the hashes by which it knows their records.
+"""What distinguishes Iterable projects in the ledger, and the hashes by which it knows their records.
 
 No hash can be repeated without the secret of its project, so that addresses can't be found by trying them. The secret
 comes from the key with which the project was first used, and is in no file. With ITERABLE_PROJECT it must outlive that

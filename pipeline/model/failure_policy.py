@@ -72,7 +72,7 @@ POLICIES: dict[Failure, FailurePolicy] = {
 
 
 def stopped_by(failure: Failure, message: str, in_a_row: int) -> Ending:
-    """How a run ends that this failure, told by `message`, has stopped; it was not the first one in a row."""
+    """How a run ends that this failure has stopped. message: its description. in_a_row: how many came together."""
     policy = POLICIES[failure]
     has_counted = in_a_row > 1 and not policy.ends_run_at_once
     count = f" Stopped after {in_a_row} consecutive failures." if has_counted else ""

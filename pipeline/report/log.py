@@ -120,7 +120,7 @@ class _PrivateLogFile(logging.handlers.RotatingFileHandler):
         return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """A full disk must not stop the run, nor fill the console with tracebacks: the results JSON tells the rest."""
+        """A full disk must not stop the run, nor fill the console with tracebacks: the results JSON has the rest."""
 
     def close(self) -> None:
         if self._timer is not None:
@@ -226,7 +226,7 @@ class Console:
             _silence(sys.stdout)
 
     def print_json(self, results: object) -> None:
-        """Raises OSError where stdout does not take it, as nobody else would tell whoever waits for it."""
+        """Raises OSError where stdout does not take it, as whoever waits for it would not notice otherwise."""
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         try:

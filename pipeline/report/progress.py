@@ -21,7 +21,7 @@ from pipeline.report.log import Console
 
 SECONDS_PER_LINE = 30.0
 SECONDS_PER_DRAWING = 0.2
-LONG_S = 3.0  # without an answer: said instead of the rate
+LONG_S = 3.0  # without an answer: shown instead of the rate
 ROOM_FOR_CTRL_C = 4  # columns: the terminal shows ^C where the line ends
 
 _Row = TypeVar("_Row")
@@ -45,7 +45,7 @@ class _Part:
 
 
 class DeliveryProgress:
-    """Is told how far the delivery is. `waiting` is for any thread, the rest for the one that runs the delivery."""
+    """Learns how far the delivery is. `waiting` is for any thread, the rest for the one that runs the delivery."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class ReadingProgress:
 
 @dataclass(frozen=True)
 class State:
-    """How many records are done, of how many (0: not known), and what is said about it."""
+    """How many records are done, of how many (0: not known), and the text beside that."""
 
     done: int
     total: int

@@ -1,4 +1,4 @@
-"""The account that a run leaves: outcomes of all records, results JSON, rejected rows, summary, and the last ping.
+"""The account that a run leaves: outcomes of all records, results JSON, rejected rows, summary, and the last heartbeat.
 
 `Account` holds what the steps found out, as far as they came; `report` writes everything down.
 """

@@ -95,7 +95,7 @@ class Heartbeat:
 
 
 def takes_suffix(url: str) -> bool:
-    """Whether failures can be told from successes: not where the query itself says how things are."""
+    """Whether failures may be reported: not where the query itself says how things are."""
     names = {name.lower() for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)}
     return names.isdisjoint(WORDS_FOR_A_STATE)
 

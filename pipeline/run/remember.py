@@ -27,7 +27,7 @@ logger = logging.getLogger("main")
 
 
 def remember(run: Run, read: Read, delivered: Delivered) -> None:
-    """Tell the ledger what later runs need to know: what can't be sent, what was shown, how ids were made, which fields
+    """Record in the ledger what later runs need: what can't be sent, what was shown, how ids were made, which fields
     Iterable dropped. A full disk does not change how the run ended: records that were accepted are entered already."""
     try:
         keep = not run.options.dry_run

@@ -105,7 +105,7 @@ def _reject_forgotten(run: Run) -> None:
 
 
 def _show_moves(run: Run, read: Read) -> None:
-    """Addresses that Iterable would be told to change first."""
+    """Addresses that Iterable would change first."""
     people = read.planner.people
     for move in read.planner.changes.moves:
         people.note_change(move.row, move.text, "moved")

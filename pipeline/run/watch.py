@@ -1,4 +1,4 @@
-"""What whoever watches the schedule is told: an outage that lasts (ALERT_AFTER), and METRICS_FILE.
+"""For whoever watches the schedule: outages that last (ALERT_AFTER), and METRICS_FILE.
 
 From ALERT_AFTER runs in a row on that ended with 75 and had nothing accepted, the exit code is 69, so that a schedule
 which ignores 75 speaks up.

@@ -58,7 +58,7 @@ class Fault:
         return self.disconnect or self.raw is not None or self.status is not None
 
     def takes_next(self, path: str, content: bytes) -> bool:
-        """Counts a request if it matches, and tells whether this fault applies to it."""
+        """Counts a request if it matches, and returns whether this fault applies to it."""
         if not self._matches(path, content):
             return False
         self.matched += 1

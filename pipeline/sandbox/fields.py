@@ -27,7 +27,7 @@ _NUMBERS = frozenset({"long", "double"})
 
 
 def value_type(value: Any) -> str | None:
-    """The type that this value gives to a new field; None where it tells nothing (null, an empty list).
+    """The type that this value gives to a new field; None where it shows none (null, an empty list).
 
     "2026-01-13" -> "date", "pro" -> "string", 5 -> "long". A list has the type of its elements: ["a"] -> "string".
     """

@@ -123,7 +123,7 @@ VALUES = {
 
 
 def prepare_driver(engine: Engine) -> None:
-    """What a driver is told as a whole."""
+    """Settings of a driver that hold for all its connections."""
     if engine.dialect.driver == "oracledb":
         import_module("oracledb").defaults.fetch_lobs = False  # texts and bytes, not things to read them from
     for module, function, place in VALUES.get(engine.dialect.name, ()):

@@ -77,7 +77,7 @@ class Worker:
         helper.join(CLOSE_S)
 
     def close(self, call: Callable[[], object]) -> None:
-        """Run a last call; where an earlier one hangs, after it. Its errors tell nothing that matters any more."""
+        """Run a last call; where an earlier one hangs, after it. Its errors no longer matter."""
         self._calls.put(call)
         self._calls.put(None)
         if not self.is_stuck:

@@ -112,7 +112,7 @@ class Outcomes:
         )
 
     def omitted(self) -> Iterator[list[Omitted]]:
-        """They all, some at a time, in the order of the CSV."""
+        """All of them, some at a time, in the order of the CSV."""
         rows = self._database.execute(
             "SELECT kind, row, field, reason, own_key, own_fingerprint FROM omitted ORDER BY row, kind DESC, field"
         )

@@ -165,7 +165,7 @@ class People:
             )
 
     def adopted(self) -> Iterator[list[Record]]:
-        """They all, some at a time."""
+        """All of them, some at a time."""
         rows = self._database.execute(f"SELECT kind, {_USER_COLUMNS} FROM adopted ORDER BY key")
         while page := rows.fetchmany(KEYS_PER_LOOKUP):
             yield [_user_record(columns)._replace(kind=Kind(kind)) for kind, *columns in page]
@@ -190,7 +190,7 @@ class People:
         return self._reject([(row, key, fingerprint, identity)], code, message)
 
     def reject_people(self, is_meant: Callable[[str], bool], code: str, message: str) -> int:
-        """The same for all people who are meant, told by their identity."""
+        """The same for all people whose identity is meant."""
         people = self._database.execute("SELECT row, key, fingerprint, identity FROM users ORDER BY key")
         return sum(self._reject([each], code, message) for each in people if is_meant(each[3]))
 

@@ -1,4 +1,4 @@
-"""Who is who: users of this read whom the ledger knows under another address, and what is done about them.
+"""Users of this read whom the ledger knows under another address, and what is done about them.
 
 A query's column may say who somebody is, whatever the address. Where a known person has another address, Iterable would
 make a second profile of it, subscribed to everything that the person had left. So the change is held, carried out by
@@ -134,7 +134,7 @@ class AddressChanges:
         trusted: bool | None = None,
     ) -> None:
         """enters: everything is entered as accepted, other addresses, too (--baseline). is_full: all fields are sent.
-        trusted: whether a guessed column says who people are, where this read can't tell."""
+        trusted: whether a guessed column says who people are, where this read does not show it."""
         self._is_full = is_full
         self._trusted = trusted
         self._ledger = ledger
@@ -289,7 +289,7 @@ class AddressChanges:
         self._report.note_change(changed.found.record.row, changed.found.text, done)
 
     def _why_not_moved(self, changed: _Changed) -> str:
-        """Why Iterable can't be told to change the address; empty where it can."""
+        """Why Iterable can't change the address; empty where it can."""
         previous, old = changed.found.previous, changed.old
         if changed.own is not None:
             return "the new address has a profile already; merge the two in Iterable"

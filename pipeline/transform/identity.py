@@ -32,7 +32,7 @@ _DOMAIN = re.compile(rf"(?:{_LABEL}\.)+(?:[a-z]{{2,63}}|xn--[a-z0-9-]{{1,58}}[a-
 
 
 class NamesPeople(Protocol):
-    """How people are told apart: by which kind of value, and in which column."""
+    """What identifies people: which kind of value, and in which column."""
 
     @property
     def by_user_id(self) -> bool: ...
@@ -61,7 +61,7 @@ def is_meant(who: str, rules: NamesPeople) -> Callable[[Any], bool]:
     wanted = identity_or_none(who, rules)
     if wanted is not None:
         return lambda value: identity_or_none(value, rules) == wanted
-    # It is no identity, and yet it may stand in rows, which are rejected for that.
+    # It is not a valid identity, but rows may have it, and are rejected for that.
     return lambda value: value is not None and text_of(value).strip().lower() == who.strip().lower()
 
 

@@ -94,7 +94,7 @@ class MergedUser(NamedTuple):
 
 
 def merge(user: MergedUser, row: int, later: UserValues, rules: Rules) -> MergedUser:
-    """What is said with one more row: field by field, the later value counts.
+    """The user with one more row: field by field, the later value counts.
 
     A NULL says nothing, unless NULLs clear fields. A value that can't be sent says something, so that an earlier one is
     not sent in its place.

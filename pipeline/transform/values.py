@@ -319,7 +319,7 @@ _WANTED = {
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in words that tell nothing of what it says."""
+    """What kind of value it is, without quoting it."""
     if isinstance(value, (float, Decimal)):
         if not is_within(value, 10**MAX_DIGITS):
             return "NaN or infinity"
@@ -356,7 +356,7 @@ _TIME_TEXT = re.compile(
 def unix_microseconds_column(moments: Sequence[Any], zone: tzinfo, column: str) -> list[int]:
     """What `unix_microseconds` makes of each."""
     if zone is timezone.utc and types_of(moments) == {str}:
-        with suppress(ValueError):  # it can't be told here which one it is
+        with suppress(ValueError):  # which one it is shows below
             since = [
                 datetime.fromisoformat(moment) - _EPOCH
                 for moment in moments
@@ -428,7 +428,7 @@ def _normal_form(match: re.Match[str]) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """A value as text, whatever it is, so that it can be told from another one."""
+    """A value as text, whatever it is; different values have different texts."""
     if isinstance(value, int) and not isinstance(value, bool):
         return hex(value)  # Python writes no huge ones in decimal
     if isinstance(value, (bytes, bytearray, memoryview)):
