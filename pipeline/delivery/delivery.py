@@ -100,8 +100,8 @@ class Delivery:
         it, too. interrupted: how the run ends if it was asked to, else None. is_urgent: whether it may not even wait
         for what is under way. query: the path of the query file, under which failures are remembered.
         window_from: where the window of :since starts, in Unix seconds.
-        watched_fields: fields that Iterable has dropped before. on_commit: called with how many records the ledger has learned
-        for good."""
+        watched_fields: fields that Iterable has dropped before. on_commit: called with how many records the ledger has
+        stored."""
         self._ledger = ledger
         self._stage = stage
         self._mode = mode
