@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import date, datetime, timedelta, timezone
@@ -109,6 +110,26 @@ def test_types_of_spark_come_in_utc_whatever_the_session_s_zone(spark: str, tmp_
     assert read(spark, sql, tmp_path) == [expected]
 
 
+def test_time_that_python_lacks_refuses_its_row_alone(spark: str, tmp_path: Path) -> None:
+    sql = """SELECT id, CASE id WHEN 1 THEN timestamp_seconds(317337000000) END AS at,
+        CASE id WHEN 1 THEN date_add(DATE '2026-01-13', 3652500) END AS day FROM range(3) ORDER BY id"""
+    found = read(spark, sql, tmp_path)
+    assert [
+        (row["id"], getattr(row["at"], "problem", None), getattr(row["day"], "problem", None)) for row in found
+    ] == [*((0, None, None), (1, "is out of range", "is out of range"), (2, None, None))]
+
+
+def test_memory_does_not_grow_with_the_rows(spark: str, tmp_path: Path) -> None:
+    """All at once, they are 80 MB."""
+    tracemalloc.start()
+    try:
+        with opened(spark, "SELECT id, repeat('x', 4096) AS v FROM events", tmp_path) as result:
+            assert sum(len(block) for block in result.blocks) == ROWS
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_since_is_in_utc(spark: str, tmp_path: Path) -> None:
     sql = "SELECT count(*) AS n FROM events WHERE event_time >= :since"
     assert read(spark, sql, tmp_path, INSTANT) == [{"n": ROWS}]
@@ -162,3 +183,12 @@ def test_server_that_is_gone_is_for_later(tmp_path: Path) -> None:
         opened(f"impala://127.0.0.1:{free_port()}/default?auth_mechanism=PLAIN", "SELECT 1 AS id", tmp_path),
     ):
         pass
+
+
+def test_server_killed_in_mid_read_is_for_later(server: Server, tmp_path: Path) -> None:
+    """The last test, as it leaves no server."""
+    with opened(server.url, "SELECT id, repeat('x', 4096) AS v FROM events", tmp_path) as result:
+        next(result.blocks)
+        os.killpg(server.group, signal.SIGKILL)
+        with pytest.raises(SourceBusyError, match=r"^The query in query\.sql failed while its rows were read: [^\n]+$"):
+            list(result.blocks)

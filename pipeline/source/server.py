@@ -15,6 +15,7 @@ from pipeline.source.query import MYSQL
 from pipeline.source.result import Block, QueryResult, in_blocks
 from pipeline.source.sessions import (
     OPTIONS,
+    ROWS_PER_FETCH,
     prepare_cursor,
     prepare_driver,
     prepare_session,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Engine
     from sqlalchemy.engine import URL
 
-ROWS_PER_FETCH = 1000  # at most; each fetch is a round trip to the server
 CONNECT_LIMIT_S = 60.0  # for a server that accepts the connection and then says nothing
 TUPLE_DRIVERS = ("psycopg", "psycopg2", "pymysql", "mysqldb")  # SQLAlchemy's rows take as long as theirs once more
 

@@ -60,6 +60,7 @@ STATEMENTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 CURSORS_WITH_SESSIONS = ("impala",)
+ROWS_PER_FETCH = 1000  # at most; each fetch is a round trip to the server
 # What SQLAlchemy hands to the driver, beside DATABASE_OPTIONS.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"trino": {"timezone": "UTC"}}
 
@@ -100,6 +101,7 @@ def prepare_session(connection: Connection) -> None:
 def prepare_cursor(dialect: Dialect, cursor: Any) -> None:
     """The same for a driver each of whose cursors has a session of its own."""
     if dialect.driver in CURSORS_WITH_SESSIONS:
+        cursor.set_arraysize(ROWS_PER_FETCH)  # by itself, it takes 10,240 rows at a time, however large
         for alternatives in STATEMENTS.get(dialect.name, ()):
             _first_that_works(cursor.execute, alternatives)
 

@@ -42,6 +42,7 @@ _NUMBERS = {
     "pymssql": _SQL_SERVER,
     "snowflake": frozenset({250002, 250003, 250005, 250006, 290403, 290429, 290500, 290502, 290503, 290504}),
 }
+_NO_LOGIN = 250001  # Snowflake's, for an outage as for a wrong password: only its words tell
 _ORACLE = re.compile(
     r"\b(?:ORA-(?:00018|00020|00028|00051|00054|00060|00257|01012|01033|01034|01089|01090|01092|01555|03113|03114|03135"
     r"|08177|12153|12170|12518|12519|12520|12516|12528|12537|12541|12543|12545|12547|12571|25408)"
@@ -62,7 +63,8 @@ _TEMPORARY = re.compile(
     r"|name resolution|nodename nor servname|resolve (?:host|address)|getaddrinfo|no route to host"
     r"|network is (?:down|unreachable)|host is down"
     r"|connection (?:\w+ ){0,2}(?:reset|lost|closed|killed|aborted|terminated)"
-    r"|closed the connection|closed unexpectedly|broken pipe|lost connection|gone away|unexpected eof|bytes read"
+    r"|failed after retries|closed the connection|closed unexpectedly|broken pipe|lost connection|gone away"
+    r"|unexpected eof|bytes read"
     r"|too many (?:clients|connections|requests)|connection slots|(?:starting|shutting) (?:up|down)|recovery mode"
     r"|not (?:yet )?accepting|terminating connection|deadlock|could not serialize|conflict with recovery"
     r"|(?:temporarily|currently|service) unavailable|try again|throttl|rate limit|queue is full"
@@ -110,6 +112,8 @@ def _judge(error: BaseException) -> bool:
     if package in ("duckdb", "_duckdb"):
         return "Conflicting lock" in text
     if package in _NUMBERS and (number := _number(error)) is not None:
+        if number == _NO_LOGIN:
+            return _TEMPORARY.search(text) is not None
         return number in _NUMBERS[package]
     if _ORACLE_CODE.search(text):
         return _ORACLE.search(text) is not None

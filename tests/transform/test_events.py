@@ -293,6 +293,15 @@ def test_event_id_of_the_query_is_used(value: Any, event_id: str) -> None:
     assert sent_event(replace(RULES, id_column="event_id"), event_id=value)["id"] == event_id
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_name_and_time_may_come_as_bytes(kind: Any) -> None:
+    """As from MySQL's binary columns and Spark's."""
+    rules = replace(RULES, name_column="event_name")
+    expected = sent_event(rules, event_name="plan_é", event_time="2026-01-13 08:45:12")
+    found = sent_event(rules, event_name=kind("plan_é".encode()), event_time=kind(b"2026-01-13 08:45:12"))
+    assert (found, found["eventName"], found["createdAt"]) == (expected, "plan_é", 1768293912)
+
+
 @pytest.mark.parametrize("value", [None, "", "  ", b""])
 def test_empty_event_id_gives_way_to_the_derived_one(value: Any) -> None:
     assert sent_event(replace(RULES, id_column="event_id"), event_id=value)["id"] == PINNED_ID
