@@ -61,7 +61,8 @@ def introduce(run: Run) -> None:
     say(f"Step 1: Settings read. {run.authentication} authentication, {run.settings.iterable_base_url}")
     if run.options.sandbox:
         say("        This is a sandbox run: nothing leaves this machine, and no ledger is kept.")
-    say("Step 2: Ledger opened for reading" if run.options.dry_run else "Step 2: Ledger opened; no other run is active")
+    where = f" from {run.settings.state_url}" if run.settings.state_url else ""
+    say(f"Step 2: Ledger opened{where}{' for reading' if run.options.dry_run else '; no other run is active'}")
 
 
 def make_plan(run: Run, read: Read) -> Plan:

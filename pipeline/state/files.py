@@ -48,7 +48,7 @@ class FileStore:
                 written_at = (self._folder / name).stat().st_mtime
             except FileNotFoundError:
                 return None
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".now-") as probe:
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".iterable_ledger.new-") as probe:
                 probe.write(b"now")  # a server sets the time of what is written to it
                 probe.flush()
                 return Path(probe.name).stat().st_mtime - written_at
@@ -93,16 +93,17 @@ class FileStore:
     def _new_file(self, name: str) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
         """A private file that appears whole, under this name, and lasts."""
         self._check_folder()
-        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".new-", delete=False) as target:
+        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".iterable_ledger.new-", delete=False) as target:
+            new = Path(target.name)
             try:
                 yield target
                 target.flush()
                 os.fsync(target.fileno())
-                os.replace(target.name, self._folder / name)  # noqa: PTH105 - a name that is open
             except BaseException:
                 with suppress(OSError):
-                    Path(target.name).unlink()
+                    new.unlink()
                 raise
+        new.replace(self._folder / name)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

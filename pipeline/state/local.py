@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ledger.file import LEDGER_NAME, LOCK_NAME, Fetch, Fetched, check_content
-from pipeline.state.record import Snapshot
+from pipeline.state.record import Holder, Snapshot
 
 NOTE_NAME = "iterable_ledger.copy.json"
-SCRATCH_NAME = ".iterable_ledger.copy"  # what is fetched or about to be put back
+SCRATCH_NAME = "iterable_ledger.copy.sqlite3"  # what is fetched or about to be put back
 _HELPERS = ("-wal", "-shm", "-journal")
 
 
@@ -86,11 +86,15 @@ class LocalCopy:
         parts = (note.folder, _boot_id(), str(lock.st_dev), str(lock.st_ino))
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
+    def is_own(self, note: Note, holder: Holder | None) -> bool:
+        """Whether that run is, or was, one of this folder."""
+        return holder is not None and (self._folder / LOCK_NAME).exists() and holder.place == self.place(note)
+
     # The ledger -----------------------------------------------------------------------------------------------
 
     def is_untouched(self, note: Note) -> bool:
         """Whether it is just what the stored copy is."""
-        return note.looks is not None and self.looks() == note.looks
+        return note.looks is not None and self.looks() == note.looks and self._number() is not None
 
     def has_grown(self, note: Note) -> bool:
         """Whether it is what a run has made of the stored copy, and has not put back."""
@@ -165,6 +169,7 @@ class LocalCopy:
             copy.execute("PRAGMA journal_mode = DELETE")
             copy.execute("PRAGMA synchronous = OFF")
             set_number(copy, number)
+            check_content(copy)  # so that no damage of this file is ever stored
         digest = digest_of(target)
         return Snapshot(f"iterable_ledger.{number:06d}-{secrets.token_hex(4)}.sqlite3", number, *digest)
 

@@ -7,8 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from pipeline.ledger.file import LEDGER_NAME, LedgerDamagedError, is_run_active
+
+if TYPE_CHECKING:
+    from pipeline.state.record import Holder
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,14 @@ def _find_in_store(folder: Path, url: str, is_active: bool, stack: ExitStack) ->
     while True:
         found = store.read(RECORD_NAME)
         record = parse_record(found.content, url) if found is not None else StateRecord()
-        snapshot, holder = record.snapshot, record.holder
-        is_own = holder is not None and is_active and note.url == url and holder.token == note.token
-        words = (
-            ""
-            if holder is None
-            else (f"another run is active, or was killed lately: process {holder.process} on {holder.host} holds {url}")
-        )
-        if is_own or (note.url == url and note.snapshot == (snapshot.name if snapshot else "")):
-            return Place(folder, url, words)
-        if snapshot is None and not note.url:
+        words = _holder_in_words(record.holder, url, is_over=not is_active and local.is_own(note, record.holder))
+        snapshot = record.snapshot
+        if is_active and local.is_own(note, record.holder):
+            return Place(folder, url, words)  # what a run here has committed
+        if note.url == url and note.snapshot == (snapshot.name if snapshot is not None else ""):
+            if note.looks is None or local.is_untouched(note):
+                return Place(folder, url, words)
+        elif snapshot is None and not note.url:
             return Place(folder, url, words)  # the next run stores what is there
         target = Path(stack.enter_context(TemporaryDirectory(prefix="state-"))) / LEDGER_NAME
         if snapshot is None:
@@ -68,5 +70,11 @@ def _find_in_store(folder: Path, url: str, is_active: bool, stack: ExitStack) ->
                 raise LedgerDamagedError(f"The ledger at {url} is damaged ({damage.reason}).")
             return Place(target.parent, url, words)
         again = store.read(RECORD_NAME)
-        if again is None or again.version == (found.version if found else None):
+        if again is None or again.version == (found.version if found is not None else None):
             raise LedgerDamagedError(f"The ledger at {url} is damaged ({snapshot.name} is gone).")
+
+
+def _holder_in_words(holder: Holder | None, url: str, *, is_over: bool) -> str:
+    if holder is None or is_over:
+        return ""
+    return f"another run is active, or was killed: process {holder.process} on {holder.host} holds {url}"

@@ -13,7 +13,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ logger = logging.getLogger("pipeline.state")
 
 _PROBLEMS = (RunError, OSError, sqlite3.Error)
 _COPY = re.compile(r"iterable_ledger\.(\d{6,})-[0-9a-f]{8}\.sqlite3")
+_UNFINISHED = re.compile(r"\.iterable_ledger\.new-\w+")  # what FileStore has left, killed as it wrote
 
 
 class RemoteKeeper(Keeper):
@@ -94,7 +95,7 @@ class RemoteKeeper(Keeper):
 
     def _begin_anew(self, is_here: bool) -> Fetched:
         """Nothing is stored. A ledger that was never stored anywhere is the one that will be."""
-        if any(number > 1 for number in self._copies().values()) and not self._replaces_damaged:
+        if any(number > 1 for number in _copies_among(self._store.names()).values()) and not self._replaces_damaged:
             return Fetched(self._damage(f"has copies, and {RECORD_NAME} does not say which one counts"))
         if self._note.url and not is_here:
             self._local.set_aside(time.time())
@@ -132,14 +133,12 @@ class RemoteKeeper(Keeper):
         """Delete copies that runs have left which are over, and that nothing names: where nothing is stored yet, only
         what the first run has left."""
         stored = self._lease.record.snapshot
-        for name, number in self._copies().items():
+        names = self._store.names()
+        for name, number in _copies_among(names).items():
             if name != stored.name if stored is not None else number == 1:
                 self._store.delete(name)
-
-    def _copies(self) -> dict[str, int]:
-        """All copies that are there, with their numbers."""
-        found = map(_COPY.fullmatch, self._store.names())
-        return {each[0]: int(each[1]) for each in found if each is not None}
+        for name in filter(_UNFINISHED.fullmatch, names):
+            self._store.delete(name)
 
     def begin_run(self, run_id: str) -> None:
         self._lease.name_run(run_id)
@@ -297,6 +296,11 @@ class RemoteKeeper(Keeper):
                 self._local.write_note(replace(self._note, looks=self._local.looks()))
             else:
                 self._lease.change(_given_up)
+
+
+def _copies_among(names: Iterable[str]) -> dict[str, int]:
+    """The copies of the ledger, with their numbers."""
+    return {each[0]: int(each[1]) for each in map(_COPY.fullmatch, names) if each is not None}
 
 
 def _given_up(record: StateRecord) -> StateRecord:

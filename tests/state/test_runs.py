@@ -389,6 +389,29 @@ def test_copy_of_a_killed_run_that_was_replaced_by_an_older_one_is_not_put_back(
     assert KILLED in run.err
 
 
+def test_local_copy_that_is_damaged_at_rest_is_fetched_again_and_never_stored(machines: Machines) -> None:
+    machine = machines.machine("a")
+    machine.run()
+    path, note = machine.folder / LEDGER_NAME, machine.folder / "iterable_ledger.copy.json"
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = bytes(4096)
+    path.write_bytes(content)
+    found = path.stat()
+    looks = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"looks": looks}))
+    assert machine.run().code == 0
+    assert machines.machine("b").run().code == 0
+    assert machines.sends() == 40
+
+
+def test_what_a_killed_upload_has_left_on_a_shared_disk_is_deleted(machines: Machines) -> None:
+    kill(begin(machines, machines.machine("a")))
+    (machines.state / ".iterable_ledger.new-abc_123").write_bytes(b"half")
+    machines.let_lease_expire()
+    assert machines.machine("b").run().code == 0
+    assert not list(machines.state.glob(".*"))
+
+
 # Several projects -----------------------------------------------------------------------------------------------------
 
 
@@ -425,11 +448,15 @@ def test_others_read_from_there_without_a_lease(machines: Machines, arguments: l
 
 
 def test_they_say_that_a_run_is_active(machines: Machines) -> None:
-    first = begin(machines, machines.machine("a"))
-    run = machines.machine("b").run("--check")
+    machine, other = machines.machine("a"), machines.machine("b")
+    first = begin(machines, machine)
+    runs = [each.run("--check") for each in (machine, other)]
+    assert "running" in machine.run("--history").out
     kill(first)
-    assert run.code == 75
-    assert f"process {first.pid} on " in run.out
+    assert [each.code for each in runs] == [75, 75]
+    assert all(f"process {first.pid} on " in each.out for each in runs)
+    assert machine.run("--check").code == 0  # where it is known to be over
+    assert other.run("--check").code == 75
 
 
 def test_repair_is_put_back(machines: Machines) -> None:
