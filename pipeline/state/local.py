@@ -138,6 +138,10 @@ class LocalCopy:
             for ending in _HELPERS:
                 self._helper(ending).unlink(missing_ok=True)
 
+    def keep_fetched(self, now: float) -> Path:
+        """Keep what was fetched and can't be used."""
+        return self.scratch_path.rename(self.path.with_name(f"{LEDGER_NAME}.damaged-{int(now)}"))
+
     def set_number(self, number: int) -> None:
         """Have the ledger say which stored copy it was, if there is one; it is not open yet."""
         if self.path.exists():

@@ -75,7 +75,7 @@ class RemoteKeeper(Keeper):
         if self._is_usable:
             self._begin_from(self._lease.record.snapshot)
         self.resend = self._lease.record.resend_of(self._job)
-        if before is not None:
+        if before is not None and self._is_usable:
             self._sweep()
         return fetched
 
@@ -113,7 +113,8 @@ class RemoteKeeper(Keeper):
                 self._local.take_in(time.time())
                 return Fetched()
             self._local.set_aside(time.time())
-            return Fetched(warning=f"The ledger at {self._store.url} can't be used, and a new one has begun.")
+            kept = f" It is now {self._local.keep_fetched(time.time()).name}." if is_there else ""
+            return Fetched(warning=f"The ledger at {self._store.url} can't be used, and a new one has begun.{kept}")
         finally:
             self._local.drop_scratch()
 

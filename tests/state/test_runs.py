@@ -323,7 +323,8 @@ def test_damaged_copy_is_the_brakes_65_and_yes_begins_anew(machines: Machines) -
         assert machines.record()["snapshot"]["name"] == name
         assert machines.record()["holder"] is None
     assert machines.sends() == 40
-    assert machines.machine("b").run("--yes").code == 0
+    anew = machines.machine("b").run("--yes")
+    assert (anew.code, [path.read_bytes() for path in anew.files(f"{LEDGER_NAME}.damaged-*")]) == (0, [b"damaged"])
     assert machines.machine("c").run().code == 0
     assert machines.sends() == 80
 
