@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.model.exits import ExitCode
 from pipeline.model.records import Outcome
 from pipeline.model.text import WIDTH, counted, generalized, shortened, wrapped
 from pipeline.report.advice import advice_for
@@ -32,7 +33,7 @@ def summary(
         *_counts(results.counts),
         *_notes(results.counts, left_users),
         *(f"  {sentence}" for sentence in people),
-        *reason_lines(reasons),
+        *reason_lines(reasons, is_braked=results.exit_code == ExitCode.BRAKE),
         *_other_reasons(results, reasons),
         *_fields(results.fields),
         *(f"  {name:<8} {path}" for name, path in results.files.items() if path),
@@ -71,11 +72,15 @@ def _notes(counts: Mapping[str, Any], left_users: int) -> Iterator[str]:
         yield f"  {people} not updated, as --limit may have seen only some of their rows"
 
 
-def reason_lines(reasons: Sequence[Reason]) -> Iterator[str]:
+def reason_lines(reasons: Sequence[Reason], *, is_braked: bool = False) -> Iterator[str]:
+    """is_braked: so that the next run would stop, too."""
     for reason in reasons:
         outcome = reason.outcome.replace("_", " ")
         yield f"  {reason.count:,} {outcome}{_news(reason)}: {_first_of(reason)}"
-        yield f"    -> {advice_for(Outcome(reason.outcome), reason.code)}"
+        if is_braked and reason.outcome == Outcome.NOT_ATTEMPTED.value:
+            yield "    -> choose one of the ways on; until then, each run stops here"
+        else:
+            yield f"    -> {advice_for(Outcome(reason.outcome), reason.code)}"
 
 
 def _other_reasons(results: Results, reasons: Sequence[Reason]) -> Iterator[str]:

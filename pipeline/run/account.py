@@ -110,7 +110,7 @@ def _count_all(run: Run, account: Account, ending: Ending) -> dict[str, Any]:
         return results.counts_as_json({})
     try:
         ran_dry = run.options.dry_run and ending.code in (ExitCode.SUCCESS, ExitCode.REJECTED)
-        run.stage.note_not_attempted(f"{NOT_ATTEMPTED}{DRY_RUN_REASON if ran_dry else ending.reason}")
+        run.stage.note_not_attempted(f"{NOT_ATTEMPTED}{DRY_RUN_REASON if ran_dry else ending.happened}")
     except sqlite3.Error as problem:
         logger.error("At the end, the list of failures can't be written: %s", problem)
     if any(run.stage.states.count_pending(kind) for kind in Kind):

@@ -64,6 +64,14 @@ def test_an_outage_is_no_records_fault(program: Program, sample: Path) -> None:
     assert "  36 not attempted: users/bulkUpdate call failed: " in run.out
 
 
+def test_what_the_brake_has_stopped_is_not_promised_to_the_next_run(program: Program, sample: Path) -> None:
+    run = program.run(MAX_CHANGES="1")
+    assert run.code == 65
+    assert "-> choose one of the ways on; until then, each run stops here\n" in run.out
+    assert "-> the next run sends them" not in run.out
+    assert not any("--yes" in each["message"] for each in run.results["failures"])
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_no_line_ends_within_a_word_at_any_width(width: int) -> None:
     sentence = "    -> change the address in Iterable, then run with --baseline --only, or set EMAIL_CHANGES to move it"
