@@ -209,7 +209,10 @@ def test_every_message_in_the_table_is_one_of_the_program(quoted: str) -> None:
     assert [text for text in source_texts() if parts.search(text)]
 
 
-@pytest.mark.parametrize("row", tables("database", DATABASES), ids=lambda row: str(row[0]))
+DRIVERS = [row for row in tables("database", DATABASES) if len(row) == 3]
+
+
+@pytest.mark.parametrize("row", DRIVERS, ids=lambda row: str(row[0]))
 def test_the_program_tells_to_install_the_driver_that_is_named(
     program: Program, tmp_path: Path, row: list[str]
 ) -> None:
