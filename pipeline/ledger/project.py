@@ -133,10 +133,10 @@ class Hasher:
         name_hash = self.field_name(name)
         lead = name.encode("utf-8") + b"\n"
         size = FIELD_BYTES - FIELD_NAME_BYTES
-        known: dict[str, bytes] = {"": b""}
-        for value in values:
-            if value not in known:
-                known[value] = name_hash + self._hash([lead + value.encode("utf-8")], size)[0]
+        values = list(values)
+        distinct = [value for value in dict.fromkeys(values) if value]
+        hashes = self._hash([lead + value.encode("utf-8") for value in distinct], size)
+        known = {"": b"", **{value: name_hash + each for value, each in zip(distinct, hashes, strict=True)}}
         return [known[value] for value in values]
 
     def field_name(self, name: str) -> bytes:

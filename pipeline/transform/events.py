@@ -202,9 +202,9 @@ def id_prefix(origin: bytes) -> str:
 def event_ids(people: Sequence[str], contents: Sequence[str], origins: Mapping[str, bytes]) -> list[str]:
     """The ids that are made of these contents. origins: of people whose events keep an earlier address."""
     sha256 = hashlib.sha256
+    prefixes = {who: id_prefix(origins.get(who) or origin_of(who)) for who in set(people)}
     return [
-        f"{id_prefix(origins.get(who) or origin_of(who))}{sha256(content.encode()).hexdigest()[:32]}"
-        for who, content in zip(people, contents, strict=True)
+        prefixes[who] + sha256(content.encode()).hexdigest()[:32] for who, content in zip(people, contents, strict=True)
     ]
 
 

@@ -17,13 +17,14 @@ from pipeline.transform.events import selected
 from pipeline.transform.rules import Columns, Rules
 
 SLOTS = 2**19
+PERSON_SLOTS = 2**17
 NOBODY = frozenset([hash(None), hash(repr(None)), hash(""), hash(repr(""))])
 _TEXT_OR_NULL = frozenset({str, type(None)})
 
 
-def _slots() -> memoryview:
+def _slots(count: int) -> memoryview:
     """Zeros, of which only those take memory that are used."""
-    return memoryview(mmap.mmap(-1, 8 * SLOTS)).cast("q")
+    return memoryview(mmap.mmap(-1, 8 * count)).cast("q")
 
 
 class RowChanges:
@@ -32,57 +33,65 @@ class RowChanges:
     def __init__(self, rules: Rules) -> None:
         self._fields = [field.column for field in rules.user_template.fields]
         self._person_columns = rules.person_columns
-        self._rows = _slots()
+        self._rows = _slots(SLOTS)
         self._persons = _Persons() if rules.person_column is not None else None
-        self._fields_of_rows = _slots() if rules.person_column is not None else self._rows
 
     def places(self, columns: Columns, people: Sequence[str]) -> list[int]:
         """Of some rows, and whom they are about: the places of those that are to be looked at."""
-        places = _differing(self._rows, people, _hashes(columns, [*self._fields, *self._person_columns], people))
-        if self._persons is None or not places:
-            return places
-        named = [people[place] for place in places]
-        columns = selected({name: columns[name] for name in (*self._fields, *self._person_columns)}, places)
-        fields = _differing(self._fields_of_rows, named, _hashes(columns, self._fields, named))
+        changed = _differing(self._rows, people, _hashes(columns, [*self._fields, *self._person_columns], people))
+        if self._persons is None or not changed:
+            return changed
+        columns = selected({name: columns[name] for name in (*self._fields, *self._person_columns)}, changed)
+        people = [people[place] for place in changed]
         cells = [_comparable(columns[column]) for column in self._person_columns]
-        return [places[place] for place in sorted({*fields, *self._persons.changed(named, *cells)})]
+        found, same = self._persons.sort(people, *cells)
+        if same:  # nothing new of who it is: perhaps of the fields
+            columns = selected({name: columns[name] for name in self._fields}, same)
+            people = [people[place] for place in same]
+            fields = _differing(self._persons.fields, people, _hashes(columns, self._fields, people))
+            found = sorted([*found, *(same[place] for place in fields)])
+        return [changed[place] for place in found]
 
 
 class _Persons:
     """Which rows name another person, or another earlier address, than the row of their user before.
 
     Of more than two persons at one address, no more is learnt from a third; so a column with another value in each row,
-    such as a row number, stages each user twice, and not once for each row.
+    such as a row number, stages each user three times, and not once for each row.
     """
 
     def __init__(self) -> None:
-        self._owners, self._persons, self._previous, self._seen = (_slots() for _ in range(4))
+        self._owners, self._persons, self._previous, self.fields = (_slots(PERSON_SLOTS) for _ in range(4))
+        self._seen = bytearray(PERSON_SLOTS)
 
-    def changed(self, people: Sequence[str], persons: Sequence[Any], previous: Sequence[Any] = ()) -> list[int]:
-        places = []
-        for place, who in enumerate(people):
-            owner, person = hash(who), hash(persons[place])
-            slot = owner % SLOTS
+    def sort(
+        self, people: Sequence[str], persons: Sequence[Any], previous: Sequence[Any] = ()
+    ) -> tuple[list[int], list[int]]:
+        """The places of rows that do, and of those that don't."""
+        owners, known, places, same = self._owners, self._persons, [], []
+        for place, (owner, person) in enumerate(zip(map(hash, people), map(hash, persons), strict=True)):
+            slot = owner % PERSON_SLOTS
             earlier = hash(previous[place]) if previous else 0
-            if self._owners[slot] != owner:
-                self._owners[slot], self._seen[slot] = owner, 0
+            if owners[slot] != owner:
+                owners[slot], self._seen[slot] = owner, 0
             elif self._previous[slot] == earlier and (
-                person in NOBODY or self._persons[slot] == person or self._seen[slot] > 1
+                person in NOBODY or known[slot] == person or self._seen[slot] > 1
             ):
+                same.append(place)
                 continue
-            if person not in NOBODY and (not self._seen[slot] or self._persons[slot] != person):
+            if person not in NOBODY and (not self._seen[slot] or known[slot] != person):
                 self._seen[slot] = min(self._seen[slot] + 1, 2)
-                self._persons[slot] = person
+                known[slot] = person
             self._previous[slot] = earlier
             places.append(place)
-        return places
+        return places, same
 
 
 def _differing(remembered: memoryview, people: Sequence[str], hashes: Iterable[int]) -> list[int]:
     """The places whose hash is not the one that is remembered for their user; remembers them."""
-    places = []
-    for place, (who, said) in enumerate(zip(people, hashes, strict=True)):
-        slot = hash(who) % SLOTS
+    places, count = [], len(remembered)
+    for place, (who, said) in enumerate(zip(map(hash, people), hashes, strict=True)):
+        slot = who % count
         if remembered[slot] != said:
             remembered[slot] = said
             places.append(place)

@@ -196,6 +196,7 @@ def test_users_in_any_order_beyond_what_is_remembered_are_one_update_each(
 ) -> None:
     monkeypatch.setattr("pipeline.transform.planner.REMEMBERED_USERS", 3)
     monkeypatch.setattr("pipeline.transform.row_changes.SLOTS", 3)
+    monkeypatch.setattr("pipeline.transform.row_changes.PERSON_SLOTS", 3)
     values = ["pro", None, "free", None, "pro", "team", None]
     rows = [ROW | NO_EVENT | {"email": f"{n}@example.com", "plan_type": value} for value in values for n in range(10)]
     found = plan(opened, rows, rows_per_block=7)
@@ -254,6 +255,7 @@ def test_plan_is_the_same_beyond_what_is_staged_or_remembered_at_once(
     monkeypatch.setattr("pipeline.transform.planner.RECORDS_PER_STAGING", 4)
     monkeypatch.setattr("pipeline.transform.planner.REMEMBERED_USERS", 2)
     monkeypatch.setattr("pipeline.transform.row_changes.SLOTS", 2)
+    monkeypatch.setattr("pipeline.transform.row_changes.PERSON_SLOTS", 2)
     with open_both(tmp_path, now=NOW_S, lasting=False) as other:
         piecemeal = plan(other, rows, rows_per_block=3)
     assert [payload for _, payload in piecemeal.users] == [payload for _, payload in whole.users]
@@ -620,6 +622,7 @@ def test_nothing_that_a_row_says_is_lost_where_users_share_a_slot(
     with ExitStack() as stack:
         monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
         monkeypatch.setattr("pipeline.transform.row_changes.SLOTS", slots)
+        monkeypatch.setattr("pipeline.transform.row_changes.PERSON_SLOTS", slots)
         opened = stack.enter_context(open_both(tmp_path_factory.getbasetemp(), now=NOW_S, lasting=False))
         planner = Planner(opened.ledger, opened.stage, rules, names)
         for start in range(0, len(rows), rows_per_block):
@@ -646,10 +649,10 @@ def test_rows_that_repeat_what_the_row_before_said_of_their_user_are_not_staged(
     assert [row for _, row, _, _ in opened.stage.user_rows()] == [1]
 
 
-def test_column_with_another_value_in_each_row_stages_each_user_twice(opened: Opened) -> None:
+def test_column_with_another_value_in_each_row_stages_each_user_three_times(opened: Opened) -> None:
     """An event's id in `id`, say, is no person's."""
     rows = [ROW | {"id": number} for number in range(20)]
     planner = Planner(opened.ledger, opened.stage, replace(RULES, person_column="id"), list(ROW))
     planner.plan(list(zip(*(row.values() for row in rows), strict=True)))
     planner.end_reading()
-    assert [row for _, row, _, _ in opened.stage.user_rows()] == [1, 2]
+    assert [row for _, row, _, _ in opened.stage.user_rows()] == [1, 2, 3]
