@@ -6,7 +6,7 @@ prints each tree's median and range, and those of the ratio within each pair of 
 can't do it. Nothing is asserted. Machines differ by half from day to day, so trust the ratios. Everything takes about
 ten minutes; choose parts by name:
 
-    python -m tests.benchmark bulk limits overlap single plan no_news order wide start naive
+    python -m tests.benchmark bulk limits overlap single plan no_news one_field_changed order wide start naive
     python -m tests.benchmark plan no_news --rows 1000000 --pairs 3 --against 211aa74
 """
 
@@ -28,7 +28,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class Tree:
 class Job:
     """What is run, and against which stand-in.
 
-    again: what is measured is a second run, over data that the ledger knows.
+    again: what is measured are later runs, over data that the ledger knows. before: it is a second run, after one over
+    this database.
     ends_with_first_request: it is killed then, so that what is measured is all that comes before.
     """
 
@@ -81,6 +82,7 @@ class Job:
     latency_ms: int = 0
     limits: bool = False
     again: bool = False
+    before: Path | None = None
     ends_with_first_request: bool = False
 
 
@@ -123,6 +125,7 @@ WALL = Figure("wall s", lambda run: run.wall_s)
 CPU = Figure("processor s", lambda run: run.cpu_s)
 PEAK = Figure("peak MiB", lambda run: run.peak_mib)
 REQUESTS = Figure("requests", lambda run: run.requests)
+BYTES = Figure("bytes sent", lambda run: sum(run.state["request_bytes"].values()))
 REFUSED = Figure("429s", lambda run: sum(run.state["rate_limited"].values()))
 # Far below 1, the stand-in is not the bottleneck.
 STAND_IN = Figure("busy share of the stand-in", lambda run: run.standin_cpu_s / run.wall_s)
@@ -242,6 +245,19 @@ class Bench:
             make_database(path, users, events, in_turn=in_turn, page_bytes=page_bytes)
         return path
 
+    def users_of_eight_fields(self, users: int, plan: str) -> Path:
+        path = self.work / f"{users}-users-{plan}.db"
+        if not path.exists():
+            with sqlite3.connect(path) as database:
+                columns = [f"field_{n}" for n in range(7)]
+                database.execute(f"CREATE TABLE u (email TEXT, plan TEXT, {', '.join(columns)})")
+                database.executemany(
+                    f"INSERT INTO u VALUES (?, ?{', ?' * len(columns)})",
+                    ((f"user{n}@example.com", plan, *(f"value {n} of {c}" for c in columns)) for n in range(users)),
+                )
+            database.close()
+        return path
+
     def query(self, name: str, text: str) -> dict[str, str]:
         """The settings for a query of our own."""
         path = self.work / f"{name}.sql"
@@ -251,8 +267,9 @@ class Bench:
     def compare(self, job: Job, *figures: Figure) -> None:
         """Run every tree in turn, and show the figures."""
         show(job.name, *(tree.name for tree in self.trees), *["ratio"][: len(self.trees) - 1])
-        if job.again:
+        if job.again:  # the first read without news is apart, as it makes what the others live on
             for tree in self.trees:
+                self._run(tree, job)
                 self._run(tree, job)
         rounds = [[self._run(tree, job) for tree in self.trees] for _ in range(self.pairs)]
         for tree in self.trees:
@@ -269,6 +286,9 @@ class Bench:
     def _run(self, tree: Tree, job: Job) -> Measured:
         folder = self._folder(tree, job)
         folder.mkdir(exist_ok=True)
+        if job.before is not None:
+            with stand_in(self.port, 0) as iterable:
+                launch(tree, replace(job, database=job.before), folder, iterable)
         with stand_in(self.port, job.latency_ms, limits=job.limits) as iterable:
             measured = launch(tree, job, folder, iterable)
         for csv in folder.glob("query_results_*.csv"):
@@ -403,6 +423,24 @@ def no_news(bench: Bench) -> None:
         bench.compare(job, WALL, CPU, PEAK, REQUESTS)
 
 
+def one_field_changed(bench: Bench) -> None:
+    """Every user has another value in one of eight fields, since the run before; there are no events."""
+    users = bench.rows[0]
+    before, after = (bench.users_of_eight_fields(users, plan) for plan in ("pro", "free"))
+    settings = {**NO_LIMITS, "EVENT_FIELDS": "-", "USER_FIELDS": "*", **bench.query("eight_fields", "SELECT * FROM u")}
+    job = Job(f"ONE FIELD OF EIGHT CHANGED, {users:,} users", after, settings, before=before)
+    bench.compare(job, BYTES, REQUESTS, CPU, WALL)
+
+
+def ten_million(bench: Bench) -> None:
+    """Growth: ten million rows beside a million, first without news before, then without news. Takes half an hour."""
+    for rows in (1_000_000, 10_000_000):
+        database = _default_data(bench, rows)
+        a_row = Figure("processor us a row", lambda run, rows=rows: 1e6 * run.cpu_s / rows)  # type: ignore[misc]
+        bench.compare(Job(f"GROWTH, {rows:,} rows, all new", database), a_row, CPU, WALL, PEAK)
+        bench.compare(Job(f"GROWTH, {rows:,} rows, no news", database, again=True), a_row, CPU, WALL, PEAK)
+
+
 def order(bench: Bench) -> None:
     """Users in turn: no two neighbouring rows are those of one user."""
     for rows in bench.rows:
@@ -455,12 +493,13 @@ def _data_in_order(bench: Bench, rows: int) -> tuple[Path, dict[str, str], str]:
     return _default_data(bench, rows), NO_LIMITS, ""
 
 
-PARTS = {part.__name__: part for part in (bulk, limits, overlap, single, plan, no_news, order, wide, start, naive)}
+ORDINARY = (bulk, limits, overlap, single, plan, no_news, one_field_changed, order, wide, start, naive)
+PARTS = {part.__name__: part for part in (*ORDINARY, ten_million)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all but ten_million)")
     parser.add_argument("--against", metavar="REV", help="compare with this revision")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each tree (default: %(default)s)")
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000], help="parts with other counts derive them")
@@ -479,7 +518,7 @@ def main() -> None:
                 for source in tree.root.glob(pattern):
                     compileall.compile_file(source, quiet=1)
         bench = Bench(work, trees, options.pairs, options.rows, options.latency, options.in_turn)
-        for name in options.parts or PARTS:
+        for name in options.parts or [part.__name__ for part in ORDINARY]:
             PARTS[name](bench)
 
 

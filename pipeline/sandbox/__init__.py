@@ -36,7 +36,8 @@ What a send does to a person beyond what is stored, since Iterable acts on each 
 A stand-in in another process is read and changed over HTTP. It listens on the loopback address only; no key is needed:
 
     GET    /sandbox/state     counts ("users", "events", "event_sends", "most_sends_of_one_event", "requests",
-                              "rate_limited"), monotonic seconds ("first_request_at", "last_answer_at") and field types
+                              "request_bytes", "rate_limited"), monotonic seconds ("first_request_at",
+                              "last_answer_at") and field types
                               ("fields" of users, "event_fields" by event name)
     GET    /sandbox/effects   what sends did: "created" and "moved" profiles, in order, and for each of the "people"
                               "event_writes", "field_writes" and "subscriptions"; ?email=... or ?userId=...: this one

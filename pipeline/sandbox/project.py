@@ -46,6 +46,7 @@ class Project(Store):
             if fault is not None:
                 answer = fault.answer() if fault.replaces_answer else replace(answer, fault=fault)
         self.request_counts[endpoint] += 1
+        self.request_bytes[endpoint] += len(body)
         if self.record_requests:
             self.requests.append(Received(arrived, path, headers, body, answer.status, query))
         return answer
@@ -74,6 +75,7 @@ class Project(Store):
             "event_sends": sum(self.event_sends.values()),
             "most_sends_of_one_event": max(self.event_sends.values(), default=0),
             "requests": dict(self.request_counts),
+            "request_bytes": dict(self.request_bytes),
             "rate_limited": dict(self.rate_limited),
             "first_request_at": self.first_request_at,
             "last_answer_at": self.last_answer_at,

@@ -57,6 +57,7 @@ class Store:
     effects: Effects = field(default_factory=Effects, init=False)  # what these did; nothing in one that only counts
     requests: list[Received] = field(default_factory=list, init=False)
     request_counts: Counter[str] = field(default_factory=Counter, init=False)  # by path
+    request_bytes: Counter[str] = field(default_factory=Counter, init=False)  # of their bodies, by path
     rate_limited: Counter[str] = field(default_factory=Counter, init=False)  # by path
     first_request_at: float | None = field(default=None, init=False)  # by `clock`
     last_answer_at: float | None = field(default=None, init=False)  # when it left, latency included

@@ -40,6 +40,9 @@ class Omitted:
     fingerprint: bytes
 
 
+_COLUMNS = "kind, row, identity, outcome, status_code, code, message, attempts"
+
+
 class Outcomes:
     """Each record's. States are set first: they are in memory, and so stay right when a full disk refuses the rest."""
 
@@ -48,6 +51,7 @@ class Outcomes:
         self._database.create_function("generalized", 1, lru_cache(generalized), deterministic=True)
         self._states = states
         self._runs = runs
+        self._not_attempted = ""  # why; once for them all, as they may be all records of a large read
 
     def note_delivered(self, records: Sequence[Record]) -> None:
         """Iterable has accepted these."""
@@ -67,6 +71,19 @@ class Outcomes:
         for each in undelivered:
             self._states.set(each.kind, each.row, CODES[each.outcome])
         self._insert_undelivered(undelivered, [each.outcome.value for each in undelivered], is_blamed=is_blamed)
+
+    def note_not_attempted(self, records: Sequence[Record], message: str) -> None:
+        """The run ended before these."""
+        self._not_attempted = message
+        rest = (Outcome.NOT_ATTEMPTED, None, None, None, 0)
+        for each in records:
+            self._states.set(each.kind, each.row, CODES[Outcome.NOT_ATTEMPTED])
+        insert_many(
+            self._database,
+            f"INSERT INTO undelivered ({_COLUMNS}, is_blamed) VALUES",
+            [(each.kind.value, each.row, each.identity, rest[0].value, *rest[1:]) for each in records],
+            constants=(1,),
+        )
 
     def pardon(self, failed: Sequence[FailedRecord]) -> None:
         """What was noted of these is not their own fault, after all: they count as unacknowledged."""
@@ -142,8 +159,7 @@ class Outcomes:
     ) -> None:
         insert_many(
             self._database,
-            "INSERT INTO undelivered"
-            " (kind, row, identity, outcome, status_code, code, message, attempts, is_blamed) VALUES",
+            f"INSERT INTO undelivered ({_COLUMNS}, is_blamed) VALUES",
             [
                 (each.kind.value, each.row, each.identity, outcome, *each[4:])
                 for each, outcome in zip(undelivered, outcomes, strict=True)
@@ -249,11 +265,11 @@ class Outcomes:
     def undelivered(self, limit: int = -1, *, with_not_attempted: bool = True) -> Iterator[FailedRecord]:
         """What was neither delivered nor unchanged, in the order of the CSV. limit: -1 for all."""
         rows = self._database.execute(
-            "SELECT kind, row, identity, outcome, status_code, code, message, attempts FROM undelivered"
-            " WHERE outcome <> ? ORDER BY row, kind DESC LIMIT ?",
+            f"SELECT {_COLUMNS} FROM undelivered WHERE outcome <> ? ORDER BY row, kind DESC LIMIT ?",
             ("" if with_not_attempted else Outcome.NOT_ATTEMPTED.value, limit),
         )
-        for kind, row, identity, outcome, *rest in rows:
+        for kind, row, identity, outcome, status_code, code, message, attempts in rows:
+            rest = (status_code, code, self._not_attempted if message is None else message, attempts)
             # What is still held, as the disk was full when it was to be given up, is unacknowledged all the same.
             ended = Outcome.UNACKNOWLEDGED if outcome == "held" else Outcome(outcome)
             yield FailedRecord(Kind(kind), row, identity, ended, *rest)
@@ -268,12 +284,13 @@ class Outcomes:
         A code of Iterable's is one reason, whatever its messages; elsewhere, messages that differ only in what they
         name are one.
         """
-        return self._database.execute(
+        found = self._database.execute(
             "SELECT outcome, code, min(message), count(*), sum(is_new) FROM undelivered GROUP BY outcome, code,"
             " CASE WHEN code = 'InvalidRecord' OR (code IS NULL AND attempts) THEN generalized(message) END"
             " ORDER BY 4 DESC LIMIT ?",
             (limit,),
         ).fetchall()
+        return [(outcome, code, self._not_attempted if text is None else text, *n) for outcome, code, text, *n in found]
 
     def _count(self, source: str) -> int:
         (count,) = self._database.execute(f"SELECT count(*) FROM {source}").fetchone()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.model.exits import OutputError
 from pipeline.model.keys import USER_BYTES, is_given
-from pipeline.model.records import FailedRecord, Kind, Outcome, Record
+from pipeline.model.records import Kind, Outcome, Record
 from pipeline.model.sql import insert_many
 from pipeline.stage import known_rows
 from pipeline.stage.duplicates import Doubled, Duplicates
@@ -201,7 +201,6 @@ class Stage:
 
     def note_not_attempted(self, message: str) -> None:
         """Everything that has no outcome yet was not attempted, for this reason."""
-        undelivered = (Outcome.NOT_ATTEMPTED, None, None, message, 0)
         try:
             if not self._has_all_users:  # the run broke off before the stage was finished
                 self._stage_unmerged_users()
@@ -209,9 +208,7 @@ class Stage:
                 self._runs.put_in_order()
             for kind, late in product(Kind, (False, True)):
                 for page in pages(self.pending_by_user(kind, late=late)):
-                    self.outcomes.note(
-                        [FailedRecord(kind, record.row, record.identity, *undelivered) for record in page]
-                    )
+                    self.outcomes.note_not_attempted(page, message)
         finally:
             for state in (PENDING, LATE):
                 self.states.replace(state, CODES[Outcome.NOT_ATTEMPTED])

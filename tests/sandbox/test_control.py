@@ -29,6 +29,7 @@ def test_control_tells_state_and_content_without_a_key(rehearse: Any) -> None:
         "event_sends": 3,
         "most_sends_of_one_event": 2,
         "requests": {UPDATE: 2, TRACK: 3},
+        "request_bytes": {UPDATE: 87, TRACK: 273},
         "rate_limited": {UPDATE: 1},
         "first_request_at": 1000.0,
         "last_answer_at": 1000.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,15 @@ from pipeline.stage.stage import open_stage
 from pipeline.stage.states import LATE, PENDING, UNCHANGED
 
 USERS = [b"AAAAAAAA", b"BBBBBBBB", b"CCCCCCCC"]
+
+
+@pytest.fixture(autouse=True, scope="module", params=["as it is", "compressed"])
+def payloads_in_the_stage(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tests are run with both ways of keeping payloads."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.param == "compressed":
+            monkeypatch.setattr("pipeline.stage.event_runs.PLAIN_PAYLOAD_BYTES", 0)
+        yield
 
 
 class Event(NamedTuple):
@@ -148,3 +157,14 @@ def test_events_of_one_user_become_those_of_another(tmp_path: Path) -> None:
             ("ada", 4, b'{"id":"given-ue2-old-","name":"ue2-old-"}'),
             ("cy", 5, b"{}"),
         ]
+
+
+def test_events_of_a_large_read_take_less_room(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    payloads = [b'{"email":"ada@example.com","eventName":"page_view","id":"%032x"}' % (n * 7919) for n in range(100)]
+    with open_stage(tmp_path) as stage:
+        stage.begin(None, made_ids_only=True)
+        for n, payload in enumerate(payloads, start=1):
+            stage.stage_events([n], [USERS[0] + b"\0" + b"%011d" % n], [MADE], [payload])
+        (size,) = stage._database.execute("SELECT sum(length(payloads)) FROM events").fetchone()
+    is_compressed = "compressed" in request.node.callspec.id
+    assert (size < sum(map(len, payloads)) / 1.5) == is_compressed

@@ -65,7 +65,7 @@ with open_both(Path(sys.argv[1]), now=0) as opened:
         opened.stage.people.stage_users([Record(Kind.USER, start + 1, who, key, b"f" * 16, b"{}")])
         rows = range(start + 1, start + 1001)
         keys = opened.ledger.event_keys([key] * len(rows), map(str, rows))
-        opened.stage.stage_events(rows, keys, [b"f" * 16] * len(rows), [b"x" * 500] * len(rows))
+        opened.stage.stage_events(rows, keys, [b"f" * 16] * len(rows), [b"{" + b"x" * 499] * len(rows))
     opened.stage.finish_staging()
     print(sum(1 for _ in opened.stage.pending(Kind.EVENT)), peak_mb() - before)
 """
