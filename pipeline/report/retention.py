@@ -21,6 +21,7 @@ from pipeline.report.log import LOG_NAME
 from pipeline.report.results import PAGE_NAME, RUN_NAMES, VERIFY_NAMES, reason_of
 
 MUCH_BYTES = 2**30
+MOST_STAGED = 2  # times the outputs of a run: what its records take on the disk until it ends
 FEW_RUNS = 10
 
 logger = logging.getLogger("pipeline.retention")
@@ -123,7 +124,8 @@ def disk_space_warning(folder: Path, free_bytes: int) -> str | None:
     if not bytes_by_run:
         return None
     held = bytes_by_run.total()
-    room = free_bytes // max(1, bytes_by_run[max(bytes_by_run)])
+    newest = max(1, bytes_by_run[max(bytes_by_run)])
+    room = max(0, free_bytes - MOST_STAGED * newest) // newest
     if held <= MUCH_BYTES and room >= FEW_RUNS:
         return None
     return (

@@ -205,9 +205,9 @@ def test_outputs_of_more_than_a_gibibyte_are_told_with_the_room_that_is_left(tmp
 def test_room_for_fewer_than_ten_runs_like_the_newest_is_told(tmp_path: Path) -> None:
     make_sparse(tmp_path / f"query_results_{OLD}.csv", 1_000_000)
     make_sparse(tmp_path / f"query_results_{RECENT}.csv", 3_400_000)
-    assert disk_space_warning(tmp_path, free_bytes=34_000_000) is None
+    assert disk_space_warning(tmp_path, free_bytes=12 * 3_400_000) is None
     text = f"OUTPUT_DIR holds 4 MB from 2 runs; there is room for about 9 more; {MORE}"
-    assert disk_space_warning(tmp_path, free_bytes=33_999_999) == text
+    assert disk_space_warning(tmp_path, free_bytes=12 * 3_400_000 - 1) == text
     (tmp_path / f"query_results_{OLD}.csv").unlink()
     text = f"OUTPUT_DIR holds 3 MB from 1 run; there is room for about 0 more; {MORE}"
     assert disk_space_warning(tmp_path, free_bytes=0) == text
