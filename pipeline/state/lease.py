@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pipeline.ledger.file import LedgerBusyError
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.state.record import RECORD_NAME, Holder, Resend, StateRecord, parse_record
-from pipeline.state.store import ConflictError, Store, StoreDownError, Version
+from pipeline.state.store import ConflictError, Store, StoreDownError, StoreRefusedError, Version
 
 _TRIES = 5
 
@@ -98,9 +98,23 @@ class Lease:
             version = self._written(new, found.version if found is not None else None)
             if version is None:
                 continue  # somebody was faster: look who
+            if found is None:
+                version = self._try_out(new, version)
             self.record, self._version, self._renewed_at = new, version, begun
             return before.holder
         raise LeaseHeldError(f"Other runs are taking {self._store.url}. Nothing was read, written or sent.")
+
+    def _try_out(self, new: StateRecord, version: Version) -> Version:
+        """Where nothing was stored yet: whether the store compares before it replaces; some take no notice of it."""
+        newer = self._written(replace(new, write=secrets.token_hex(8)), version)
+        for stale in (None, version):
+            if newer is not None and self._written(replace(new, write=secrets.token_hex(8)), stale) is not None:
+                self._store.delete(RECORD_NAME)  # so that the next run tries again
+                raise StoreRefusedError(
+                    f"STATE_URL names {self._store.url}, a store that replaces objects whatever they were, so two runs "
+                    "could not be kept apart there; name one that knows If-Match and If-None-Match."
+                )
+        return newer or version
 
     def _may_take_over(self, holder: Holder) -> bool:
         """Whether that run is over: it was in the folder that only we hold now, or has not renewed for too long."""

@@ -211,6 +211,25 @@ def test_clock_goes_on_while_the_machine_sleeps_and_when_it_is_set_ahead(monkeyp
     assert 0 <= clock() < 60
 
 
+@pytest.mark.parametrize("ignored", [None, "newer"])
+def test_store_that_does_not_compare_is_refused_again_and_again(
+    store: Unreliable, monkeypatch: pytest.MonkeyPatch, ignored: str | None
+) -> None:
+    write = FileStore.write
+
+    def without_comparing(store: FileStore, name: str, content: bytes, expected: Version | None) -> Version:
+        found = FileStore.read(store, name)
+        if found is not None and (expected is None) == (ignored is None):
+            expected = found.version
+        return write(store, name, content, expected)
+
+    monkeypatch.setattr(FileStore, "write", without_comparing)
+    for _ in range(2):
+        with pytest.raises(StoreRefusedError, match="replaces objects whatever they were"):
+            lease_of(store, "a").take()
+        assert store.record() == StateRecord()
+
+
 def test_record_of_another_version_is_refused(store: Unreliable, tmp_path: Path) -> None:
     for content in (b"", b"[]", b'{"format": 2}', b'{"format": 1, "holder": {"host": "a"}}'):
         (tmp_path / "state" / RECORD_NAME).write_bytes(content)
