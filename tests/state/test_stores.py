@@ -86,6 +86,18 @@ def test_names_are_those_of_the_folder(store: Store, tmp_path: Path) -> None:
     assert {name for name in store.names() if name.endswith(".sqlite3")} == {"one.sqlite3", "two.sqlite3"}
 
 
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_folders_of_one_bucket_know_nothing_of_each_other(
+    scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, request.getfixturevalue(scheme))
+    folder = uuid4().hex
+    one, two, above = [open_store(f"{SCHEMES[scheme]}/{each}") for each in (f"{folder}/a", f"{folder}/ab", folder)]
+    one.write(NAME, b"one", None)
+    assert [two.read(NAME), two.names(), above.read(NAME), one.names()] == [None, [], None, [NAME]]
+    assert above.names() == [f"a/{NAME}"]
+
+
 # What our messages say ------------------------------------------------------------------------------------------------
 
 
