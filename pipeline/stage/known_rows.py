@@ -105,14 +105,9 @@ class KnownRows:
         for each in rows:
             entries.append((*each[:5], self._end, len(each.content), 0))
             self._end += len(each.content)
-            self._set_states(each.first_row, each.events, UNCHANGED)
+        self._states.set_groups([(each.first_row, each.events) for each in rows], UNCHANGED)
         self._contents.write(b"".join([each.content for each in rows]))
         insert_many(self._database, "INSERT INTO known_rows VALUES", entries)
-
-    def _set_states(self, first_row: int, events: int, state: int) -> None:
-        self._states.set(Kind.USER, first_row, state)
-        if events:
-            self._states.set_all(Kind.EVENT, range(first_row, first_row + events), bytes([state]) * events)
 
     def totals(self) -> KnownTotals:
         row = self._database.execute(
@@ -149,7 +144,7 @@ class KnownRows:
         )
         while page := found.fetchmany(KEYS_PER_LOOKUP):
             for first_row, events, start, size in page:
-                self._set_states(first_row, events, NO_RECORD)
+                self._states.set_groups([(first_row, events)], NO_RECORD)
                 self._contents.seek(start)
                 yield first_row, self._contents.read(size)
         self._database.execute("UPDATE known_rows SET is_planned = 1 WHERE is_planned = 2")

@@ -48,6 +48,19 @@ class States:
             for row, state in zip(rows, states, strict=True):
                 self.set(kind, row, state)
 
+    def set_groups(self, groups: Sequence[tuple[int, int]], state: int) -> None:
+        """Of groups of rows, each given by its first row and how many events it has: a user in the first row, and the
+        events from there on."""
+        users, events = self._states[Kind.USER], self._states[Kind.EVENT]
+        end = max(first + count for first, count in groups) + 1
+        for states in (users, events):
+            if end > len(states):
+                states.extend(bytes(end - len(states)))
+        one = bytes([state])
+        for first, count in groups:
+            users[first] = state
+            events[first : first + count] = one * count
+
     def replace(self, old: int, new: int) -> None:
         for kind, states in self._states.items():
             self._states[kind] = states.replace(bytes([old]), bytes([new]))
