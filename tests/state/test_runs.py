@@ -214,11 +214,12 @@ def test_process_that_was_stopped_sends_nothing_more_when_it_wakes_up_too_late(m
 
 def test_lease_that_another_run_has_taken_ends_the_sending(machines: Machines) -> None:
     first = begin(machines, machines.machine("a", renewed_every_s=0.05, tried_again_after_s=0.05))
-    record = machines.record() | {"write": "of another run"}
-    record["holder"] |= {"token": "another", "host": "another"}
-    new = machines.folder / "record"
-    new.write_text(json.dumps(record))
-    new.replace(machines.state / RECORD_NAME)
+    with hold_lock(machines.state / "iterable_ledger.state.lock"):  # or the run may write at the same moment
+        record = machines.record() | {"write": "of another run"}
+        record["holder"] |= {"token": "another", "host": "another"}
+        new = machines.folder / "record"
+        new.write_text(json.dumps(record))
+        new.replace(machines.state / RECORD_NAME)
     _, err = first.communicate(timeout=30)
     assert first.returncode == 75
     assert "Another run has taken the ledger" in err
@@ -253,6 +254,8 @@ def test_ledger_that_cannot_be_put_back_at_the_end_is_75_and_put_back_first_by_t
     _, err = first.communicate(timeout=30)
     assert first.returncode == 75
     assert "The ledger could not be put back" in err
+    (results,) = machine.folder.glob("integration_results_*.json")
+    assert json.loads(results.read_text())["exit_code"] == 75  # it is known before they are written
     assert str(machine.folder / LEDGER_NAME) in err
     (machines.folder / "lost").rename(machines.state)
     assert machines.record()["snapshot"]["number"] == 1
@@ -340,6 +343,15 @@ def test_older_copy_in_the_place_of_the_newest_is_65(machines: Machines) -> None
     assert run.code == 65
     assert "is damaged (it was put back 2 times, and should have been 4 times)" in run.results["reason"]
     assert machines.machine("b").run("--dry-run").code == 65
+
+
+def test_copy_that_somebody_has_changed_is_65(machines: Machines) -> None:
+    machines.machine("a").run()
+    with closing(sqlite3.connect(machines.state / machines.record()["snapshot"]["name"])) as database, database:
+        database.execute("DELETE FROM events")
+    run = machines.machine("b").run()
+    assert (run.code, machines.sends()) == (65, 40)
+    assert "is damaged (its content is not what was put there)" in run.results["reason"]
 
 
 def test_store_that_was_set_back_is_65_where_the_copy_here_is_newer(machines: Machines) -> None:
