@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline.sandbox import Fault, StandIn
-from tests.program import ROOT, Program, has_logged, wait_until
+from tests.program import ROOT, Program, wait_until
 
 BAD_KEY = b'{"msg":"Invalid API key","code":"BadApiKey","params":null}'
 
@@ -84,7 +84,7 @@ def by_signal(number: signal.Signals) -> Way:
 def killed_in_the_report(program: Program, iterable: StandIn) -> int:
     with StandIn(latency_s=600) as watch:
         process = program.start(HEARTBEAT_URL=f"{watch.url}/ping")
-        wait_until(lambda: has_logged(program, "Finished with exit code"), timeout_s=40)
+        wait_until(lambda: any(program.folder.glob("integration_results_*.json")), timeout_s=40)
         process.kill()
         return program.wait_for(process).code
 

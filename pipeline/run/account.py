@@ -58,7 +58,7 @@ class _Left:
 
 
 def report(run: Run, account: Account, ending: Ending) -> ExitCode:
-    """The results JSON, the rejected rows, the summary, the history, the last ping, and the log's last line."""
+    """The results JSON, the rejected rows, the summary, the last ping, the history, and the log's last line."""
     run.interrupt.stop_raising()
     ending = run.keeper.confirm(ending)
     counts = _count_all(run, account, ending)
@@ -73,6 +73,10 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
         written = _results(run, account, ending, counts, _Left())
     _show(run, account, ending, written)
     written, ending = _corrected(run, written, ending, _print_json(run, ending, written))
+    pinged = None
+    if ending.code is not ExitCode.SUCCESS:  # what it has found counts as known once the ledger is closed
+        _ping(run, ending, written)
+        pinged = ending.code
     if not (run.options.dry_run or run.options.sandbox):
         closed = close_books(run, account.read, account.delivered, ending, written)
         if closed is not ending:
@@ -82,10 +86,15 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
             run.console.error(finished.reason)
         written, ending = _corrected(run, written, ending, finished)
         update_metrics(run, written)
-    if warning := run.heartbeat.finish(ending.code, account_of(written, ending, run.console.redactor)):
-        run.console.warn(warning)
+    if ending.code is not pinged:
+        _ping(run, ending, written)
     logger.info("Finished with exit code %d (%s): %s", ending.code, written.status, ending.reason)
     return ending.code
+
+
+def _ping(run: Run, ending: Ending, written: results.Results) -> None:
+    if warning := run.heartbeat.finish(ending.code, account_of(written, ending, run.console.redactor)):
+        run.console.warn(warning)
 
 
 def _corrected(run: Run, written: results.Results, before: Ending, ending: Ending) -> tuple[results.Results, Ending]:

@@ -148,7 +148,7 @@ def test_rows_are_streamed(server: Engine, tmp_path: Path, mysql_url: str) -> No
         ("SELECT 1 /*!50000 INTO OUTFILE '/tmp/x' */", "has a comment that MySQL executes, /*! … */; leave it out."),
         (
             "SELECT 1 INTO OUTFILE '/tmp/x'",
-            "can't be read as the SQL of mysql (line 1, column 30), so it can't be known that it only reads; correct "
+            "can't be read as the SQL of mysql (line 1, column 30), so nothing says that it changes no data; correct "
             "it, or put it into a view and select from that.",
         ),
     ],

@@ -49,7 +49,7 @@ def events(draw: st.DrawFn, *, made_only: bool = False) -> list[Event]:
                 st.sampled_from(USERS),
                 st.booleans(),
                 st.sampled_from([PENDING, LATE, UNCHANGED]),
-                st.binary(min_size=1, max_size=3).map(lambda each: each.replace(b"\n", b"n")),
+                st.binary(max_size=3).map(lambda each: b"{" + each.replace(b"\n", b"n")),  # as JSON begins
             ),
             max_size=12,
         )
