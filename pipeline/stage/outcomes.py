@@ -276,7 +276,10 @@ class Outcomes:
 
     def count_new_rejections(self) -> int:
         """Rejected records that were not rejected before, unchanged and for the same reason."""
-        return self._count(f"undelivered WHERE outcome = '{Outcome.REJECTED.value}' AND is_new")
+        (count,) = self._database.execute(
+            "SELECT count(*) FROM undelivered WHERE outcome = ? AND is_new", (Outcome.REJECTED.value,)
+        ).fetchone()
+        return int(count)
 
     def count_reasons(self, limit: int) -> list[tuple[str, str | None, str, int, int]]:
         """The most frequent reasons: (outcome, code, one of the messages, how many, how many of them are new).
@@ -291,7 +294,3 @@ class Outcomes:
             (limit,),
         ).fetchall()
         return [(outcome, code, self._not_attempted if text is None else text, *n) for outcome, code, text, *n in found]
-
-    def _count(self, source: str) -> int:
-        (count,) = self._database.execute(f"SELECT count(*) FROM {source}").fetchone()
-        return int(count)
