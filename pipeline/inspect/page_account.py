@@ -21,7 +21,7 @@ from pipeline.model.exits import MEANINGS, ExitCode
 from pipeline.model.failure_policy import EVENT_ID_CONFLICT, ITERABLE_CODES, OUR_CODES
 from pipeline.model.records import Outcome
 from pipeline.model.text import shown
-from pipeline.report.advice import advice_for
+from pipeline.report.advice import BRAKED, advice_for
 from pipeline.report.results import RESULTS_NAME
 from pipeline.run.earlier_runs import HEAD_BYTES, project_mark, results_files, results_of_project
 
@@ -33,6 +33,7 @@ MAX_RESULTS_BYTES = 100_000_000
 MAX_COUNT = 10**15
 DRY_RUN = b'"dry_run": true'  # as it stands in the head of a results file
 _NOT_BELIEVED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
+WAYS_ON = "main.py --history 1 names them"
 LEFT_OUT = "left out"  # a value that BAD_VALUES=omit left out, beside the outcomes of records
 STATUSES = ("success", "partial", "failed", "interrupted", "dry_run", "baseline")
 _OF_A_RUN = re.compile(r"\d{8}_\d{6}", re.ASCII)
@@ -230,21 +231,23 @@ def _account(run_id: str, results: Mapping[str, Any], redactor: Redactor) -> Run
 
 
 def _reasons(results: Mapping[str, Any], redactor: Redactor) -> Reasons:
-    lines = [*_of_records(results["reasons"], redactor), *_of_values(results["omitted_values"], redactor)]
+    is_braked = results["exit_code"] == ExitCode.BRAKE
+    lines = [*_of_records(results["reasons"], redactor, is_braked), *_of_values(results["omitted_values"], redactor)]
     lines.sort(key=lambda line: -line.count)
     return Reasons(lines[:MOST_REASONS], max(0, len(lines) - MOST_REASONS))
 
 
-def _of_records(reasons: Sequence[Mapping[str, Any]], redactor: Redactor) -> Iterator[ReasonLine]:
+def _of_records(reasons: Sequence[Mapping[str, Any]], redactor: Redactor, is_braked: bool) -> Iterator[ReasonLine]:
     for each in reasons:
         outcome, code = Outcome(each["outcome"]), each["code"]
         is_known = code in ITERABLE_CODES or code in OUR_CODES
         text = _text(each["message"]) if code in _SAYS_NOTHING_PERSONAL else ""
+        advice = advice_for(outcome, code if is_known else None, is_braked=is_braked)
         yield ReasonLine(
             outcome=outcome.value.replace("_", " "),
             code=code if is_known else "another code" if code else "no code",
             text=_sentence(text, redactor),
-            advice=advice_for(outcome, code if is_known else None),
+            advice=f"{advice} ({WAYS_ON})" if advice == BRAKED else advice,
             count=_count(each["count"]),
             new=_count(each["new"]) if outcome is Outcome.REJECTED else None,
         )

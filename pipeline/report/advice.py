@@ -35,8 +35,13 @@ OUTCOME_ADVICE = {
 }
 
 
-def advice_for(outcome: Outcome, code: str | None) -> str:
-    """What to do about records that ended so."""
+BRAKED = "choose one of the ways on; until then, each run stops here"
+
+
+def advice_for(outcome: Outcome, code: str | None, *, is_braked: bool = False) -> str:
+    """What to do about records that ended so. is_braked: so that the next run would stop, too."""
+    if is_braked and outcome is Outcome.NOT_ATTEMPTED:
+        return BRAKED
     if outcome is Outcome.REJECTED and code in CODE_ADVICE:
         return CODE_ADVICE[code]
     return OUTCOME_ADVICE[outcome]

@@ -73,14 +73,10 @@ def _notes(counts: Mapping[str, Any], left_users: int) -> Iterator[str]:
 
 
 def reason_lines(reasons: Sequence[Reason], *, is_braked: bool = False) -> Iterator[str]:
-    """is_braked: so that the next run would stop, too."""
     for reason in reasons:
         outcome = reason.outcome.replace("_", " ")
         yield f"  {reason.count:,} {outcome}{_news(reason)}: {_first_of(reason)}"
-        if is_braked and reason.outcome == Outcome.NOT_ATTEMPTED.value:
-            yield "    -> choose one of the ways on; until then, each run stops here"
-        else:
-            yield f"    -> {advice_for(Outcome(reason.outcome), reason.code)}"
+        yield f"    -> {advice_for(Outcome(reason.outcome), reason.code, is_braked=is_braked)}"
 
 
 def _other_reasons(results: Results, reasons: Sequence[Reason]) -> Iterator[str]:

@@ -216,6 +216,17 @@ def test_before_the_first_run(report: Report) -> None:
     assert page.sections["Journeys"].startswith("Not known, as there is no dry run.")
 
 
+def test_what_the_brake_has_stopped_is_not_promised_to_the_next_run(program: Program, sample: Path) -> None:
+    assert program.run(MAX_CHANGES="1").code == 65
+    assert program.run("--report").code == 0
+    reasons = Seen((program.folder / "report.html").read_text(encoding="utf-8")).column(
+        "Why records were not delivered"
+    )
+    assert (
+        "no code choose one of the ways on; until then, each run stops here (main.py --history 1 names them)" in reasons
+    )
+
+
 def test_only_dry_runs(program: Program, sample: Path) -> None:
     assert program.run("--dry-run").code == 0
     page = page_of(program)
