@@ -30,7 +30,7 @@ class State(str, Enum):
     NEW = "new"
     CHANGED = "changed"
     UNCHANGED = "unchanged"
-    UNSURE = "unsure"  # accepted once, and sent again later without an answer
+    UNSURE = "unsure"  # accepted once, and sent again later without an answer, or marked by --repair
     REJECTED = "rejected"
 
 
@@ -237,7 +237,7 @@ def _verdict(record: RecordReport) -> str:
     if record.state is State.UNCHANGED:
         return f"accepted{when}"
     if record.state is State.UNSURE:
-        return f"to be sent; accepted{when}, and sent again later without an answer"
+        return f"to be sent; accepted{when}, and sent again later without an answer, or marked by --repair"
     return f"to be sent; changed since accepted{when}" if when else "to be sent; never accepted so far"
 
 

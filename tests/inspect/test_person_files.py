@@ -42,6 +42,18 @@ def test_every_kind_of_file_that_names_the_person(program: Program, iterable: St
     assert {each["name"].split("_2")[0] for each in json.loads(run.out)["files"]} == {"query_results"}
 
 
+def test_lines_are_those_of_an_editor_where_cells_have_line_breaks(program: Program, tmp_path: Path) -> None:
+    bob = ("bob@example.com", "Bob", "b-1", "2026-01-13 08:00:00", "two\r\nmore\nlines")
+    make_table(tmp_path / "users.db", COLUMNS, [bob, *ROWS])
+    use_query(program, f"SELECT {COLUMNS} FROM rows")
+    program.settings |= {"USER_FIELDS": "first_name", "EVENT_FIELDS": "page"}
+    assert program.run().code == 1
+    (path,) = program.folder.glob("query_results_*")
+    lines = [number for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if b"da@" in line]
+    run = program.run("--explain", "ada@example.com", "--files")
+    assert f"{path.name}: lines {', '.join(map(str, lines))}\n" in run.out
+
+
 def test_ids_are_looked_for_where_ids_are(program: Program, tmp_path: Path) -> None:
     make_table(tmp_path / "users.db", "user_id,seats", [("1", "2"), ("2", "1")])
     use_query(program, "SELECT * FROM rows")

@@ -201,6 +201,7 @@ def test_repair_marks_what_differs_and_the_next_run_sends_just_that(people: Prog
     assert run.code == 1
     assert "Marked as not accepted: 2 users, 3 events. The next run sends just these.\n" in run.out
     assert "3 events of page_view (3 people) would start: Welcome" in run.out.replace("\n", " ")
+    assert "or marked by --repair" in " ".join(people.run("--explain", "bob@example.com").out.split())
     iterable.project.requests.clear()
     run = people.run()
     assert (run.code, run.counts("users"), run.counts("events")) == (
