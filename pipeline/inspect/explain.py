@@ -30,7 +30,7 @@ from pipeline.inspect.explanation import (
     as_json,
     as_text,
 )
-from pipeline.inspect.person_files import FoundIn, find_in_files, whom
+from pipeline.inspect.person_files import FoundIn, look_for
 from pipeline.inspect.profile import CLIENT_SIDE, get_user, is_client_side, why_not_read
 from pipeline.inspect.readback import compare, differing
 from pipeline.inspect.reading import Planned, plan_rows
@@ -85,7 +85,7 @@ def explain(session: InspectionSession, who: str, *, search_files: bool = False)
 
 
 def _files(session: InspectionSession, who: str) -> list[FoundIn]:
-    return list(find_in_files(session.settings.output_dir, whom(session.ledger, session.settings, who)))
+    return look_for(session.ledger, session.settings, who)[1]
 
 
 # What a run would send, and what the ledger knows ---------------------------------------------------------------------

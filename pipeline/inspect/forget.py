@@ -19,7 +19,7 @@ from iterable import VERSION
 from iterable.export import rewritten
 from iterable.redaction import Redactor
 from pipeline.config import Settings
-from pipeline.inspect.person_files import UNREADABLE, FoundIn, Wanted, find_in_files, kind_of, open_text, whom
+from pipeline.inspect.person_files import UNREADABLE, FoundIn, Wanted, kind_of, look_for, open_text
 from pipeline.inspect.session import print_json
 from pipeline.ledger.ledger import Ledger, LedgerDamagedError, LedgerError, PersonInLedger
 from pipeline.model.exits import Ending, ExitCode, OutputError, RunError
@@ -42,6 +42,11 @@ SHARED = (
     "Several people have had this address. It is rejected for all of them, and none of them is known under another one."
 )
 NO_IDENTITY = "This is not {}, so no run sends it, and the ledger does not know it."
+UNKNOWN = "Unknown: neither the ledger nor a file of OUTPUT_DIR names this person. Nothing was deleted."
+UNKNOWN_USER_ID = (
+    "Unknown: neither the ledger nor a file of OUTPUT_DIR has this user id. Nothing was deleted. With "
+    "ITERABLE_IDENTIFIER=userId, people are named by their user id and not by their address."
+)
 OTHER_PROJECTS = (
     "The ledger also knows {}, whose entries only their own key or ITERABLE_PROJECT opens: repeat this with each."
 )
@@ -127,12 +132,12 @@ def _forget(
 ) -> Forgetting:
     folder = settings.output_dir
     sweep(folder, console.warn)
-    wanted = whom(ledger, settings, who)
-    found = Forgetting(wanted.identity or who, list(find_in_files(folder, wanted)), wanted.ledger)
+    wanted, files = look_for(ledger, settings, who)
+    found = Forgetting(wanted.identity or who, files, wanted.ledger)
     found.notes += _notes(folder, ledger, wanted, console)
     _show(console, _found_as_text(found, folder))
     if not found.is_found:
-        return _nothing_left(console, ledger, keeper, found)
+        return _nothing_left(console, ledger, keeper, found, by_user_id=wanted.by_user_id)
     question = "Delete all this for good, and reject this person from now on? Type yes: "
     if asks and console.ask(question) != "yes":
         console.error("Nothing was deleted.")
@@ -161,13 +166,15 @@ def _put_back(ledger: Ledger, keeper: Keeper, found: Forgetting) -> None:
         raise StoreDownError(ending.reason)
 
 
-def _nothing_left(console: Console, ledger: Ledger, keeper: Keeper, found: Forgetting) -> Forgetting:
+def _nothing_left(
+    console: Console, ledger: Ledger, keeper: Keeper, found: Forgetting, *, by_user_id: bool
+) -> Forgetting:
     if found.was_forgotten and found.ledger is not None:
         _put_back(ledger, keeper, found)  # which an earlier one may not have come to
         found.is_done = True
         _show(console, wrapped(f"Forgotten since {found.ledger.forgotten_on}; nothing is left to delete."))
     else:
-        console.error("Unknown: neither the ledger nor a file of OUTPUT_DIR names this person. Nothing was deleted.")
+        console.error(UNKNOWN_USER_ID if by_user_id and "@" in found.who else UNKNOWN)
     if not found.is_compact:
         console.error(READ_MEANWHILE)
     for each in found.unread:

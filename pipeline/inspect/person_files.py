@@ -55,23 +55,40 @@ class IdentityColumn:
 class Wanted:
     """Whom files may name. ledger: by what the ledger knows them. person_column: which column of a file with these
     columns says who people are, whatever the address; whether that is guessed; None: no column. other_addresses: those
-    in rows that say so, while one looks; the ledger does not know them."""
+    in rows that say so, while one looks; the ledger does not know them. persons: who the rows at the person's address
+    say it is, and whether that is guessed, while one looks."""
 
     by_user_id: bool
     identity: str | None
     ledger: PersonInLedger | None
     is_meant: Callable[[Any], bool]
     is_person: Callable[[str, bool], bool]
+    stands_for: Callable[[str, bool], str]
     person_column: Callable[[list[str]], tuple[str, bool] | None]
     query_file: str
     other_addresses: set[str] = field(default_factory=set)
+    persons: set[tuple[str, bool]] = field(default_factory=set)
 
 
-def whom(ledger: Ledger, settings: Settings, who: str) -> Wanted:
-    """Whom somebody has typed."""
+def look_for(ledger: Ledger, settings: Settings, who: str) -> tuple[Wanted, list[FoundIn]]:
+    """Whom somebody has typed, and the files that name this person. Where the ledger does not say who is at the
+    address, as with one that EMAIL_CHANGES=hold keeps back, the rows do."""
+    wanted = _whom(ledger, settings, who)
+    found = list(find_in_files(settings.output_dir, wanted))
+    if wanted.ledger is None or wanted.ledger.persons or len(wanted.persons) != 1:
+        return wanted, found
+    ((text, is_guessed),) = wanted.persons
+    (person,) = ledger.hasher.persons([wanted.stands_for(text, is_guessed)])
+    if person is None or (is_guessed and not ledger.accepted.people.users_of_persons([person])):
+        return wanted, found
+    wanted = _whom(ledger, settings, who, person)
+    return wanted, list(find_in_files(settings.output_dir, wanted))
+
+
+def _whom(ledger: Ledger, settings: Settings, who: str, person: bytes | None = None) -> Wanted:
     rules = IdentityColumn(settings.iterable_identifier == "userId")
     identity = identity_or_none(who, rules)
-    known = ledger.forgotten.find(identity) if identity is not None else None
+    known = ledger.forgotten.find(identity, person) if identity is not None else None
     as_typed = is_meant(who, rules)
     addresses = known.addresses if known is not None else frozenset()
     persons = known.persons if known is not None else frozenset()
@@ -88,13 +105,16 @@ def whom(ledger: Ledger, settings: Settings, who: str) -> Wanted:
         text = _as_id(text_of(value)) if rules.by_user_id else text_of(value)
         return (rules.by_user_id or "@" in text) and len(text) <= MAX_NAME_CHARS and is_theirs(text)
 
+    def stands_for(text: str, is_guessed: bool) -> str:
+        return guessed_person(_as_id(text), query) if is_guessed else _as_id(text)
+
     @lru_cache(maxsize=REMEMBERED_TEXTS)
     def is_person(text: str, is_guessed: bool) -> bool:
-        named = guessed_person(_as_id(text), query) if is_guessed else _as_id(text)
+        named = stands_for(text, is_guessed)
         return bool(persons) and len(named) <= MAX_NAME_CHARS and ledger.hasher.persons([named])[0] in persons
 
     named = settings.query_file.name
-    return Wanted(rules.by_user_id, identity, known, means, is_person, _person_column_of(settings), named)
+    return Wanted(rules.by_user_id, identity, known, means, is_person, stands_for, _person_column_of(settings), named)
 
 
 def _as_id(text: str) -> str:
@@ -210,10 +230,15 @@ def _rows(file: TextIO, path: Path, wanted: Wanted) -> Iterator[tuple[str, bool]
         else:
             texts = cells[place : place + 1] if place is not None else []
         named = bool(texts) and any(map(wanted.is_meant, map(unguarded, texts)))
-        if not named and person is not None and person_place is not None and person_place < len(cells):
-            named = wanted.is_person(unguarded(cells[person_place]).strip(), person[1])
-            if named and email_place is not None and email_place < len(cells):
-                wanted.other_addresses.add(unguarded(cells[email_place]).strip().lower())
+        if person is not None and person_place is not None and person_place < len(cells):
+            who = unguarded(cells[person_place]).strip()
+            has_address = email_place is not None and email_place < len(cells)
+            address = unguarded(cells[email_place]) if has_address and email_place is not None else ""
+            if not named and wanted.is_person(who, person[1]):
+                named = True
+                wanted.other_addresses.add(address.strip().lower())
+            elif named and who and wanted.is_meant(address):
+                wanted.persons.add((who, person[1]))
         yield lines.taken(), named
     rest = lines.taken()
     if rest:
@@ -300,7 +325,7 @@ _Units = Callable[[TextIO, Path, Wanted], Iterator[tuple[str, bool]]]
 
 
 class FileKind(NamedTuple):
-    """pattern: of the names. find: the lines that name the person. without: the text of the rest."""
+    """pattern: of the names. find: the lines in which what names the person begins. without: the text of the rest."""
 
     pattern: str
     find: Callable[[TextIO, Path, Wanted], Iterator[int]]
@@ -313,7 +338,11 @@ def _pattern(name: str) -> str:
 
 def _kind(name: str, units: _Units) -> FileKind:
     def find(file: TextIO, path: Path, wanted: Wanted) -> Iterator[int]:
-        return (number for number, (_, named) in enumerate(units(file, path, wanted), start=1) if named)
+        line = 1
+        for text, named in units(file, path, wanted):
+            if named:
+                yield line
+            line += text.count("\n")  # a row may have several
 
     def without(file: TextIO, path: Path, wanted: Wanted) -> Iterator[str]:
         return (text for text, named in units(file, path, wanted) if not named)

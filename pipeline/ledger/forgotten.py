@@ -94,12 +94,15 @@ class Forgotten:
 
     # One person -------------------------------------------------------------------------------------------------
 
-    def find(self, identity: str) -> PersonInLedger:
-        """Whom an address or userId means: the one who has it now, or else the only one who had it."""
+    def find(self, identity: str, person: bytes | None = None) -> PersonInLedger:
+        """Whom an address or userId means: the one who has it now, or else the only one who had it. person: who that is
+        by other evidence, where the ledger does not say."""
         own = self._user_key(identity)
         users = self._users_of(identity, own)
         is_shared = any(self._people.has_more_persons(user.key) for user in users)
         persons = set() if is_shared else {user.person for user in users if user.person is not None}
+        if person is not None and not persons and not is_shared:
+            persons = {person}
         if persons:  # the same person may be known under more addresses
             same = self._people.users_of_persons(list(persons))
             more = [user for found in same.values() for user in found if user.person in persons]

@@ -25,11 +25,11 @@ class ForgottenUsers:
         self._by_person: dict[bytes, date] = {}
         self.lifted: set[bytes] = set()  # hashes by which they were known
 
-    def note(self, key: bytes, address: bytes, persons: Sequence[bytes | None]) -> bool:
-        """Whether this user was forgotten. key: in the stage. persons: who the rows say it is; several where they share
-        the address."""
+    def note(self, key: bytes, addresses: Sequence[bytes], persons: Sequence[bytes | None]) -> bool:
+        """Whether this user was forgotten. key: in the stage. addresses: what names the user. persons: who the rows say
+        it is; several where they share the address."""
         found = False
-        for known, hashes in ((self._by_address, [address]), (self._by_person, [each for each in persons if each])):
+        for known, hashes in ((self._by_address, addresses), (self._by_person, [each for each in persons if each])):
             day = self._forgotten.day_of(hashes)
             if day is not None:
                 found = True

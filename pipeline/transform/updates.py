@@ -129,7 +129,7 @@ class Updates:
         follows_people = self._rules.person_column is not None and not self._is_new
         if follows_people or self._ledger.forgotten:
             found = list(map(self._found, records, users, texts_of_persons))
-            found = [each for each in found if not self._is_forgotten(each)]
+            found = [each for each, user in zip(found, users, strict=True) if not self._is_forgotten(each, user.said)]
             if follows_people:
                 self._people.look_up(found, known)
         return [self._omitted(users[each.place], each) for each in fields.omitted]
@@ -292,8 +292,15 @@ class Updates:
         own_key = details.address or record.key
         return Found(record, own_key, details.person, text, previous, [each for each in sharing if each is not None])
 
-    def _is_forgotten(self, user: Found) -> bool:
-        return self._forgotten.note(user.record.key, user.own_key, [user.person, *user.sharing])
+    def _is_forgotten(self, user: Found, said: MergedUser) -> bool:
+        """Also somebody who was forgotten under the other ITERABLE_IDENTIFIER: a person's id here is a userId there."""
+        addresses, persons = [user.own_key], [user.person, *user.sharing]
+        if self._rules.by_user_id:
+            addresses += filter(None, self._ledger.hasher.persons([user.record.identity]))
+        else:
+            names = [person_of(each) for each in sorted(said.persons)] or [user.text]
+            persons += [self._ledger.user_key(each) for each in names if each]
+        return self._forgotten.note(user.record.key, addresses, persons)
 
     def _count(self, users: Sequence[Merged]) -> None:
         fields = self._rules.user_template.fields

@@ -144,7 +144,7 @@ def test_who_stands_in_files_alone_and_who_in_the_ledger_alone(people: Program) 
     assert people.run().code == 1
     (people.folder / "iterable_ledger.sqlite3").unlink()
     assert forget(people).code == 0
-    assert entries(people, "users", "forgotten") == [0, 1]
+    assert entries(people, "users", "forgotten") == [0, 2]
     assert b"17,Ada" not in contents(people)["query_results"]
     for path in people.folder.glob("*_2*"):
         path.unlink()
@@ -152,7 +152,7 @@ def test_who_stands_in_files_alone_and_who_in_the_ledger_alone(people: Program) 
     for path in people.folder.glob("*_2*"):
         path.unlink()
     assert "Ledger: 1 user, 1 event and 0 failed records" in " ".join(forget(people, "bob@example.com").out.split())
-    assert entries(people, "users", "given_events", "forgotten") == [3, 2, 3]
+    assert entries(people, "users", "given_events", "forgotten") == [3, 2, 4]
 
 
 def test_by_user_id(people: Program, tmp_path: Path) -> None:
@@ -266,6 +266,46 @@ def test_all_addresses_that_the_ledger_knows(people: Program, iterable: StandIn)
     assert "nothing is left to delete" in forget(people, "ada@example.com").out
 
 
+def test_an_address_that_is_held_back_means_the_person_whom_the_ledger_knows(
+    people: Program, iterable: StandIn
+) -> None:
+    show(people, [ADA[0], OTHERS[0]])
+    assert people.run().code == 0
+    show(people, [("lovelace@example.com", *ADA[0][1:]), OTHERS[0]])
+    assert people.run().code == 1
+    assert forget(people, "lovelace@example.com").code == 0
+    assert entries(people, "users", "given_events", "past_failures", "forgotten") == [1, 1, 0, 3]
+    assert [path.read_text().count("17,Ada") for path in people.folder.glob("query_results_*")] == [0, 0]
+    iterable.project.requests.clear()
+    for address in ("ada@example.com", "lovelace@example.com", "third@example.com"):
+        show(people, [(address, *ADA[0][1:]), OTHERS[0]])
+        run = people.run(EMAIL_CHANGES="new")
+        assert {each["code"] for each in run.results["failures"]} == {"Forgotten"}
+    assert sent(iterable) == []
+
+
+def test_whom_only_files_know_is_rejected_under_another_address_too(people: Program, iterable: StandIn) -> None:
+    show(people, [ADA[0], OTHERS[0]])
+    assert people.run("--dry-run").code == 0
+    assert forget(people).code == 0
+    show(people, [("lovelace@example.com", *ADA[0][1:]), OTHERS[0]])
+    run = people.run()
+    assert {(each["email"], each["code"]) for each in run.results["failures"]} == {
+        ("lovelace@example.com", "Forgotten")
+    }
+
+
+def test_rows_that_name_several_people_at_an_address_say_nothing_of_one(people: Program) -> None:
+    una = ("una@example.com", "40", "Una", "u-1", "2026-01-13 08:00:00", "docs")
+    show(people, [una, OTHERS[0]])
+    assert people.run().code == 0
+    at_home = [("family@example.com", person, "Una", *una[3:]) for person in ("40", "41")]
+    show(people, [*at_home, OTHERS[0]])
+    assert people.run("--dry-run").code == 1
+    assert forget(people, "family@example.com").code == 0
+    assert entries(people, "users", "given_events", "forgotten") == [2, 2, 1]
+
+
 def test_who_has_the_address_now_is_meant_and_not_who_had_it(people: Program) -> None:
     show(people, [("info@example.com", *ADA[0][1:]), OTHERS[0]])
     assert people.run().code == 0
@@ -310,6 +350,32 @@ def test_who_shares_a_row_with_a_forgotten_person_waits(people: Program, iterabl
     run = people.run("--yes")
     assert {each["code"] for each in run.results["failures"]} == {"Forgotten"}
     assert sent(iterable) == []
+
+
+@pytest.mark.parametrize(
+    ("who", "before", "after"), [("ada@example.com", "email", "userId"), ("17", "userId", "email")]
+)
+def test_the_other_identifier_sends_nothing_of_them(
+    people: Program, iterable: StandIn, who: str, before: str, after: str
+) -> None:
+    show(people, [ADA[0], OTHERS[0]])
+    assert people.run(ITERABLE_IDENTIFIER=before).code == 0
+    people.settings["ITERABLE_IDENTIFIER"] = before
+    assert forget(people, who).code == 0
+    iterable.project.requests.clear()
+    run = people.run("--full", "--yes", ITERABLE_IDENTIFIER=after)
+    assert {(each["row"], each["kind"]) for each in run.results["failures"] if each["code"] == "Forgotten"} == {
+        (1, "user"), (1, "event"),
+    }  # fmt: skip
+    bodies = b"".join(each.body for each in iterable.project.requests)
+    assert (b"Ada" in bodies, b"Bob" in bodies) == (False, True)
+
+
+def test_an_address_is_no_user_id_and_it_says_so(people: Program) -> None:
+    assert people.run(ITERABLE_IDENTIFIER="userId").code == 1
+    people.settings["ITERABLE_IDENTIFIER"] = "userId"
+    run = forget(people)
+    assert (run.code, "by their user id and not by their address" in run.err) == (1, True)
 
 
 def test_another_key_knows_nobody_and_a_name_keeps_them(people: Program) -> None:
