@@ -41,6 +41,11 @@ WHILE_IN_QUERY = "As long as the query finds the person, the files of each run h
 SHARED = (
     "Several people have had this address. It is rejected for all of them, and none of them is known under another one."
 )
+BY_ROWS = (
+    "The ledger does not know this address. It knows the person whom the rows at it name under another one, which is "
+    "meant, too."
+)
+SEVERAL = "The ledger has {} of this person, at different addresses and with one id: all of them are meant."
 NO_IDENTITY = "This is not {}, so no run sends it, and the ledger does not know it."
 UNKNOWN = "Unknown: neither the ledger nor a file of OUTPUT_DIR names this person. Nothing was deleted."
 UNKNOWN_USER_ID = (
@@ -187,6 +192,10 @@ def _notes(folder: Path, ledger: Ledger, wanted: Wanted, console: Console) -> It
         yield NO_IDENTITY.format("a user id" if wanted.by_user_id else "an e-mail address")
     elif wanted.ledger.is_shared:
         yield SHARED
+    elif wanted.is_known_by_rows:
+        yield BY_ROWS
+    elif wanted.ledger.users > 1:
+        yield SEVERAL.format(counted(wanted.ledger.users, "user"))
     if wanted.other_addresses:
         yield OTHER_ADDRESSES.format(", ".join(sorted(filter(None, map(shown, wanted.other_addresses)))))
     if others := ledger.count_other_projects():

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -56,7 +56,8 @@ class Wanted:
     """Whom files may name. ledger: by what the ledger knows them. person_column: which column of a file with these
     columns says who people are, whatever the address; whether that is guessed; None: no column. other_addresses: those
     in rows that say so, while one looks; the ledger does not know them. persons: who the rows at the person's address
-    say it is, and whether that is guessed, while one looks."""
+    say it is, and whether that is guessed, while one looks. is_known_by_rows: by them alone does the ledger know the
+    person, under another address."""
 
     by_user_id: bool
     identity: str | None
@@ -68,6 +69,7 @@ class Wanted:
     query_file: str
     other_addresses: set[str] = field(default_factory=set)
     persons: set[tuple[str, bool]] = field(default_factory=set)
+    is_known_by_rows: bool = False
 
 
 def look_for(ledger: Ledger, settings: Settings, who: str) -> tuple[Wanted, list[FoundIn]]:
@@ -79,9 +81,12 @@ def look_for(ledger: Ledger, settings: Settings, who: str) -> tuple[Wanted, list
         return wanted, found
     ((text, is_guessed),) = wanted.persons
     (person,) = ledger.hasher.persons([wanted.stands_for(text, is_guessed)])
-    if person is None or (is_guessed and not ledger.accepted.people.users_of_persons([person])):
+    if person is None:
         return wanted, found
-    wanted = _whom(ledger, settings, who, person)
+    known = ledger.accepted.people.users_of_persons([person]).get(person, [])
+    if len(known) > 1 or (is_guessed and not known):  # of several, none says anything
+        return wanted, found
+    wanted = replace(_whom(ledger, settings, who, person), is_known_by_rows=bool(known))
     return wanted, list(find_in_files(settings.output_dir, wanted))
 
 
