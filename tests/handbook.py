@@ -59,7 +59,7 @@ COMMAND_LINE_NOTES = """
   ([the brake](what-a-send-does.md#the-brake)).
 - `--baseline` asks before it enters anything. Without a terminal it needs `--yes`.
 - `--json` prints what the [results file](outputs.md#the-results) has. It works with `--check`, `--history`,
-  `--explain`, `--verify` and `--report`, too, with keys of their own.
+  `--explain`, `--verify`, `--report` and `--forget`, too, with keys of their own.
 - The exit codes, and what to do about each, are in [operations](operations.md#exit-codes).
 """
 
