@@ -41,6 +41,7 @@ SYSTEM_PACKAGES = {"libodbc.so.2": "unixodbc", "libmariadb.so.3": "libmariadb3",
 _SYSTEM_LIBRARY = re.compile(r"^(\S+\.so[.\d]*): cannot open shared object file")
 _DUCKDB_EXTENSION = re.compile(r'Install it first using "INSTALL (\w+)"')
 _QUERY_QUOTED = re.compile(r"\n\n|\nLINE \d+: ")  # by PostgreSQL and DuckDB, with a line that points at the place
+_GUESS_OF_LIBPQ = re.compile(r"\n\t.*")  # Is the server running on that host and accepting TCP/IP connections?
 
 
 class SourceError(RunError):
@@ -103,7 +104,7 @@ def _reason(error: Exception) -> str:
     if _is_of_duckdb(cause):
         return _duckdb_reason(text)
     name = "" if _is_a_driver_s(cause) else f"{type(cause).__name__}: "
-    return name + _sentence(_text_of(cause))
+    return name + _sentence(_GUESS_OF_LIBPQ.sub("", _text_of(cause)))
 
 
 def _text_of(error: Exception) -> str:
