@@ -108,11 +108,11 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.repair and options.verify is None:
         parser.error("--repair marks what --verify finds, so it needs --verify")
     if options.before is not None and not options.baseline:
-        parser.error("--before says which events --baseline enters, so it needs --baseline")
+        parser.error("--before says which events --baseline records, so it needs --baseline")
     if options.forget is not None:
         _check_forget(parser, options)
     if options.baseline and not options.yes and not _is_at_terminal():
-        parser.error("--baseline asks before it enters anything; without a terminal, add --yes")
+        parser.error("--baseline asks before it records anything; without a terminal, add --yes")
     return options
 
 
@@ -171,12 +171,12 @@ def _add_options_of_runs(run: argparse._ArgumentGroup) -> None:
 def _add_safety(safety: argparse._ArgumentGroup) -> None:
     add = safety.add_argument
     add("--dry-run", action="store_true", help="query, CSV and plan; show what would be sent, and send nothing")
-    add("--baseline", action="store_true", help="enter everything as accepted by Iterable, and send nothing")
+    add("--baseline", action="store_true", help="record everything as accepted by Iterable, and send nothing")
     add(
         "--before",
         type=_moment,
         metavar="DATE",
-        help="with --baseline: enter only events that happened before then (UTC), as 2026-01-01",
+        help="with --baseline: record only events that happened before then (UTC), as 2026-01-01",
     )
     add("--yes", action="store_true", help="go on although the brake would stop this run; don't ask")
 
@@ -197,7 +197,7 @@ def _add_looks(look: argparse._ArgumentGroup) -> None:
     add("--report", action="store_true", help="write report.html: the last run, 90 days as charts, what is on the disk")
     add("--forget", metavar="WHO", help="one person: delete what OUTPUT_DIR and the ledger have, and reject them later")
     look.add_argument(
-        "--files", action="store_true", help="with --explain: also where the person stands in the files of OUTPUT_DIR"
+        "--files", action="store_true", help="with --explain: also where the files in OUTPUT_DIR have this person"
     )
     look.add_argument(
         "--repair", action="store_true", help="with --verify: mark what differs, so that the next run sends it"

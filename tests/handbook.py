@@ -57,7 +57,7 @@ COMMAND_LINE_NOTES = """
 - `--since WHEN` is UTC unless it says an offset, and needs a query with [`:since`](query.md#only-what-changed).
 - `--full` reads everything, too. Over what was accepted it needs `--yes`
   ([the brake](what-a-send-does.md#the-brake)).
-- `--baseline` asks before it enters anything. Without a terminal it needs `--yes`.
+- `--baseline` asks before it records anything. Without a terminal it needs `--yes`.
 - `--json` prints what the [results file](outputs.md#the-results) has. It works with `--check`, `--history`,
   `--explain`, `--verify`, `--report` and `--forget`, too, with keys of their own.
 - The exit codes, and what to do about each, are in [operations](operations.md#exit-codes).

@@ -311,20 +311,20 @@ class Settings:
         "Minutes that a run may take, fractions allowed; then it stops with exit code 75, and the next run continues. "
         "Empty: no limit.",
     )
-    # The watch
+    # Monitoring
     heartbeat_url: str | None = _setting(
         None,
         parse.web_address,
         "A check of healthchecks.io or its like: called with `/start` at the start, bare at success, with `/CODE` "
         "after a failure; the call's body has the run's counts.",
-        section="The watch",
+        section="Monitoring",
         is_secret=True,
         in_sandbox=False,
     )
     alert_after: int = _setting(
         "4",
         parse.whole(0, 1000, "runs"),
-        "From so many runs in a row on that sent nothing and ended with 75, the exit code is 69, so that cron and "
+        "When so many runs in a row have sent nothing and ended with 75, the exit code becomes 69, so that cron and "
         "systemd report it. `0`: never.",
     )
     log_format: str = _setting(

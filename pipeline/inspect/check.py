@@ -234,7 +234,7 @@ def _about_damage(damage: str, *, is_overridden: bool) -> Finding:
         return note(Area.LEDGER, damage, "with --yes, a run sets it aside and sends everything")
     ways_on = (
         "Put it back from a backup.",
-        "Run with --baseline --yes, which enters everything as accepted, and sets the damaged file aside.",
+        "Run with --baseline --yes, which records everything as accepted, and sets the damaged file aside.",
         "Run with --yes, which sends everything, and sets the damaged file aside.",
     )
     return Finding(Mark.BAD, Area.LEDGER, damage, ways_on, ExitCode.BRAKE)

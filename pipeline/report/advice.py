@@ -35,7 +35,7 @@ OUTCOME_ADVICE = {
 }
 
 
-BRAKED = "choose one of the ways on; until then, each run stops here"
+BRAKED = "choose one of the ways to go on; until then, each run stops here"
 
 
 def advice_for(outcome: Outcome, code: str | None, *, is_braked: bool = False) -> str:

@@ -27,7 +27,7 @@ def enter_baseline(run: Run, moved: Sequence[tuple[bytes, bytes]]) -> Delivered:
         parts = [counted(count, kind.value) for kind, count in found.items() if count or before is None]
         what = " and ".join(parts) or "nothing"
         if run.console.ask(f"Enter {what} as accepted, without sending them? Type yes: ") != "yes":
-            return Delivered(stopped=Ending(ExitCode.BRAKE, "Nothing was entered and nothing was sent."))
+            return Delivered(stopped=Ending(ExitCode.BRAKE, "Nothing was recorded and nothing was sent."))
     run.interrupt.stop_raising()
     for key, address in moved if before is None else ():
         run.ledger.accepted.people.end_move(key, address)

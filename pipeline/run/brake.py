@@ -181,7 +181,7 @@ def too_old(days: float, times: Iterator[int], now: float) -> Ending | None:
         f"{counted(len(old), 'event')} {are} older than MAX_EVENT_AGE_DAYS={days:g}, the oldest of {moment(min(old))}. "
         "Nothing was sent.",
         (
-            "To enter old events as accepted, without sending them: run with --baseline --before "
+            "To record old events as accepted, without sending them: run with --baseline --before "
             f"{utc(before):%Y-%m-%dT%H:%M:%S}.",
             OVERRIDE_HINT,
         ),

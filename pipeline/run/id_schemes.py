@@ -57,7 +57,7 @@ def ids_have_changed(
         (
             "If that was a mistake: put it back.",
             "To keep the change: put it back, run once so that nothing new is left, and then run with the change and "
-            "--baseline, which enters everything as accepted.",
+            "--baseline, which records everything as accepted.",
             OVERRIDE_HINT,
         ),
     )

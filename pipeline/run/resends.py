@@ -14,7 +14,7 @@ from pipeline.model.records import Kind
 from pipeline.model.text import counted
 
 OVERRIDE_HINT = "To send it all the same: run once with --yes."
-BASELINE = "If Iterable has all of it: run with --baseline, which enters everything as accepted."
+BASELINE = "If Iterable has all of it: run with --baseline, which records everything as accepted."
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def sent_again(known: KnownRuns, pending: Mapping[Kind, int], base_url: str, *, 
         return _stop(
             f"{what} would be sent, accepted or not: {known.damage}",
             "Put it back from a backup.",
-            "If Iterable has all of it: run with --baseline --yes, which enters everything as accepted. It sets the "
+            "If Iterable has all of it: run with --baseline --yes, which records everything as accepted. It sets the "
             "damaged file aside.",
         )
     if known.unknown_run is not None and known.is_empty:

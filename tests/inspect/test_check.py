@@ -241,8 +241,8 @@ def test_a_damaged_ledger_is_told_and_left_where_it_is(program: Program, sample:
         assert first == f"12 users and 36 events would be sent, accepted or not: {problem} Nothing was sent."
         assert ways_on == [
             "-> Put it back from a backup.",
-            "-> If Iterable has all of it: run with --baseline --yes, which enters everything as accepted. It sets the "
-            "damaged file aside.",
+            "-> If Iterable has all of it: run with --baseline --yes, which records everything as accepted. It sets "
+            "the damaged file aside.",
             "-> To send it all the same: run once with --yes.",
         ]
     assert [path.name for path in run.files("iterable_ledger*")] == [ledger.name]

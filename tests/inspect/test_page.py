@@ -223,7 +223,8 @@ def test_what_the_brake_has_stopped_is_not_promised_to_the_next_run(program: Pro
         "Why records were not delivered"
     )
     assert (
-        "no code choose one of the ways on; until then, each run stops here (main.py --history 1 names them)" in reasons
+        "no code choose one of the ways to go on; until then, each run stops here (main.py --history 1 names them)"
+        in reasons
     )
 
 

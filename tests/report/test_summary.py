@@ -67,7 +67,7 @@ def test_an_outage_is_no_records_fault(program: Program, sample: Path) -> None:
 def test_what_the_brake_has_stopped_is_not_promised_to_the_next_run(program: Program, sample: Path) -> None:
     run = program.run(MAX_CHANGES="1")
     assert run.code == 65
-    assert "-> choose one of the ways on; until then, each run stops here\n" in run.out
+    assert "-> choose one of the ways to go on; until then, each run stops here\n" in run.out
     assert "-> the next run sends them" not in run.out
     assert not any("--yes" in each["message"] for each in run.results["failures"])
 

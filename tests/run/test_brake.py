@@ -227,7 +227,7 @@ def test_baseline_is_refused_with_what_makes_no_sense(program: Program, sample: 
 def test_baseline_needs_yes_where_stdin_is_closed(program: Program, sample: Path) -> None:
     run = program.wait_for(program.start("--baseline", preexec_fn=lambda: os.close(0)))
     assert run.code == 2
-    assert run.err.endswith("--baseline asks before it enters anything; without a terminal, add --yes\n")
+    assert run.err.endswith("--baseline asks before it records anything; without a terminal, add --yes\n")
 
 
 def test_baseline_needs_yes_without_a_terminal(program: Program, sample: Path) -> None:
