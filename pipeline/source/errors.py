@@ -87,6 +87,8 @@ def _kind(error: Exception) -> type[SourceError]:
     text = str(error)
     if isinstance(error, sqlite3.Error) and "Could not decode to UTF-8" in text:
         return UndecodableText
+    if _is_of_duckdb(error) and _DUCKDB_EXTENSION.search(text):
+        return DriverMissingError
     return SourceBusyError if is_temporary(error) else SourceError
 
 

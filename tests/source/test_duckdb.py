@@ -389,10 +389,13 @@ def test_failure_in_a_later_row_is_explained(users: Path) -> None:
 
 def test_extension_is_not_installed_without_being_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert problem(MEMORY, "FROM 's3://bucket/users.parquet'", tmp_path) == (
+    with pytest.raises(SourceError) as caught:
+        read(MEMORY, "FROM 's3://bucket/users.parquet'", tmp_path)
+    assert str(caught.value) == (
         "The query in query.sql can't be run: DuckDB's extension httpfs is not installed; run: "
         "python -c \"import duckdb; duckdb.install_extension('httpfs')\""
     )
+    assert caught.value.remedy == ""  # neither DATABASE_URL nor the query is wrong
     assert [each.name for each in tmp_path.iterdir()] == ["query.sql"]
 
 
