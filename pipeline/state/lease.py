@@ -49,13 +49,22 @@ class LeaseLostError(RunError):
 
 
 class AwakeClock:
-    """Seconds since some moment, also those in which this process was stopped or the machine asleep."""
+    """Seconds since some moment, also those in which this process was stopped or the machine asleep. For any thread.
+
+    It never goes back: a clock that is set ahead, and back after the lease was renewed, must not make it last longer.
+    """
 
     def __init__(self) -> None:
-        self._started = self._read()
+        self._lock = threading.Lock()
+        self._seen = self._read()
+        self._passed = 0.0
 
     def __call__(self) -> float:
-        return max(now - started for now, started in zip(self._read(), self._started, strict=True))
+        with self._lock:
+            now = self._read()
+            self._passed += max(0.0, *(new - old for new, old in zip(now, self._seen, strict=True)))
+            self._seen = now
+            return self._passed
 
     def _read(self) -> list[float]:
         """time.monotonic() stands still on Linux while the machine sleeps; a clock that is set ahead ends a lease too
@@ -138,7 +147,7 @@ class Lease:
         self.change(lambda record: record)
 
     def change(self, changed: Callable[[StateRecord], StateRecord]) -> StateRecord:
-        """Replace the record, which renews the lease; the record as it was before.
+        """Replace the record, which renews the lease; the record as it was before. Nothing, once it was given back.
 
         Raises LeaseLostError, and what the store raises; then it is as before, or will be found changed.
         """
@@ -147,6 +156,8 @@ class Lease:
                 raise self._lost()
             for _ in range(_TRIES):
                 before, begun = self.record, self._clock()
+                if before.holder is None:
+                    return before
                 new = replace(changed(before), write=secrets.token_hex(8))
                 version = self._written(new, self._version)
                 if version is not None:

@@ -121,22 +121,25 @@ class LocalCopy:
         except (sqlite3.Error, OSError):
             return None
 
-    def take_in(self, now: float) -> None:
-        """Put what was fetched in the ledger's place. What is there and is no copy of a stored one is set aside."""
+    def take_in(self, now: float) -> Path | None:
+        """Put what was fetched in the ledger's place. What is there and is no copy of a stored one is set aside: where
+        it is then."""
         note = self.note()
         is_copy = note.url != "" and (note.looks is None or self.is_untouched(note))
-        if not is_copy:
-            self.set_aside(now)
+        kept = None if is_copy else self.set_aside(now)
         for ending in _HELPERS:
             self._helper(ending).unlink(missing_ok=True)
         self.scratch_path.replace(self.path)
+        return kept
 
-    def set_aside(self, now: float) -> None:
-        """Keep the ledger that is here under another name, if there is one."""
-        if self.path.exists():
-            self.path.rename(self.path.with_name(f"{LEDGER_NAME}.replaced-{int(now)}"))
-            for ending in _HELPERS:
-                self._helper(ending).unlink(missing_ok=True)
+    def set_aside(self, now: float) -> Path | None:
+        """Keep the ledger that is here under another name, if there is one: where it is then."""
+        if not self.path.exists():
+            return None
+        kept = self.path.rename(self.path.with_name(f"{LEDGER_NAME}.replaced-{int(now)}"))
+        for ending in _HELPERS:
+            self._helper(ending).unlink(missing_ok=True)
+        return kept
 
     def keep_fetched(self, now: float) -> Path:
         """Keep what was fetched and can't be used."""

@@ -55,6 +55,7 @@ class RemoteKeeper(Keeper):
         self._has_grown = False  # the local copy has what an earlier run could not put back
         self._is_put_back = False
         self._has_said_so = False  # that it could not be put back
+        self._is_ending = threading.Event()  # the last copy is about to be put back
         self._is_over = threading.Event()
         self._putting_back = threading.Lock()
         self._left = 0  # records that may still be sent, as far as the ledger knows
@@ -97,9 +98,8 @@ class RemoteKeeper(Keeper):
         """Nothing is stored. A ledger that was never stored anywhere is the one that will be."""
         if any(number > 1 for number in _copies_among(self._store.names()).values()) and not self._replaces_damaged:
             return Fetched(self._damage(f"has copies, and {RECORD_NAME} does not say which one counts"))
-        if self._note.url and not is_here:
-            self._local.set_aside(time.time())
-        return Fetched()
+        kept = self._local.set_aside(time.time()) if self._note.url and not is_here else None
+        return Fetched(warning=self._replaced(kept))
 
     def _take_in(self, stored: Snapshot) -> Fetched:
         file = self._local.scratch()
@@ -110,13 +110,20 @@ class RemoteKeeper(Keeper):
                 reason = damage.reason if damage is not None else "it is gone"
                 return Fetched(self._damage(f"is damaged ({reason})"))
             if is_there and (damage is None or damage.is_ledger):
-                self._local.take_in(time.time())
-                return Fetched()
+                return Fetched(warning=self._replaced(self._local.take_in(time.time())))
             self._local.set_aside(time.time())
             kept = f" It is now {self._local.keep_fetched(time.time()).name}." if is_there else ""
             return Fetched(warning=f"The ledger at {self._store.url} can't be used, and a new one has begun.{kept}")
         finally:
             self._local.drop_scratch()
+
+    def _replaced(self, kept: Path | None) -> str:
+        if kept is None:
+            return ""
+        return (
+            f"The ledger in {kept.parent} was no copy of the one at {self._store.url}, which counts; what it alone "
+            f"knows may be sent again. It is now {kept.name}."
+        )
 
     def _damage(self, what: str) -> str:
         return f"The ledger at {self._store.url} {what}."
@@ -207,7 +214,7 @@ class RemoteKeeper(Keeper):
     def _put_back_again_and_again(self) -> None:
         times = self._lease.times
         wait_s = times.put_back_every_s
-        while not self._is_over.wait(wait_s):
+        while not self._is_ending.wait(wait_s):
             wait_s = times.put_back_every_s
             left = self._left
             if left == self._left_in_store:
@@ -232,7 +239,7 @@ class RemoteKeeper(Keeper):
     def _put_back(self, changed: Callable[[StateRecord], StateRecord], *, is_last: bool = False) -> None:
         """Store what is committed by now. Raises RunError, OSError or sqlite3.Error, and then it is not stored."""
         with self._putting_back:
-            if self._is_over.is_set() and not is_last:
+            if self._is_ending.is_set() and not is_last:
                 return
             if self._lease.is_lost:
                 raise LeaseLostError(f"Another run has taken {self._store.url} over.")
@@ -265,7 +272,7 @@ class RemoteKeeper(Keeper):
         return ending
 
     def finish(self, ending: Ending, *, is_settled: bool) -> Ending:
-        self._is_over.set()
+        self._is_ending.set()  # the lease is renewed until it is given back, as a large copy takes its time
         if not self._is_usable:
             return ending
         try:
@@ -291,6 +298,7 @@ class RemoteKeeper(Keeper):
 
     def _let_go(self) -> None:
         """The ledger is closed. Give the lease back, if that is not done yet."""
+        self._is_ending.set()
         self._is_over.set()
         with suppress(*_PROBLEMS):
             if self._is_put_back:

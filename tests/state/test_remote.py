@@ -23,6 +23,7 @@ from pipeline.state.lease import AwakeClock, Lease, LeaseLostError, Times
 from pipeline.state.record import RECORD_NAME, Holder, StateRecord, parse_record
 from pipeline.state.remote import RemoteKeeper
 from pipeline.state.store import ConflictError, Store, StoreDownError, StoreRefusedError, Version
+from tests.program import wait_until
 
 DONE = Ending(ExitCode.SUCCESS, "All done.")
 NEVER = Times(renewed_every_s=1e6, put_back_every_s=1e6)  # the tests do it
@@ -169,6 +170,15 @@ def test_lease_that_was_given_back_without_an_answer_is_not_taken_from_the_next_
     assert store.record().holder == holder_of("b")
 
 
+def test_lease_that_was_given_back_is_renewed_no_more(store: Unreliable) -> None:
+    lease = lease_of(store, "a")
+    lease.take()
+    lease.change(lambda record: replace(record, holder=None))
+    lease_of(store, "b").take()
+    lease.renew()
+    assert (store.record().holder, lease.is_lost) == (holder_of("b"), False)
+
+
 def test_lease_counts_from_before_the_renewal_was_sent(store: Unreliable, clock: Seconds) -> None:
     lease = lease_of(store, "a", clock)
     lease.take()
@@ -206,9 +216,10 @@ def test_clock_goes_on_while_the_machine_sleeps_and_when_it_is_set_ahead(monkeyp
     clock = AwakeClock()
     assert 0 <= clock() < 60
     monkeypatch.setattr("time.time", lambda: 2e12)
-    assert clock() > 1e9
+    ahead = clock()
+    assert ahead > 1e9
     monkeypatch.setattr("time.time", lambda: 0.0)
-    assert 0 <= clock() < 60
+    assert ahead <= clock() < ahead + 60
 
 
 @pytest.mark.parametrize("ignored", [None, "newer"])
@@ -424,6 +435,24 @@ def test_store_that_is_down_at_the_end_keeps_the_notice_until_the_machine_is_bac
     store.is_down = False
     again = machine("a").open()
     assert (again.names(), again.keeper.resend, again.finish()) == (["one"], None, DONE)
+    assert stored_names(store, tmp_path) == ["one"]
+
+
+def test_lease_is_renewed_while_the_last_copy_is_uploaded(
+    store: Unreliable, tmp_path: Path, machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.state.lease.TIMES", replace(NEVER, renewed_every_s=0.01))
+    first = machine("a").open().send("one")
+    upload = FileStore.upload
+
+    def slowly(store: Unreliable, name: str, source: Path) -> None:
+        write = store.record().write
+        wait_until(lambda: store.record().write != write, timeout_s=5)
+        upload(store, name, source)
+
+    monkeypatch.setattr(Unreliable, "upload", slowly)
+    assert first.finish() == DONE
+    assert store.record().holder is None
     assert stored_names(store, tmp_path) == ["one"]
 
 

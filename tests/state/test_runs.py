@@ -77,8 +77,31 @@ def test_ledger_that_is_no_copy_of_the_stored_one_is_kept_under_another_name(mac
     machine.run("--limit", "3", STATE_URL=None)
     machines.machine("a").run()
     again = machine.run()
-    assert again.code == 0
-    assert len(again.files(f"{LEDGER_NAME}.replaced-*")) == 1
+    (kept,) = again.files(f"{LEDGER_NAME}.replaced-*")
+    assert (again.code, again.err) == (
+        0,
+        f"Warning: The ledger in {machine.folder} was no copy of the one at file://{machines.state}, which counts; "
+        f"what it alone knows may be sent again. It is now {kept.name}.\n",
+    )
+    assert machine.run().err == ""
+
+
+def test_ledger_that_grew_without_state_url_can_be_made_the_stored_one(machines: Machines) -> None:
+    """As the handbook says."""
+    machine = machines.machine("a")
+    machine.run()
+    machines.use_people(25)
+    machine.run(STATE_URL=None)
+    stopped = machine.run()
+    assert (stopped.code, machines.sends()) == (65, 50)
+    (kept,) = stopped.files(f"{LEDGER_NAME}.replaced-*")
+    kept.rename(machine.folder / LEDGER_NAME)
+    (machine.folder / "iterable_ledger.copy.json").unlink()
+    for path in machines.state.iterdir():
+        path.unlink()
+    assert machine.run().code == 0
+    assert machines.machine("b").run().code == 0
+    assert machines.sends() == 50
 
 
 def test_run_without_state_url_leaves_no_note_and_loads_nothing_of_it(machines: Machines) -> None:
