@@ -83,7 +83,7 @@ def report(run: Run, account: Account, ending: Ending) -> ExitCode:
             run.console.error(closed.reason)
         finished = run.keeper.finish(closed, is_settled=is_settled(run, account.read, account.delivered))
         if finished is not closed:
-            run.console.error(finished.reason)
+            run.console.error(finished.reason.removeprefix(closed.reason).lstrip())  # that has been said
         written, ending = _corrected(run, written, ending, finished)
         update_metrics(run, written)
     if ending.code is not pinged:

@@ -145,11 +145,30 @@ class LocalCopy:
         """Keep what was fetched and can't be used."""
         return self.scratch_path.rename(self.path.with_name(f"{LEDGER_NAME}.damaged-{int(now)}"))
 
-    def set_number(self, number: int) -> None:
-        """Have the ledger say which stored copy it was, if there is one; it is not open yet."""
-        if self.path.exists():
+    def damage(self) -> str:
+        """What is wrong with the ledger that is here; "": nothing, or there is none."""
+        if not self.path.exists():
+            return ""
+        try:
             with closing(sqlite3.connect(self.path, isolation_level=None)) as database:
+                check_content(database)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            return str(error)
+        return ""
+
+    def set_number(self, number: int) -> None:
+        """Have the ledger say which stored copy it was, if there is one; it is not open yet. A damage shows later."""
+        if not self.path.exists():
+            return
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as database:
+            try:
                 set_number(database, number)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                pass
 
     def _helper(self, ending: str) -> Path:
         return self.path.with_name(LEDGER_NAME + ending)

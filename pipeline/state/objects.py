@@ -6,6 +6,7 @@ word of the store's own answers but its error code, as those may quote what was 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|InvalidBucketName|Inval
 _NO_CREDENTIALS = re.compile(r"169\.254\.|latest/(?:api/token|meta-data)|metadata|MissingAccount|Account must be")
 _TEMPORARY = (408, 429)
 _CONFLICTS = (409, 412)
+_OF_THIS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ class ObjectStore:
         except (errors.AlreadyExistsError, errors.PreconditionError):
             raise ConflictError from None
         except (errors.BaseError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _OF_THIS_DISK:
+                raise
             if (status := _status_in(str(error))) in _CONFLICTS:
                 raise ConflictError from None
             raise self._our_error(error, status) from None

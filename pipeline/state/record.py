@@ -4,12 +4,14 @@ sent what no copy knows. It is only ever replaced as it was seen, and never dele
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.state.store import StoreRefusedError
 
 RECORD_NAME = "iterable_ledger.state.json"
+COPY = re.compile(r"iterable_ledger\.(\d{6,})-[0-9a-f]{8}\.sqlite3")
 FORMAT = 1
 
 
@@ -77,6 +79,14 @@ class StateRecord:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
 
 
+def _snapshot(name: str, number: int, size: int, digest: str) -> Snapshot:
+    """Raises ValueError for a name that no copy has, as what it names is fetched, and later deleted."""
+    found = COPY.fullmatch(name)
+    if found is None or int(found[1]) != number:
+        raise ValueError
+    return Snapshot(name, number, size, digest)
+
+
 def parse_record(content: bytes, url: str) -> StateRecord:
     """Raises StoreRefusedError for what this version did not write."""
     try:
@@ -85,7 +95,7 @@ def parse_record(content: bytes, url: str) -> StateRecord:
             raise ValueError
         return StateRecord(
             holder=Holder(**found["holder"]) if found["holder"] else None,
-            snapshot=Snapshot(**found["snapshot"]) if found["snapshot"] else None,
+            snapshot=_snapshot(**found["snapshot"]) if found["snapshot"] else None,
             resends=tuple(Resend(**each) for each in found["resends"]),
             write=found["write"],
         )

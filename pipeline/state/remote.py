@@ -19,19 +19,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from iterable.pacing import Abandoned
-from pipeline.ledger.file import Fetched
+from pipeline.ledger.file import Fetched, LedgerError
 from pipeline.model.exits import Ending, ExitCode, RunError
 from pipeline.model.failure_policy import GO_ON
 from pipeline.state.keeper import Keeper
 from pipeline.state.lease import Lease, LeaseLostError, resend_of
 from pipeline.state.local import LocalCopy, Note, damage_of
-from pipeline.state.record import RECORD_NAME, Holder, Snapshot, StateRecord
+from pipeline.state.record import COPY, RECORD_NAME, Holder, Snapshot, StateRecord
 from pipeline.state.store import Store, StoreDownError
 
 logger = logging.getLogger("pipeline.state")
 
 _PROBLEMS = (RunError, OSError, sqlite3.Error)
-_COPY = re.compile(r"iterable_ledger\.(\d{6,})-[0-9a-f]{8}\.sqlite3")
 _UNFINISHED = re.compile(r"\.iterable_ledger\.new-\w+")  # what FileStore has left, killed as it wrote
 
 
@@ -71,10 +70,13 @@ class RemoteKeeper(Keeper):
         before = self._lease.take()
         stack.callback(self._let_go)
         self._start(self._renew_again_and_again)
-        fetched = self._bring()
-        self._is_usable = not fetched.damage
-        if self._is_usable:
-            self._begin_from(self._lease.record.snapshot)
+        try:
+            fetched = self._bring()
+            self._is_usable = not fetched.damage
+            if self._is_usable:
+                self._begin_from(self._lease.record.snapshot)
+        except (OSError, sqlite3.Error) as problem:
+            raise LedgerError(f"The copy of the ledger {self._local.path} can't be written ({problem}).") from problem
         self.resend = self._lease.record.resend_of(self._job)
         if before is not None and self._is_usable:
             self._sweep()
@@ -99,6 +101,8 @@ class RemoteKeeper(Keeper):
         if any(number > 1 for number in _copies_among(self._store.names()).values()) and not self._replaces_damaged:
             return Fetched(self._damage(f"has copies, and {RECORD_NAME} does not say which one counts"))
         kept = self._local.set_aside(time.time()) if self._note.url and not is_here else None
+        if (damage := self._local.damage()) and not self._replaces_damaged:
+            return Fetched(f"The ledger {self._local.path} is damaged ({damage}).")
         return Fetched(warning=self._replaced(kept))
 
     def _take_in(self, stored: Snapshot) -> Fetched:
@@ -309,7 +313,7 @@ class RemoteKeeper(Keeper):
 
 def _copies_among(names: Iterable[str]) -> dict[str, int]:
     """The copies of the ledger, with their numbers."""
-    return {each[0]: int(each[1]) for each in map(_COPY.fullmatch, names) if each is not None}
+    return {each[0]: int(each[1]) for each in map(COPY.fullmatch, names) if each is not None}
 
 
 def _given_up(record: StateRecord) -> StateRecord:

@@ -3,12 +3,13 @@ older copy over a newer one."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,11 @@ def test_store_that_does_not_compare_is_refused_again_and_again(
 
 
 def test_record_of_another_version_is_refused(store: Unreliable, tmp_path: Path) -> None:
-    for content in (b"", b"[]", b'{"format": 2}', b'{"format": 1, "holder": {"host": "a"}}'):
+    name = "iterable_ledger.000001-01234567.sqlite3"
+    copies: list[dict[str, Any]] = [{"name": f"../{name}", "number": 1}, {"name": name, "number": "1"}]
+    empty = asdict(StateRecord()) | {"format": 1}
+    others = [json.dumps(empty | {"snapshot": each | {"size": 1, "digest": ""}}).encode() for each in copies]
+    for content in (b"", b"[]", b'{"format": 2}', b'{"format": 1, "holder": {"host": "a"}}', *others):
         (tmp_path / "state" / RECORD_NAME).write_bytes(content)
         with pytest.raises(StoreRefusedError, match="was not written by this version"):
             lease_of(store, "a").take()

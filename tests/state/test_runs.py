@@ -276,7 +276,7 @@ def test_ledger_that_cannot_be_put_back_at_the_end_is_75_and_put_back_first_by_t
     machines.state.rename(machines.folder / "lost")
     _, err = first.communicate(timeout=30)
     assert first.returncode == 75
-    assert "The ledger could not be put back" in err
+    assert err.count("The ledger could not be put back") == 1
     (results,) = machine.folder.glob("integration_results_*.json")
     assert json.loads(results.read_text())["exit_code"] == 75  # it is known before they are written
     assert str(machine.folder / LEDGER_NAME) in err
@@ -446,6 +446,29 @@ def test_what_a_killed_upload_has_left_on_a_shared_disk_is_deleted(machines: Mac
     machines.let_lease_expire()
     assert machines.machine("b").run().code == 0
     assert not list(machines.state.glob(".*"))
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 1000, b""])
+def test_damaged_ledger_of_the_machine_that_begins_is_65_and_never_stored(machines: Machines, content: bytes) -> None:
+    machine = machines.machine("a")
+    (machine.folder / LEDGER_NAME).write_bytes(content)
+    run = machine.run()
+    assert (run.code, machines.sends(), machines.record()["snapshot"]) == (65, 0, None)
+    assert f"The ledger {machine.folder / LEDGER_NAME} is damaged" in run.err
+    assert "could not be put back" not in run.err
+    assert machine.run("--yes").code == 0
+    assert machines.machine("b").run().code == 0
+    assert machines.sends() == 40
+
+
+def test_folder_where_the_copy_cannot_be_written_is_73(machines: Machines) -> None:
+    machine = machines.machine("a")
+    machine.run()
+    (machine.folder / "iterable_ledger.copy.json.new").mkdir()
+    run = machine.run()
+    assert run.code == 73
+    assert f"The copy of the ledger {machine.folder / LEDGER_NAME} can't be written" in run.err
+    assert machines.record()["holder"] is None
 
 
 # Several projects -----------------------------------------------------------------------------------------------------
