@@ -21,6 +21,7 @@ import requests
 
 from iterable.redaction import Redactor
 from pipeline.model.exits import Ending, ExitCode
+from pipeline.model.text import shortened
 from pipeline.report.results import Results
 
 logger = logging.getLogger("pipeline.heartbeat")
@@ -117,4 +118,4 @@ def account_of(results: Results, ending: Ending, redactor: Redactor) -> str:
         outcomes = [f"{number:,} {name.replace('_', ' ')}" for name, number in results.counts[kind].items() if number]
         lines.append(f"{kind}: {', '.join(outcomes) or 'none'}")
     lines += [f"{each.count:,} {each.outcome}: {each.code or 'no code'} ({each.new:,} new)" for each in results.reasons]
-    return "".join(f"{redactor.line(line, max_chars=MAX_REASON_CHARS)}\n" for line in lines)
+    return "".join(f"{shortened(redactor.line(line), MAX_REASON_CHARS)}\n" for line in lines)

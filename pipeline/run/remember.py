@@ -12,7 +12,7 @@ from pipeline.ledger.ledger import Cursor, RunResult
 from pipeline.model.exits import Ending, ExitCode
 from pipeline.model.failure_policy import ITERABLE_CODES
 from pipeline.model.records import Kind, Outcome
-from pipeline.model.text import counted
+from pipeline.model.text import counted, shortened
 from pipeline.report.results import Results
 from pipeline.run.id_schemes import id_scheme_of
 from pipeline.run.opening import Run
@@ -168,8 +168,8 @@ def _enter_history(run: Run, read: Read | None, ending: Ending, written: Results
         RunResult(
             status=written.status,
             exit_code=int(ending.code),
-            reason=run.console.redactor.line(
-                without_words(ending.reason, known_codes=ITERABLE_CODES), max_chars=MAX_REASON_CHARS
+            reason=shortened(
+                run.console.redactor.line(without_words(ending.reason, known_codes=ITERABLE_CODES)), MAX_REASON_CHARS
             ),
             duration_s=written.duration_s,
             rows=read.rows if read else None,

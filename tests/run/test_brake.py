@@ -387,3 +387,12 @@ def test_a_run_is_in_the_history(program: Program, iterable: StandIn, sample: Pa
     assert run.code == 0
     (entry,) = json.loads(run.out)["runs"]
     assert (entry["status"], entry["exit_code"], entry["rows"]) == ("success", 0, 37)
+
+
+def test_a_long_reason_is_cut_between_words_in_the_history(program: Program, iterable: StandIn, sample: Path) -> None:
+    assert program.run().code == 0
+    reason = program.run(EVENT_NAME="visit").results["reason"]
+    kept = json.loads(program.run("--history", "--json").out)["runs"][-1]["reason"]
+    beginning = kept.removesuffix("...")
+    assert (len(kept) <= 300, len(reason) > 300, beginning != kept) == (True, True, True)
+    assert " ".join(reason.split()).startswith(f"{beginning} ")
