@@ -93,6 +93,19 @@ class FailureHistory:
             return set()
         return {key for (key,) in rows_of_keys(self._database, "key", "past_failures", self._project, keys)}
 
+    def users_with_some(self, beginnings: Sequence[bytes]) -> set[bytes]:
+        """Those of these users, given by the beginnings of their keys, of whom any record is known to have failed."""
+        found: set[bytes] = set()
+        for chunk in chunks(beginnings):
+            wanted = f"(VALUES {', '.join(['(?)'] * len(chunk))}) AS wanted"
+            rows = self._database.execute(
+                f"SELECT column1 FROM {wanted} WHERE EXISTS (SELECT 1 FROM past_failures WHERE project = ?"
+                " AND key >= column1 AND key < CAST(column1 || x'ffffffffffffffffffffffffff' AS BLOB))",
+                (*chunk, self._project),
+            )
+            found.update(each for (each,) in rows)
+        return found
+
     def past_failures(self, keys: Sequence[bytes]) -> dict[bytes, PastFailure]:
         if not self.exist:
             return {}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.ledger.accepted import REFRESH_DAYS
+from pipeline.ledger.row_digests import VALID_DAYS
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Queries:
         if None in full_days:
             return None
         first_full_day: int = min(full_days)
-        return min(oldest, first_full_day - REFRESH_DAYS)  # "last seen" may lag so far behind a full read
+        # "Last seen" may lag so far behind a full read.
+        return min(oldest, first_full_day - REFRESH_DAYS - VALID_DAYS)
 
     # A column `id` ------------------------------------------------------------------------------------------------
 

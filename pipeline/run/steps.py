@@ -72,7 +72,7 @@ def make_plan(run: Run, read: Read) -> Plan:
         _reject_forgotten(run)
     except sqlite3.IntegrityError:  # a bug, and no lack of room
         raise
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         folder = run.settings.output_dir
         raise OutputError(f"{folder} has no room for the records of this run ({error}); nothing was sent.") from error
     pending = {kind: run.stage.states.count_pending(kind) for kind in Kind}

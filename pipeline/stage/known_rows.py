@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
@@ -23,8 +24,8 @@ CREATE TABLE known_rows (
     key BLOB NOT NULL, first_row INTEGER NOT NULL, events INTEGER NOT NULL, is_found INTEGER NOT NULL,
     is_known_person INTEGER NOT NULL, start INTEGER NOT NULL, size INTEGER NOT NULL, is_planned INTEGER NOT NULL
 );
-CREATE TABLE unchanged_rows (
-    key BLOB NOT NULL, digest BLOB NOT NULL, first_row INTEGER NOT NULL, rows INTEGER NOT NULL, events INTEGER NOT NULL
+CREATE TABLE planned_rows (
+    key BLOB NOT NULL, digest BLOB NOT NULL, first_row INTEGER NOT NULL, rows INTEGER NOT NULL, events INTEGER
 );
 """
 
@@ -45,14 +46,21 @@ class KnownRow(NamedTuple):
     content: bytes
 
 
-class UnchangedRow(NamedTuple):
-    """Neighbouring rows, and how many events they have. key: the user's."""
+class TakenRow(NamedTuple):
+    key: bytes
+    first_row: int
+    content: bytes
+
+
+class PlannedRow(NamedTuple):
+    """Neighbouring rows. key: the user's. events: how many they have, all of them unchanged; None where anything else
+    is to be said of the rows, so that they can't be known from now on."""
 
     key: bytes
     digest: bytes
     first_row: int
     rows: int
-    events: int
+    events: int | None
 
 
 class SettledRow(NamedTuple):
@@ -75,7 +83,7 @@ class KnownTotals(NamedTuple):
 
 
 class KnownRows:
-    """The tables `known_rows`, and `unchanged_rows` for those whose records all turned out to be unchanged."""
+    """The tables `known_rows`, and `planned_rows` for all others of a read."""
 
     def __init__(self, database: sqlite3.Connection, folder: Path, states: States) -> None:
         self._database = database
@@ -86,12 +94,19 @@ class KnownRows:
 
     def close(self) -> None:
         if self._contents is not None:
-            self._contents.close()
+            with suppress(OSError):  # where the disk is full, and the run over
+                self._contents.close()
 
     def clear(self) -> None:
-        for table in ("known_rows", "unchanged_rows"):
+        for table in ("known_rows", "planned_rows"):
             self._database.execute(f"DELETE FROM {table}")
-        self._end = 0
+        self.close()
+        self._contents, self._end = None, 0
+
+    def end_reading(self) -> None:
+        """All of them are there. Raises OSError where the disk has no room for them."""
+        if self._contents is not None:
+            self._contents.flush()
 
     # Known rows -----------------------------------------------------------------------------------------------
 
@@ -116,51 +131,59 @@ class KnownRows:
         return KnownTotals(*map(int, row))
 
     def restore_users(self) -> None:
-        """Set the states of their users once more."""
-        for (row,) in self._database.execute("SELECT first_row FROM known_rows WHERE NOT is_planned"):
+        """Set the states of their users once more, but of those who have other rows, too."""
+        rows = self._database.execute(
+            "SELECT min(first_row) FROM known_rows WHERE NOT is_planned AND key NOT IN (SELECT key FROM user_rows)"
+            " GROUP BY key"
+        )
+        for (row,) in rows:
             self._states.set(Kind.USER, row, UNCHANGED)
 
     # Planned after all ----------------------------------------------------------------------------------------
 
-    def take_mixed(self) -> Iterator[tuple[int, bytes]]:
-        """Those whose user has other rows, too: the first row's number, and the content. They are to be planned now."""
+    def take_mixed(self) -> Iterator[TakenRow]:
+        """Those whose user has other rows, too. They are to be planned now."""
         return self._take(
             "key IN (SELECT key FROM user_rows) OR key IN (SELECT key FROM known_rows GROUP BY key HAVING count(*) > 1)"
         )
 
-    def take_of_users(self, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+    def take_of_users(self, keys: Sequence[bytes]) -> Iterator[TakenRow]:
         """Those of these users."""
         for chunk in chunks(sorted(set(keys))):
             yield from self._take(f"key IN ({', '.join('?' * len(chunk))})", *chunk)
 
-    def _take(self, which: str, *values: object) -> Iterator[tuple[int, bytes]]:
+    def _take(self, which: str, *values: object) -> Iterator[TakenRow]:
         rows = self._database.execute(
             f"UPDATE known_rows SET is_planned = 2 WHERE NOT is_planned AND ({which})", values
         ).rowcount
         if not rows or self._contents is None:
             return
         found = self._database.execute(
-            "SELECT first_row, events, start, size FROM known_rows WHERE is_planned = 2 ORDER BY first_row"
+            "SELECT key, first_row, events, start, size FROM known_rows WHERE is_planned = 2 ORDER BY first_row"
         )
         while page := found.fetchmany(KEYS_PER_LOOKUP):
-            for first_row, events, start, size in page:
+            for key, first_row, events, start, size in page:
                 self._states.set_groups([(first_row, events)], NO_RECORD)
                 self._contents.seek(start)
-                yield first_row, self._contents.read(size)
+                yield TakenRow(key, first_row, self._contents.read(size))
         self._database.execute("UPDATE known_rows SET is_planned = 1 WHERE is_planned = 2")
 
     # Known from now on ----------------------------------------------------------------------------------------
 
-    def note_unchanged(self, rows: Sequence[UnchangedRow]) -> None:
-        """Rows whose events are all unchanged."""
-        insert_many(self._database, "INSERT INTO unchanged_rows VALUES", rows)
+    def note_planned(self, rows: Sequence[PlannedRow]) -> None:
+        """Rows that are not known, and were planned: all of a read, or `forget_planned`."""
+        insert_many(self._database, "INSERT INTO planned_rows VALUES", rows)
+
+    def forget_planned(self) -> None:
+        self._database.execute("DELETE FROM planned_rows")
 
     def settled(self) -> Iterator[list[SettledRow]]:
         """Of users of whom nothing has changed, and nothing else is to be said, the only rows; some at a time."""
         found = self._database.execute(
-            "SELECT users.key, fingerprint, digest, events, settled, row, first_row, rows FROM unchanged_rows"
-            " JOIN users ON users.key = unchanged_rows.key WHERE settled"
-            " GROUP BY users.key HAVING count(*) = 1 ORDER BY users.key"
+            "SELECT users.key, fingerprint, digest, events, settled, row, first_row, rows FROM planned_rows"
+            " JOIN users ON users.key = planned_rows.key WHERE settled"
+            " AND users.key NOT IN (SELECT key FROM known_rows)"
+            " GROUP BY users.key HAVING count(*) = 1 AND events IS NOT NULL ORDER BY users.key"
         )
         users, states = self._states[Kind.USER], self._states[Kind.EVENT]
         while page := found.fetchmany(KEYS_PER_LOOKUP):

@@ -100,7 +100,9 @@ class Stage:
             self._runs.insert(rows, keys, fingerprints, payloads, states)
 
     def end_reading(self) -> None:
-        """All rows are staged: keep them, although a disk that is full later on undoes what was done since."""
+        """All rows are staged: keep them, although a disk that is full later on undoes what was done since. Raises
+        OSError, sqlite3.Error."""
+        self.known_rows.end_reading()
         self._keep()
 
     def _keep(self) -> None:

@@ -114,7 +114,9 @@ class Planner:
         self._row_changes = RowChanges(rules)
         self._known_rows: KnownRows | None = None
         if is_whole and not (full or ledger.is_empty):
-            self._known_rows = KnownRows(ledger, stage, rules, columns, self._user_keys)
+            self._known_rows = KnownRows(
+                ledger, stage, rules, columns, self._user_keys, lambda people: self._row_changes.forget(people)
+            )
 
     def plan(self, by_column: Sequence[Sequence[Any]], rows: Sequence[Row] | None = None) -> None:
         """Plan some rows, given by the column. rows: the same by the row, where they are at hand."""
@@ -166,16 +168,16 @@ class Planner:
 
     def _plan_again(self, known: KnownRows, rows: Iterable[NewRows]) -> None:
         for each in rows:
-            self._plan_rows(known, each)
+            self._plan_rows(known, each, anew=True)
             self._flush_enough()
         self._flush()
 
-    def _plan_rows(self, known: KnownRows, new: NewRows) -> Planned:
+    def _plan_rows(self, known: KnownRows, new: NewRows, *, anew: bool = False) -> Planned:
         by_column = map(Column, zip(*new.rows, strict=True))
-        return self._plan_columns(dict(zip(known.columns, by_column, strict=True)), new.numbers)
+        return self._plan_columns(dict(zip(known.columns, by_column, strict=True)), new.numbers, anew=anew)
 
-    def _plan_columns(self, columns: Columns, numbers: Sequence[int]) -> Planned:
-        """Plan rows that have these numbers."""
+    def _plan_columns(self, columns: Columns, numbers: Sequence[int], *, anew: bool = False) -> Planned:
+        """Plan rows that have these numbers. anew: rows between those of their users were planned before."""
         names = columns[self._rules.identity_column]
         people = self._identify(columns, names, numbers)
         if None in people:
@@ -183,6 +185,8 @@ class Planner:
             columns, numbers = events.selected(columns, places), [numbers[place] for place in places]
         named = [who for who in people if who is not None]
         user_keys = self._user_keys(named)
+        if anew:
+            self._row_changes.forget(set(named))
         staged = self._plan_users(columns, numbers, named, user_keys)
         return Planned(*self._plan_events(columns, numbers, named, user_keys), staged)
 
@@ -333,8 +337,11 @@ class Planner:
         given = accepted.known_given([key for key in keys if is_given(key)])
         nobody_says = self._rules.person_column is None and not self._rules.by_user_id
         for key, each in given.items():
-            if each.person == key[:USER_BYTES] or nobody_says:
+            is_own = each.person == key[:USER_BYTES]
+            if is_own or nobody_says:
                 known[key] = each.fingerprint
+            if nobody_says and not is_own and self._known_rows is not None:
+                self._known_rows.stop()  # whose event it is shows only where both people's rows are looked at
         return known
 
     def _reject_ids_of_others(self) -> None:

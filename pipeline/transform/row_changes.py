@@ -35,40 +35,39 @@ class RowChanges:
         self._person_columns = rules.person_columns
         self._rows = _slots(SLOTS)
         self._persons = _Persons() if rules.person_column is not None else None
+        self._fields_of_rows = _slots(PERSON_SLOTS) if rules.person_column is not None else self._rows
 
     def places(self, columns: Columns, people: Sequence[str]) -> list[int]:
         """Of some rows, and whom they are about: the places of those that are to be looked at."""
-        changed = _differing(self._rows, people, _hashes(columns, [*self._fields, *self._person_columns], people))
-        if self._persons is None or not changed:
-            return changed
-        columns = selected({name: columns[name] for name in (*self._fields, *self._person_columns)}, changed)
-        people = [people[place] for place in changed]
+        places = _differing(self._rows, people, _hashes(columns, [*self._fields, *self._person_columns], people))
+        if self._persons is None or not places:
+            return places
+        named = [people[place] for place in places]
+        columns = selected({name: columns[name] for name in (*self._fields, *self._person_columns)}, places)
+        fields = _differing(self._fields_of_rows, named, _hashes(columns, self._fields, named))
         cells = [_comparable(columns[column]) for column in self._person_columns]
-        found, same = self._persons.sort(people, *cells)
-        if same:  # nothing new of who it is: perhaps of the fields
-            columns = selected({name: columns[name] for name in self._fields}, same)
-            people = [people[place] for place in same]
-            fields = _differing(self._persons.fields, people, _hashes(columns, self._fields, people))
-            found = sorted([*found, *(same[place] for place in fields)])
-        return [changed[place] for place in found]
+        return [places[place] for place in sorted({*fields, *self._persons.changed(named, *cells)})]
+
+    def forget(self, people: Iterable[str]) -> None:
+        """The next row of each of these repeats nothing, as rows before it were not looked at."""
+        for who in map(hash, people):
+            self._rows[who % len(self._rows)] = 0
+            self._fields_of_rows[who % len(self._fields_of_rows)] = 0
 
 
 class _Persons:
     """Which rows name another person, or another earlier address, than the row of their user before.
 
     Of more than two persons at one address, no more is learnt from a third; so a column with another value in each row,
-    such as a row number, stages each user three times, and not once for each row.
+    such as a row number, stages each user twice, and not once for each row.
     """
 
     def __init__(self) -> None:
-        self._owners, self._persons, self._previous, self.fields = (_slots(PERSON_SLOTS) for _ in range(4))
+        self._owners, self._persons, self._previous = (_slots(PERSON_SLOTS) for _ in range(3))
         self._seen = bytearray(PERSON_SLOTS)
 
-    def sort(
-        self, people: Sequence[str], persons: Sequence[Any], previous: Sequence[Any] = ()
-    ) -> tuple[list[int], list[int]]:
-        """The places of rows that do, and of those that don't."""
-        owners, known, places, same = self._owners, self._persons, [], []
+    def changed(self, people: Sequence[str], persons: Sequence[Any], previous: Sequence[Any] = ()) -> list[int]:
+        owners, known, places = self._owners, self._persons, []
         for place, (owner, person) in enumerate(zip(map(hash, people), map(hash, persons), strict=True)):
             slot = owner % PERSON_SLOTS
             earlier = hash(previous[place]) if previous else 0
@@ -77,14 +76,13 @@ class _Persons:
             elif self._previous[slot] == earlier and (
                 person in NOBODY or known[slot] == person or self._seen[slot] > 1
             ):
-                same.append(place)
                 continue
             if person not in NOBODY and (not self._seen[slot] or known[slot] != person):
                 self._seen[slot] = min(self._seen[slot] + 1, 2)
                 known[slot] = person
             self._previous[slot] = earlier
             places.append(place)
-        return places, same
+        return places
 
 
 def _differing(remembered: memoryview, people: Sequence[str], hashes: Iterable[int]) -> list[int]:
