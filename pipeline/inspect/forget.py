@@ -117,7 +117,7 @@ def run_forget(options: argparse.Namespace) -> ExitCode:
             if ledger.damage:
                 raise LedgerDamagedError(ledger.damage)
             keeper.begin_run("")
-            for warning in (*settings.warnings, ledger.note):
+            for warning in (*settings.warnings, ledger.warning, ledger.note):
                 if warning:
                     console.warn(warning)
             found = _forget(console, settings, ledger, keeper, options.forget, asks=not options.yes)

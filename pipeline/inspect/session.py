@@ -63,7 +63,7 @@ def open_session(
         console.configure(Redactor(settings.secrets()), log_format=settings.log_format)
         now = time.time()
         ledger, place = _open_ledger(settings, now, options.sandbox, changes_ledger, stack)
-        for warning in (*settings.warnings, ledger.note):
+        for warning in (*settings.warnings, ledger.warning, ledger.note):
             if warning:
                 console.warn(warning)
         stage = stack.enter_context(open_stage(settings.output_dir))

@@ -86,6 +86,14 @@ def test_ledger_that_is_no_copy_of_the_stored_one_is_kept_under_another_name(mac
     assert machine.run().err == ""
 
 
+@pytest.mark.parametrize("arguments", [["--forget", "user1@example.com", "--yes"], ["--verify", "--repair"]])
+def test_who_changes_the_ledger_outside_of_a_run_says_so_too(machines: Machines, arguments: list[str]) -> None:
+    machine = machines.machine("b")
+    machine.run("--limit", "3", STATE_URL=None)
+    machines.machine("a").run()
+    assert "was no copy of the one at" in machine.run(*arguments).err
+
+
 def test_ledger_that_grew_without_state_url_can_be_made_the_stored_one(machines: Machines) -> None:
     """As the handbook says."""
     machine = machines.machine("a")
