@@ -294,11 +294,10 @@ class RemoteKeeper(Keeper):
         if self._has_said_so:
             return ending
         self._has_said_so = True
-        return _with_problem(
-            ending,
-            f"The ledger could not be put back ({str(error).rstrip('.')}); {self._local.path} has it, and the next run "
-            "on this machine puts it back first.",
-        )
+        left = f"{self._local.path} has it, and the next run on this machine puts it back first."
+        if self._lease.is_lost:
+            left = "what it alone knows is sent again."
+        return _with_problem(ending, f"The ledger could not be put back ({str(error).rstrip('.')}); {left}")
 
     def _let_go(self) -> None:
         """The ledger is closed. Give the lease back, if that is not done yet."""

@@ -237,6 +237,8 @@ def test_process_that_was_stopped_sends_nothing_more_when_it_wakes_up_too_late(m
     _, err = first.communicate(timeout=30)
     assert first.returncode == 75
     assert "Another run" in err or "could not be reached" in err
+    lost = f"Another run has taken file://{machines.state} over"
+    assert err.endswith(f"The ledger could not be put back ({lost}); what it alone knows is sent again.\n")
     assert machines.sends() == sends
     assert machines.record()["snapshot"]["number"] == number
     assert machines.machine("c").run().code == 0
