@@ -29,6 +29,7 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|InvalidBucketName|InvalidResourceName|bucket does not exist")
 _NO_CREDENTIALS = re.compile(r"169\.254\.|latest/(?:api/token|meta-data)|metadata|MissingAccount|Account must be")
+_OTHER_REGION = re.compile(r"redirect without LOCATION|BareRedirect")  # S3's answer, of which obstore has no status
 _TEMPORARY = (408, 429)
 _CONFLICTS = (409, 412)
 _OF_THIS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -149,6 +150,11 @@ class ObjectStore:
             return StoreRefusedError(
                 f"STATE_URL names {self.url}, and no credentials for it were found in the environment or from the "
                 "machine's role."
+            )
+        if _OTHER_REGION.search(text):
+            return StoreRefusedError(
+                f"STATE_URL names {self.url}, whose bucket is in another region; name the one that it is in with "
+                "AWS_REGION."
             )
         is_refusal = isinstance(error, errors.PermissionDeniedError | errors.UnauthenticatedError)
         if is_refusal or (status is not None and 300 <= status < 500 and status not in _TEMPORARY):

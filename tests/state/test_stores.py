@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from uuid import uuid4
 
 import pytest
@@ -134,6 +136,28 @@ def test_wrong_key_is_refused_and_stands_nowhere(azure: dict[str, str], monkeypa
         "write, list and delete there. Check the credentials of this machine, and the region."
     )
     assert caught.value.__cause__ is None
+
+
+class OtherRegion(BaseHTTPRequestHandler):
+    """As S3 answers where AWS_REGION is not the bucket's."""
+
+    def do_GET(self) -> None:
+        self.send_response(301)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_bucket_in_another_region_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+    with ThreadingHTTPServer(("127.0.0.1", 0), OtherRegion) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        use(monkeypatch, s3_environment(server.server_port))
+        with pytest.raises(StoreRefusedError, match="is in another region; name the one that it is in with AWS_REGION"):
+            open_store("s3://bucket/folder").read(NAME)
+        server.shutdown()
 
 
 def test_server_that_does_not_answer_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
