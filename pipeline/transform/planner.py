@@ -6,7 +6,7 @@ Of a user whom Iterable has, only the fields are sent that differ. Sends nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, groupby
 from operator import itemgetter
@@ -222,7 +222,8 @@ class Planner:
                 continue
         self._remember(found)
 
-    def _remember(self, people: Sequence[str]) -> None:
+    def _remember(self, people: Sequence[str]) -> Mapping[str, bytes]:
+        """Returns the keys of all that are remembered now."""
         if len(self._keys) + len(people) > REMEMBERED_USERS:
             self._keys.clear()
             self._origins.clear()
@@ -232,6 +233,7 @@ class Planner:
                 self._keys[who] = person.key
                 if person.origin is not None:
                     self._origins[who] = person.origin
+        return self._keys
 
     def _user_keys(self, people: Sequence[str]) -> list[bytes]:
         unknown = [who for who in dict.fromkeys(people) if who not in self._keys]
@@ -240,7 +242,7 @@ class Planner:
         try:
             return [self._keys[who] for who in people]
         except KeyError:  # one block has more people than are remembered
-            return [self._key_of(who) for who in people]
+            return [self._remember([who])[who] for who in people]
 
     def _plan_users(
         self, columns: Columns, numbers: Sequence[int], people: Sequence[str], keys: Sequence[bytes]
@@ -256,11 +258,6 @@ class Planner:
             self._waiting.user_rows.append((keys[place], numbers[place], people[place], content))
             self._waiting.size += len(content)
         return len(places)
-
-    def _key_of(self, who: str) -> bytes:
-        if who not in self._keys:
-            self._remember([who])
-        return self._keys[who]
 
     def _stage_users(self) -> None:
         """Put together what the rows of each user say, and stage what is to be sent of it."""
@@ -302,7 +299,7 @@ class Planner:
             self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
         keys, fingerprints = self._keys_of_events(found, [user_keys[place] for place in found.places])
         states = self._stage.known.first_states(keys, fingerprints)
-        contents = self._payloads_of_news(found, states)
+        contents = _payloads_of_news(found, states, self._rules, self._origins)
         waiting = self._waiting
         waiting.rows.extend([numbers[place] for place in found.places])
         waiting.keys.extend(keys)
@@ -355,17 +352,6 @@ class Planner:
                 [FailedRecord(Kind.EVENT, row, None, *rest) for row, key, _ in others if key in known]
             )
 
-    def _payloads_of_news(self, found: events.Events, states: bytes) -> list[bytes]:
-        """What is unchanged needs no payload."""
-        if UNCHANGED not in states:
-            return events.event_payloads(found, self._rules, self._origins)
-        news = [at for at, state in enumerate(states) if state != UNCHANGED]
-        contents = [b""] * len(states)
-        payloads = events.event_payloads(found.take(news), self._rules, self._origins)
-        for at, payload in zip(news, payloads, strict=True):
-            contents[at] = payload
-        return contents
-
     # What can't be sent ---------------------------------------------------------------------------------------
 
     # Each refusal has a key and a fingerprint, by which another run knows it again.
@@ -417,6 +403,18 @@ class Planner:
         self._stage.outcomes.note_refusals(waiting.refusals)
         self._stage.outcomes.note_omitted(waiting.omitted)
         self._waiting = _Waiting()
+
+
+def _payloads_of_news(found: events.Events, states: bytes, rules: Rules, origins: Mapping[str, bytes]) -> list[bytes]:
+    """What is unchanged needs no payload."""
+    if UNCHANGED not in states:
+        return events.event_payloads(found, rules, origins)
+    news = [at for at, state in enumerate(states) if state != UNCHANGED]
+    contents = [b""] * len(states)
+    payloads = events.event_payloads(found.take(news), rules, origins)
+    for at, payload in zip(news, payloads, strict=True):
+        contents[at] = payload
+    return contents
 
 
 def followed_moves(ledger: Ledger, people: Sequence[str]) -> dict[str, _Person]:
