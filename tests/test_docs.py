@@ -235,7 +235,7 @@ def test_the_program_tells_to_install_the_driver_that_is_named(
 
 def _is_known(url: str) -> bool:
     try:
-        dialects.registry.load(url.partition(":")[0])
+        dialects.registry.load(url.partition(":")[0].replace("+", "."))
     except NoSuchModuleError:
         return False
     return True
