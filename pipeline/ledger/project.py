@@ -154,7 +154,8 @@ class Hasher:
 
     def sealed_origins(self, user_keys: Sequence[bytes], origins: Iterable[bytes]) -> list[bytes]:
         covers = self._hash([b"origin\n" + user_key for user_key in user_keys], ORIGIN_BYTES)
-        return list(map(_exclusive_or, origins, covers))
+        sealed = _exclusive_or(b"".join(origins), b"".join(covers))
+        return [sealed[start : start + ORIGIN_BYTES] for start in range(0, len(sealed), ORIGIN_BYTES)]
 
     def fingerprints(self, payloads: Iterable[bytes]) -> list[bytes]:
         return self._hash(payloads, HASH_BYTES)

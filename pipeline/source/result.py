@@ -43,13 +43,4 @@ def in_blocks(fetch: Callable[[int], Block], most: int) -> Iterator[Block]:
 
 def _size(rows: Block) -> int:
     """The length of their texts; all else is small."""
-    return sum(map(_size_of_column, zip(*rows, strict=True)))
-
-
-def _size_of_column(values: tuple[Any, ...]) -> int:
-    if type(values[0]) is str:
-        try:
-            return sum(map(len, values))
-        except TypeError:  # they are not all texts
-            pass
-    return sum([len(value) for value in values if type(value) is str or type(value) is bytes])
+    return sum([len(value) for row in rows for value in row if type(value) is str or type(value) is bytes])

@@ -5,6 +5,7 @@ The rows from which users are put together are in `stage`.
 
 from __future__ import annotations
 
+import operator
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class Note(NamedTuple):
     settled: int = 0
 
 
-_NOTHING = Note()
+_NOTHING = UserDetails()
 
 
 class People:
@@ -57,16 +58,16 @@ class People:
 
         states: their `first_states`, where they are known.
         """
-        notes = [_NOTHING] * len(records) if notes is None else notes
-        rows = [
-            (*each[1:6], *(each.details or UserDetails()), *note) for each, note in zip(records, notes, strict=True)
-        ]
-        insert_many(self._database, f"INSERT INTO users ({_USER_COLUMNS}, is_stale, settled) VALUES", rows)
+        rows: list[tuple[Any, ...]] = [(*each[1:6], *(each.details or _NOTHING)) for each in records]
+        columns = _USER_COLUMNS
+        if notes is not None:
+            rows = list(map(operator.add, rows, notes))
+            columns += f", {', '.join(Note._fields)}"
+        insert_many(self._database, f"INSERT INTO users ({columns}) VALUES", rows)
         if states is None:
             states = self._known.first_states([each.key for each in records], [each.fingerprint for each in records])
-        for each, state in zip(records, states, strict=True):
-            if each.payload:
-                self._states.set(Kind.USER, each.row, state)
+        sent = [(each.row, state) for each, state in zip(records, states, strict=True) if each.payload]
+        self._states.set_all(Kind.USER, [row for row, _ in sent], bytes([state for _, state in sent]))
 
     def forget_persons(self) -> None:
         """The column that was taken for the person's says nothing about people."""

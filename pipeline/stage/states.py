@@ -45,8 +45,10 @@ class States:
             self.set(kind, rows[-1], states[-1])
             self._states[kind][rows[0] : rows[-1] + 1] = states
         else:
+            found = self._states[kind]
+            found.extend(bytes(max(0, max(rows, default=-1) + 1 - len(found))))
             for row, state in zip(rows, states, strict=True):
-                self.set(kind, row, state)
+                found[row] = state
 
     def set_groups(self, groups: Sequence[tuple[int, int]], state: int) -> None:
         """Of groups of rows, each given by its first row and how many events it has: a user in the first row, and the

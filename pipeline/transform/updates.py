@@ -6,7 +6,8 @@ Iterable starts the journeys on a field with each update that contains it, wheth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from pipeline.ledger.ledger import Ledger
@@ -59,10 +60,11 @@ class Merged(NamedTuple):
 
 
 class _Update(NamedTuple):
-    """What is to leave. An empty payload: nothing."""
+    """What is to leave. fields, sent: as in `UserDetails`."""
 
     payload: bytes
-    details: UserDetails
+    fields: bytes
+    sent: bytes
 
 
 class Updates:
@@ -100,32 +102,25 @@ class Updates:
         texts = texts_of(fields.members, len(users))
         fingerprints = self._ledger.fingerprints([text.encode() for text in texts])
         known = {} if self._is_new else self._ledger.accepted.known_users([user.key for user in users])
-        updates = self._updates(users, fields.members, texts, fingerprints, known, set(fields.problems))
+        rows = [known.get(user.key) for user in users] if known else [None] * len(users)
+        updates = self._updates(users, fields.members, texts, fingerprints, rows, fields.problems)
         texts_of_persons = [self._person(user.said) for user in users]
         identities = self._identities(users, texts_of_persons, known)
-        records: list[Record] = []
-        states: list[int] = []
-        notes: list[Note] = []
-        omitted = {each.place for each in fields.omitted}
-        for place, (user, fingerprint, update) in enumerate(zip(users, fingerprints, updates, strict=True)):
-            row = known.get(user.key)
-            problem = fields.problems.get(place)
-            payload = update.payload
-            is_pending = row is None or self._is_full or _has_news(row, fingerprint, update.details)
-            if problem is None and len(payload) > MAX_RECORD_BYTES and is_pending:
-                problem = too_large(len(payload))
-            if problem is not None:
-                self._refuse_user(user, problem)
-                payload = b""  # the user is staged all the same, as its events may be sent
-            details = UserDetails(update.details.fields, update.details.sent, *identities[place])
-            record = Record(Kind.USER, user.said.row, user.who, user.key, fingerprint, payload, details)
-            records.append(record)
-            states.append(self._state(row, is_pending=is_pending))
-            notes.append(_NOTHING if row is None or is_pending else self._note(row, record, user, place in omitted))
-            self._report.found += row is not None and row.query == self._ledger.accepted.query
+        pending = [
+            row is None or self._is_full or _has_news(row, fingerprint, update)
+            for row, fingerprint, update in zip(rows, fingerprints, updates, strict=True)
+        ]
+        payloads = self._payloads(users, updates, pending, fields.problems)
+        _, all_fields, sent = zip(*updates, strict=True)
+        details = map(UserDetails, all_fields, sent, *identities)
+        keys, people, said = zip(*users, strict=True)
+        numbers = [each.row for each in said]
+        records = list(map(Record, repeat(Kind.USER), numbers, people, keys, fingerprints, payloads, details))
+        states = list(map(self._state, rows, pending))
         self._put_late_last(records, states)
+        notes = None if all(pending) else self._notes(users, records, rows, pending, fields.omitted)
         self._stage.people.stage_users(records, states, notes)
-        self._count(users)
+        self._count(users, rows)
         follows_people = self._rules.person_column is not None and not self._is_new
         if follows_people or self._ledger.forgotten:
             found = list(map(self._found, records, users, texts_of_persons))
@@ -133,6 +128,23 @@ class Updates:
             if follows_people:
                 self._people.look_up(found, known)
         return [self._omitted(users[each.place], each) for each in fields.omitted]
+
+    def _payloads(
+        self,
+        users: Sequence[Merged],
+        updates: Sequence[_Update],
+        pending: Sequence[bool],
+        problems: Mapping[int, InvalidRecord],
+    ) -> list[bytes]:
+        """Those who can't be sent are refused; they are staged all the same, as their events may be sent."""
+        payloads = [update.payload for update in updates]
+        too_long = [
+            place for place, payload in enumerate(payloads) if len(payload) > MAX_RECORD_BYTES and pending[place]
+        ]
+        for place in sorted({*problems, *too_long}):
+            self._refuse_user(users[place], problems.get(place) or too_large(len(payloads[place])))
+            payloads[place] = b""
+        return payloads
 
     # Fields ---------------------------------------------------------------------------------------------------
 
@@ -142,32 +154,29 @@ class Updates:
         members: Sequence[Member],
         texts: Sequence[str],
         fingerprints: Sequence[bytes],
-        known: Mapping[bytes, KnownUser],
-        refused: set[int],
+        rows: Sequence[KnownUser | None],
+        refused: Collection[int],
     ) -> list[_Update]:
         """For each user, the fields that Iterable does not have; where it has them all, all of them, which are sent if
         it turns out to have lost the profile."""
-        rows = [known.get(user.key) for user in users]
         changed = [
             place
             for place, (row, fingerprint) in enumerate(zip(rows, fingerprints, strict=True))
             if (row is None or row.fingerprint != fingerprint or self._is_full) and place not in refused
         ]
         hashes = self._hashes(members, changed)
-        updates = list(map(self._whole_known, rows, self._names(members, len(users))))
+        names = self._names(members, len(users))
         full = self._full_payloads(users, members, texts)
+        updates = list(map(_whole_known, rows, names, full))
         for place, entries in zip(changed, hashes, strict=True):
             row = rows[place]
-            if row is None or self._is_full:
-                whole = b"".join(entries)
-                fields = whole if row is None else merged_fields(row.fields, whole)
-                updates[place] = _Update(full[place], UserDetails(fields, _names_of(entries)))
+            if row is None:
+                updates[place] = _Update(full[place], b"".join(entries), names[place])
+            elif self._is_full:
+                updates[place] = _Update(full[place], merged_fields(row.fields, b"".join(entries)), names[place])
             else:
                 updates[place] = self._difference(users[place].who, members, place, entries, row, full[place])
-        return [
-            update if update.payload else update._replace(payload=payload)
-            for update, payload in zip(updates, full, strict=True)
-        ]
+        return updates
 
     def _full_payloads(self, users: Sequence[Merged], members: Sequence[Member], texts: Sequence[str]) -> list[bytes]:
         people = [user.who for user in users]
@@ -178,51 +187,63 @@ class Updates:
             for place, who in enumerate(people)
         ]
 
-    def _hashes(self, members: Sequence[Member], places: Sequence[int]) -> list[list[bytes]]:
-        """Of these users: a hash for each field that they have."""
+    def _hashes(self, members: Sequence[Member], places: Sequence[int]) -> Iterable[tuple[bytes, ...]]:
+        """Of these users: a hash for each field, empty for those that they do not have."""
         columns = []
         for member in members:
             values = [member.values[place] for place in places]
             columns.append(self._ledger.hasher.field_hashes(member.name, values))
-        if not columns:
-            return [[] for _ in places]
-        return [[each for each in entries if each] for entries in zip(*columns, strict=True)]
+        return zip(*columns, strict=True) if columns else [()] * len(places)
 
     def _names(self, members: Sequence[Member], count: int) -> list[bytes]:
         """Of each user, the names of the fields that are there."""
         names = [self._ledger.hasher.field_name(member.name) for member in members]
         everything = b"".join(names)
-        if not members or self._is_new:
+        if not any("" in member.values for member in members):
             return [everything] * count
         return [
             everything if "" not in row else b"".join([name for name, value in zip(names, row, strict=True) if value])
             for row in zip(*(member.values for member in members), strict=True)
         ]
 
-    def _whole_known(self, row: KnownUser | None, names: bytes) -> _Update:
-        return _Update(b"", UserDetails() if row is None else UserDetails(row.fields, names))
-
     def _difference(
         self, who: str, members: Sequence[Member], place: int, entries: Sequence[bytes], row: KnownUser, full: bytes
     ) -> _Update:
         has = split_fields(row.fields)
-        new = {entry for entry in entries if has.get(entry[:FIELD_NAME_BYTES]) != entry}
-        present = [member for member in members if member.values[place]]
-        sent = [
-            (member.name, member.values[place]) for member, entry in zip(present, entries, strict=True) if entry in new
+        new = [
+            (member, entry)
+            for member, entry in zip(members, entries, strict=True)
+            if entry and has.get(entry[:FIELD_NAME_BYTES]) != entry
         ]
-        details = UserDetails(merged_fields(row.fields, b"".join(entries)), _names_of(list(new)))
-        return _Update(user_payload(who, sent, self._rules) if sent else full, details)
+        fields = merged_fields(row.fields, b"".join(entries))
+        if not new:
+            return _Update(full, fields, b"")
+        payload = user_payload(who, [(member.name, member.values[place]) for member, _ in new], self._rules)
+        return _Update(payload, fields, b"".join([entry[:FIELD_NAME_BYTES] for _, entry in new]))
 
     # States ---------------------------------------------------------------------------------------------------
 
-    def _state(self, row: KnownUser | None, *, is_pending: bool) -> int:
+    def _state(self, row: KnownUser | None, is_pending: bool) -> int:
         if not is_pending:
             return UNCHANGED
         if self._leaves_known and row is not None and not self._is_full:
             self._stage.left_users += 1
             return UNCHANGED
         return PENDING
+
+    def _notes(
+        self,
+        users: Sequence[Merged],
+        records: Sequence[Record],
+        rows: Sequence[KnownUser | None],
+        pending: Sequence[bool],
+        omitted: Sequence[OmittedValue],
+    ) -> list[Note]:
+        places = {each.place for each in omitted}
+        return [
+            _NOTHING if row is None or is_pending else self._note(row, record, user, place in places)
+            for place, (row, is_pending, record, user) in enumerate(zip(rows, pending, records, users, strict=True))
+        ]
 
     def _note(self, row: KnownUser, record: Record, user: Merged, has_omitted: bool) -> Note:
         """Of an unchanged user: whether the ledger may learn something (all fields as a whole, as the query file says
@@ -254,29 +275,27 @@ class Updates:
 
     def _identities(
         self, users: Sequence[Merged], texts: Sequence[str], known: Mapping[bytes, KnownUser]
-    ) -> list[tuple[bytes | None, bytes | None, bytes | None]]:
+    ) -> tuple[Sequence[bytes | None], ...]:
         """What the ledger is to know of each: who it is, the address where the key is not made of it, and what made
-        event ids say of the person."""
-        nothing: list[bytes | None] = [None] * len(users)
-        if self._rules.person_column is None and not self._ledger.accepted.people.any_moved:
-            return list(zip(nothing, nothing, nothing, strict=True))
-        hasher = self._ledger.hasher
-        addresses = nothing
+        event ids say of the person. Each for all users."""
+        nothing = [None] * len(users)
+        addresses: list[bytes | None] = list(nothing)
         if self._ledger.accepted.people.any_moved:
             own = [self._ledger.user_key(user.who) for user in users]
             addresses = [key if key != user.key else None for key, user in zip(own, users, strict=True)]
-        origins = list(nothing)
+        elif self._rules.person_column is None:
+            return nothing, nothing, nothing
+        origins: list[bytes | None] = list(nothing)
         places = [
             place
             for place, user in enumerate(users)
             if texts[place] and addresses[place] is None and not (user.key in known and known[user.key].origin)
         ]
         plain = [origin_of(users[place].who) for place in places]
-        for place, origin in zip(
-            places, hasher.sealed_origins([users[each].key for each in places], plain), strict=True
-        ):
+        sealed = self._ledger.hasher.sealed_origins([users[each].key for each in places], plain)
+        for place, origin in zip(places, sealed, strict=True):
             origins[place] = origin
-        return list(zip(self._persons(texts), addresses, origins, strict=True))
+        return self._persons(texts), addresses, origins
 
     def _persons(self, texts: Sequence[str]) -> list[bytes | None]:
         if self._rules.person_is_guessed:
@@ -302,11 +321,11 @@ class Updates:
             persons += [self._ledger.user_key(each) for each in names if each]
         return self._forgotten.note(user.record.key, addresses, persons)
 
-    def _count(self, users: Sequence[Merged]) -> None:
+    def _count(self, users: Sequence[Merged], rows: Sequence[KnownUser | None]) -> None:
         fields = self._rules.user_template.fields
         report = self._report
-        for user in users:
-            said = user.said
+        special = [user.said for user in users if user.said.disagreed or user.said.persons]
+        for said in special:
             if said.disagreed and len(report.disagreements) < MAX_LISTED:
                 names = sorted({fields[place].name for place in said.disagreed})
                 report.disagreements.append(Disagreement(said.rows, tuple(names)))
@@ -314,8 +333,9 @@ class Updates:
                 report.shared += 1
                 if len(report.shared_addresses) < MAX_LISTED:
                     report.shared_addresses.append(SharedAddress(said.rows))
+        report.found += sum(row is not None and row.query == self._ledger.accepted.query for row in rows)
         self._people.users += len(users)
-        self._people.users_of_two_ids += sum(bool(user.said.persons) for user in users)
+        self._people.users_of_two_ids += sum(bool(said.persons) for said in special)
 
     # What can't be sent ---------------------------------------------------------------------------------------
 
@@ -335,11 +355,11 @@ def omitted_of(ledger: Ledger, kind: Kind, row: int, user_key: bytes, value: Omi
     return Omitted(kind, row, value.field, value.reason, key, fingerprint)
 
 
-def _names_of(entries: Sequence[bytes]) -> bytes:
-    return b"".join([entry[:FIELD_NAME_BYTES] for entry in entries])
+def _whole_known(row: KnownUser | None, names: bytes, full: bytes) -> _Update:
+    return _Update(full, b"", b"") if row is None else _Update(full, row.fields, names)
 
 
-def _has_news(row: KnownUser, fingerprint: bytes, details: UserDetails) -> bool:
+def _has_news(row: KnownUser, fingerprint: bytes, update: _Update) -> bool:
     """Whether Iterable lacks anything of a user: it may have all as a whole, or field by field. Where a first one may
     have arrived, nothing is known."""
-    return row.fingerprint != fingerprint and (bool(details.sent) or not row.fingerprint)
+    return row.fingerprint != fingerprint and (bool(update.sent) or not row.fingerprint)
