@@ -248,6 +248,22 @@ def test_the_next_address_is_rejected_too_and_an_owner_of_the_old_one_is_not_the
     assert sent(iterable) == []
 
 
+@pytest.mark.parametrize(("person", "is_meant"), [(None, True), ("30", False)])
+def test_the_address_before_tells_who_it_is_where_nothing_else_does(
+    people: Program, iterable: StandIn, person: str | None, is_meant: bool
+) -> None:
+    """Perhaps the address is another person's since, and previous_email was never emptied."""
+    show(people, [ADA[0], OTHERS[0]])
+    assert people.run().code == 0
+    assert forget(people).code == 0
+    iterable.project.requests.clear()
+    show(people, [("new@example.com", person, *ADA[0][2:]), OTHERS[0]])
+    use_query(people, f"SELECT {COLUMNS}, 'Ada@example.com' AS previous_email FROM rows")
+    run = people.run("--full", "--yes")
+    assert bool(rejected(run)) == is_meant
+    assert any(b"new@example.com" in each.body for each in iterable.project.requests) != is_meant
+
+
 def test_all_addresses_that_the_ledger_knows(people: Program, iterable: StandIn) -> None:
     """Ada had another address before; either of them means her, in the files and later."""
     show(people, [ADA[0], OTHERS[0]])
