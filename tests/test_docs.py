@@ -27,6 +27,7 @@ from pipeline.config.fields import FieldMap, FieldType
 from pipeline.config.settings import SECRET_FILES
 from pipeline.delivery.modes import bulk_mode, single_mode
 from pipeline.model.records import Outcome
+from pipeline.model.text import PIP_INSTALL
 from pipeline.report.metrics import METRICS, PREFIX
 from pipeline.report.results import RESULT_VERSION, Results
 from pipeline.sandbox import SANDBOX_KEY, StandIn
@@ -227,8 +228,8 @@ def test_the_program_tells_to_install_the_driver_that_is_named(
     run = program.wait_for(program.start(DATABASE_URL=url, PYTHONPATH=str(tmp_path)))
     assert run.code == 66
     assert re.fullmatch(
-        rf"The database can't be (opened|reached): its driver is not installed; run: pip install "
-        rf"{re.escape(package)}\n",
+        rf"The database can't be (opened|reached): its driver is not installed; run: "
+        rf"{re.escape(f'{PIP_INSTALL} {package}')}\n",
         run.err,
     )
 

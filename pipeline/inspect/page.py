@@ -25,7 +25,7 @@ from pipeline.inspect.page_days import DAYS, History, history_of
 from pipeline.inspect.page_disk import Disk, disk_of
 from pipeline.ledger.ledger import LedgerDamagedError, PastRun, PastVerification, read_ledger
 from pipeline.model.exits import ExitCode, OutputError, RunError
-from pipeline.model.text import iso, shown
+from pipeline.model.text import iso, shown, to_install
 from pipeline.report import Console
 from pipeline.report.results import PAGE_NAME, reason_of
 from pipeline.run.opening import project_of, settings_for
@@ -178,7 +178,7 @@ def rendered(page: Page) -> str:
         from pipeline.inspect import page_charts, page_template
     except ImportError as error:
         raise PackageMissingError(
-            f"--report needs Jinja2 and matplotlib ({error}); run: pip install -r {REQUIREMENTS}"
+            f"--report needs Jinja2 and matplotlib ({error}); run: {to_install(REQUIREMENTS)}"
         ) from error
     charts = page_charts.charts_of(page.history.days) if page.history.runs else []
     drawn: Iterator[tuple[Chart, str]] = ((chart, page_charts.svg_of(chart, page.history.days)) for chart in charts)

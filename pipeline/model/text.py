@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 from unicodedata import combining, east_asian_width
 
@@ -13,7 +17,16 @@ from iterable.export import json_text
 WIDTH = 80
 NARROWEST = 6  # columns are cut down to this, and no further
 GAP = "  "
+_FOLDER = Path(__file__).resolve().parents[2]  # of main.py
+# With the Python that runs: what another one installs helps nobody.
+PIP_INSTALL = f"{shlex.quote(sys.executable) if os.name != 'nt' else sys.executable} -m pip install"
 _SPACES = dict.fromkeys(map(ord, "\t\n\x0b\x0c\r"), " ")
+
+
+def to_install(requirements: str) -> str:
+    """The command for a file that stands beside main.py."""
+    path = str(_FOLDER / requirements)
+    return f"{PIP_INSTALL} -r {shlex.quote(path) if os.name != 'nt' else path}"
 
 
 def shown(value: Any) -> str:

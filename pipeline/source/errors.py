@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.model.exits import ExitCode, RunError
+from pipeline.model.text import PIP_INSTALL
 from pipeline.source.temporary import is_temporary
 from pipeline.source.worker import NoAnswer, QueryStopped
 
@@ -33,9 +34,9 @@ DIALECTS = {
 BETTER_URLS = {
     "clickhouse": "is not supported, as its drivers load all rows into memory; export the rows to Parquet files, and "
     "read these with DATABASE_URL=duckdb:///:memory:",
-    "hive": "is PyHive's, which can't be stopped; write impala:// instead, and run: pip install impyla",
+    "hive": f"is PyHive's, which can't be stopped; write impala:// instead, and run: {PIP_INSTALL} impyla",
     "postgres": "is not known to SQLAlchemy; write postgresql+psycopg:// instead",
-    "spark": "is not known to SQLAlchemy; write impala:// instead, and run: pip install impyla",
+    "spark": f"is not known to SQLAlchemy; write impala:// instead, and run: {PIP_INSTALL} impyla",
 }
 SYSTEM_PACKAGES = {"libodbc.so.2": "unixodbc", "libmariadb.so.3": "libmariadb3", "libpq.so.5": "libpq5"}
 _SYSTEM_LIBRARY = re.compile(r"^(\S+\.so[.\d]*): cannot open shared object file")
@@ -150,7 +151,7 @@ def _is_a_driver_s(error: Exception) -> bool:
 
 
 def _to_install(packages: str) -> str:
-    return f"its driver is not installed; run: pip install {packages}"
+    return f"its driver is not installed; run: {PIP_INSTALL} {packages}"
 
 
 def _to_load(error: ImportError) -> str:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipeline.model.text import PIP_INSTALL
 from pipeline.source.errors import BETTER_URLS, SourceError
 from pipeline.source.unreadable import keep_odd_values
 
@@ -65,13 +66,15 @@ ROWS_PER_FETCH = 1000  # at most; each fetch is a round trip to the server
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"trino": {"timezone": "UTC"}}
 
 # Drivers that can't do this job, by the name in the URL, and the beginning of a URL that can.
-LOADS_ALL = "loads all rows into memory before it gives the first one; write {0} instead, and run: pip install {1}"
-NOT_OURS = "may end the query for one odd value; write {0} instead, and run: pip install {1}"
+LOADS_ALL = "loads all rows into memory before it gives the first one; write {0} instead, and run: {1}"
+NOT_OURS = "may end the query for one odd value; write {0} instead, and run: {1}"
 BAD_DRIVERS = {
-    "mariadbconnector": NOT_OURS.format("mysql+pymysql://", "pymysql"),
-    "mysqlconnector": LOADS_ALL.format("mysql+pymysql://", "pymysql"),
-    "pg8000": NOT_OURS.format("postgresql+psycopg://", "'psycopg[binary]'"),
-    "redshift_connector": LOADS_ALL.format("redshift+psycopg2://", "sqlalchemy-redshift psycopg2-binary"),
+    "mariadbconnector": NOT_OURS.format("mysql+pymysql://", f"{PIP_INSTALL} pymysql"),
+    "mysqlconnector": LOADS_ALL.format("mysql+pymysql://", f"{PIP_INSTALL} pymysql"),
+    "pg8000": NOT_OURS.format("postgresql+psycopg://", f"{PIP_INSTALL} 'psycopg[binary]'"),
+    "redshift_connector": LOADS_ALL.format(
+        "redshift+psycopg2://", f"{PIP_INSTALL} sqlalchemy-redshift psycopg2-binary"
+    ),
 }
 
 

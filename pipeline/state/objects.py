@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.model.text import to_install
 from pipeline.state.store import ConflictError, Stored, StoreDownError, StoreRefusedError, Version
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class ObjectStore:
         except ImportError as error:
             raise StoreRefusedError(
                 "STATE_URL names an object store, and the package obstore is not installed; run: "
-                "pip install -r requirements-state.txt"
+                f"{to_install('requirements-state.txt')}"
             ) from error
         self._obstore = obstore
         with self._explained():

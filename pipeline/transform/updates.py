@@ -312,8 +312,8 @@ class Updates:
         return Found(record, own_key, details.person, text, previous, [each for each in sharing if each is not None])
 
     def _is_forgotten(self, user: Found, said: MergedUser) -> bool:
-        """Also somebody who was forgotten under the other ITERABLE_IDENTIFIER: a person's id here is a userId there. Where
-        nothing else says who it is, the address before does."""
+        """Also somebody who was forgotten under the other ITERABLE_IDENTIFIER: a person's id here is a userId there.
+        Where nothing else says who it is, the address before does."""
         addresses, persons = [user.own_key], [user.person, *user.sharing]
         if user.previous and not any(persons):
             addresses.append(self._ledger.user_key(user.previous))

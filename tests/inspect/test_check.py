@@ -24,6 +24,7 @@ from pipeline.inspect.mapping import Sample, iterable_type, with_parents
 from pipeline.ledger.lock import hold_lock
 from pipeline.model.exits import ExitCode
 from pipeline.model.records import Kind
+from pipeline.model.text import PIP_INSTALL
 from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
 from pipeline.transform.rules import Rules
 from tests.program import Program, make_table, use_query
@@ -528,7 +529,7 @@ def test_a_declared_type_is_not_to_be_declared_again(program: Program, tmp_path:
 
 def test_a_driver_that_is_missing_is_to_be_installed_and_nothing_else(program: Program) -> None:
     (line,) = (each for each in lines(program.run("--check", DATABASE_URL="oracle://x/y").out) if "database:" in each)
-    assert line.endswith("its driver is not installed; run: pip install oracledb")
+    assert line.endswith(f"its driver is not installed; run: {PIP_INSTALL} oracledb")
 
 
 def test_says_that_the_brake_would_stop_a_run(program: Program, sample: Any) -> None:

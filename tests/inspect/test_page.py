@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -187,7 +188,8 @@ def test_without_its_packages_it_is_78_and_names_the_file(program: Program, samp
         ExitCode.SETTINGS,
         "",
         "--report needs Jinja2 and matplotlib (No module named 'jinja2'); "
-        "run: pip install -r requirements-report.txt\n",
+        f"run: {shlex.quote(sys.executable)} -m pip install -r "
+        f"{shlex.quote(str(ROOT / 'requirements-report.txt'))}\n",
     )
     assert not (program.folder / "report.html").exists()
 
@@ -304,9 +306,9 @@ def test_a_damaged_ledger_is_65_and_the_page_says_so(
 def test_90_days_of_24_runs_are_a_page_of_moderate_size(out: Path, report: Report) -> None:
     now = time.time()
     with open_ledger(out, Project(BASE_URL, KEY), now=now) as ledger:
-        for hour in range(91 * 24, 0, -1):
+        for number, hour in enumerate(range(91 * 24, -1, -1), start=1):  # the last one today, also just after midnight
             ledger.runs.insert("20260113_143122", now - hour * 3600, "people.sql")
-            ledger.runs.note_end(91 * 24 - hour + 1, ended(users=10**12))
+            ledger.runs.note_end(number, ended(users=10**12))
         ledger.commit()
     page = report()
     days = page.tables["The numbers of the charts, by day"][1:]

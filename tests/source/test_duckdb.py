@@ -19,6 +19,7 @@ import duckdb
 import pytest
 
 from pipeline.model.records import Unreadable
+from pipeline.model.text import PIP_INSTALL
 from pipeline.sandbox import StandIn
 from pipeline.source import SourceBusyError, SourceError
 from tests.program import ROOT, Program, use_query
@@ -416,7 +417,7 @@ def test_name_of_a_table_never_means_a_variable_of_this_program(tmp_path: Path) 
 def test_duckdb_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
     assert problem(MEMORY, "SELECT 1 AS id", tmp_path) == (
-        "The database can't be reached: its driver is not installed; run: pip install duckdb"
+        f"The database can't be reached: its driver is not installed; run: {PIP_INSTALL} duckdb"
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
+from pipeline.model.text import PIP_INSTALL
 from pipeline.sandbox import StandIn
 from pipeline.source import SourceBusyError, SourceError, open_query, read_query
 from tests.program import Finished, Program, use_query
@@ -184,22 +185,22 @@ LIMIT_S = 5  # two seconds, on a machine that has nothing else to do
         (
             "mysql+mysqlconnector://user:secret@db/name",
             "The driver mysqlconnector in DATABASE_URL loads all rows into memory before it gives the first one; write "
-            "mysql+pymysql:// instead, and run: pip install pymysql",
+            f"mysql+pymysql:// instead, and run: {PIP_INSTALL} pymysql",
         ),
         (
             "mariadb+mariadbconnector://user:secret@db/name",
             "The driver mariadbconnector in DATABASE_URL may end the query for one odd value; write mysql+pymysql:// "
-            "instead, and run: pip install pymysql",
+            f"instead, and run: {PIP_INSTALL} pymysql",
         ),
         (
             "postgresql+pg8000://user:secret@db/name",
             "The driver pg8000 in DATABASE_URL may end the query for one odd value; write postgresql+psycopg:// "
-            "instead, and run: pip install 'psycopg[binary]'",
+            f"instead, and run: {PIP_INSTALL} 'psycopg[binary]'",
         ),
         (
             "redshift+redshift_connector://user:secret@db/name",
             "The driver redshift_connector in DATABASE_URL loads all rows into memory before it gives the first one; "
-            "write redshift+psycopg2:// instead, and run: pip install sqlalchemy-redshift psycopg2-binary",
+            f"write redshift+psycopg2:// instead, and run: {PIP_INSTALL} sqlalchemy-redshift psycopg2-binary",
         ),
         (
             "postgresql+asyncpg://user:secret@db/name",

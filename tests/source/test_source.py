@@ -24,6 +24,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from pipeline.model.records import Unreadable
+from pipeline.model.text import PIP_INSTALL
 from pipeline.source import SourceBusyError, SourceError, UndecodableText, advice_for_writers, read_query
 from tests.reading import Alarm, alarm, opened, problem, read, rows
 
@@ -508,15 +509,15 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
         (
             "hive://user:secret@host/name",
             "hive:// in DATABASE_URL is PyHive's, which can't be stopped; write "
-            "impala:// instead, and run: pip install impyla.",
+            f"impala:// instead, and run: {PIP_INSTALL} impyla.",
         ),
         (
             "oracle+oracledb://user:secret@host/?service_name=x",
-            "The database can't be opened: its driver is not installed; run: pip install oracledb",
+            f"The database can't be opened: its driver is not installed; run: {PIP_INSTALL} oracledb",
         ),
         (
             "awsathena+rest://user:secret@host/name",
-            "The database can't be opened: its driver is not installed; run: pip install 'PyAthena[SQLAlchemy]'",
+            f"The database can't be opened: its driver is not installed; run: {PIP_INSTALL} 'PyAthena[SQLAlchemy]'",
         ),
         (
             "exotic://user:secret@host/name",
@@ -525,19 +526,19 @@ def test_column_named_with_a_dot_keeps_its_name(users: Path) -> None:
         ),
         (
             "mssql+pyodbc://user:secret@host/name",
-            "The database can't be opened: its driver is not installed; run: pip install pyodbc",
+            f"The database can't be opened: its driver is not installed; run: {PIP_INSTALL} pyodbc",
         ),
         (
             "mysql+mysqldb://user:secret@host/name",
-            "The database can't be opened: its driver is not installed; run: pip install mysqlclient",
+            f"The database can't be opened: its driver is not installed; run: {PIP_INSTALL} mysqlclient",
         ),
         (
             "trino://user:secret@host:443/catalog/schema",
-            "The database can't be opened: its driver is not installed; run: pip install 'trino[sqlalchemy]'",
+            f"The database can't be opened: its driver is not installed; run: {PIP_INSTALL} 'trino[sqlalchemy]'",
         ),
         (
             "databricks://token:secret@host?http_path=/sql/1.0/warehouses/x",
-            "The database can't be opened: its driver is not installed; run: pip install databricks-sqlalchemy",
+            f"The database can't be opened: its driver is not installed; run: {PIP_INSTALL} databricks-sqlalchemy",
         ),
         (
             "user:secret@host",

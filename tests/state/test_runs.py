@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -18,7 +19,7 @@ from pipeline.ledger.ledger import LEDGER_NAME
 from pipeline.ledger.lock import hold_lock
 from pipeline.sandbox import StandIn
 from pipeline.state.record import RECORD_NAME
-from tests.program import Finished, has_logged, wait_until
+from tests.program import ROOT, Finished, has_logged, wait_until
 from tests.state.machines import Machine, Machines
 
 KILLED = "ended without putting its ledger back"
@@ -547,5 +548,5 @@ def test_object_store_without_obstore_is_78_and_names_the_file_to_install(machin
     assert done.code == 78
     assert done.err == (
         "STATE_URL names an object store, and the package obstore is not installed; run: "
-        "pip install -r requirements-state.txt\n"
+        f"{shlex.quote(sys.executable)} -m pip install -r {shlex.quote(str(ROOT / 'requirements-state.txt'))}\n"
     )
