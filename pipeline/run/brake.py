@@ -172,13 +172,16 @@ def persons_have_changed(people: PeopleReport, column: str | None) -> Ending | N
 def too_old(days: float, times: Iterator[int], now: float) -> Ending | None:
     """Stops where events happened more than so many days ago. times, now: Unix seconds."""
     before = now - days * DAY_S
-    old = [each for each in times if each < before]
+    old, oldest = 0, now  # no list: there may be millions
+    for each in times:
+        if each < before:
+            old, oldest = old + 1, min(oldest, each)
     if not old:
         return None
-    are = "is" if len(old) == 1 else "are"
+    are = "is" if old == 1 else "are"
     return Ending(
         ExitCode.BRAKE,
-        f"{counted(len(old), 'event')} {are} older than MAX_EVENT_AGE_DAYS={days:g}, the oldest of {moment(min(old))}. "
+        f"{counted(old, 'event')} {are} older than MAX_EVENT_AGE_DAYS={days:g}, the oldest of {moment(oldest)}. "
         "Nothing was sent.",
         (
             "To record old events as accepted, without sending them: run with --baseline --before "
