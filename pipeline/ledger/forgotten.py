@@ -177,9 +177,9 @@ class Forgotten:
             self._delete("past_failures", *_begins_with(key[:USER_BYTES]))
             self._delete("users", "key = ?", (key,))
             self._delete("more_persons", "key = ?", (key,))
-            self._delete("row_digests", "key = ?", (key[:USER_BYTES],))
         for each in person.persons:
             self._delete("more_persons", "person = ?", (each,))
+        self._delete("row_digests", "true", ())  # the person may stand in rows of others, or under the other identifier
 
     def lift(self, hashes: Iterable[bytes]) -> None:
         """Whoever these hashes mean is no longer one of the forgotten."""

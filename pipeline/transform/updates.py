@@ -215,11 +215,11 @@ class Updates:
             for member, entry in zip(members, entries, strict=True)
             if entry and has.get(entry[:FIELD_NAME_BYTES]) != entry
         ]
-        fields = merged_fields(row.fields, b"".join(entries))
         if not new:
-            return _Update(full, fields, b"")
+            return _Update(full, row.fields, b"")
+        entries_sent = {entry[:FIELD_NAME_BYTES]: entry for _, entry in new}
         payload = user_payload(who, [(member.name, member.values[place]) for member, _ in new], self._rules)
-        return _Update(payload, fields, b"".join([entry[:FIELD_NAME_BYTES] for _, entry in new]))
+        return _Update(payload, b"".join({**has, **entries_sent}.values()), b"".join(entries_sent))
 
     # States ---------------------------------------------------------------------------------------------------
 

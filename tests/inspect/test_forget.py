@@ -401,6 +401,21 @@ def test_the_other_identifier_sends_nothing_of_them(
     assert (b"Ada" in bodies, b"Bob" in bodies) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("identifier", "other", "who"), [("email", "userId", "17"), ("userId", "email", "ada@example.com")]
+)
+def test_the_other_identifier_also_where_the_rows_were_known_as_a_whole(
+    people: Program, iterable: StandIn, identifier: str, other: str, who: str
+) -> None:
+    show(people, [("ada@example.com", *ADA[0][1:]), OTHERS[0]])
+    for _ in range(2):
+        assert people.run(ITERABLE_IDENTIFIER=identifier).code == 0
+    assert entries(people, "row_digests") == [2]
+    assert people.run("--forget", who, "--yes", ITERABLE_IDENTIFIER=other).code == 0
+    run = people.run(ITERABLE_IDENTIFIER=identifier)
+    assert (run.code, rejected(run)) == (1, {(1, "user"): "Forgotten"})  # Iterable has the event
+
+
 def test_an_address_is_no_user_id_and_it_says_so(people: Program) -> None:
     assert people.run(ITERABLE_IDENTIFIER="userId").code == 1
     people.settings["ITERABLE_IDENTIFIER"] = "userId"
