@@ -7,7 +7,7 @@ changed since, `address` has a hash of the present one, and that leads to the us
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -202,6 +202,20 @@ class Accepted:
             if self._is_stale(table):
                 stored = [_stored_key(table, key) for key in chosen]
                 self._with_keys(f"UPDATE {table} SET seen_day = {self._today:d} WHERE {stale} AND", stored)
+
+    def mark_users_seen(self, keys: Collection[bytes]) -> None:
+        """The same for these users with all of their events, of which some may have no row in this read."""
+        if not self.has_stale():
+            return
+        stale = f"seen_day < {self._today - REFRESH_DAYS:d}"
+        mark = f"SET seen_day = {self._today:d} WHERE {stale} AND"
+        self.mark_seen(sorted(keys))
+        beginnings = sorted({key[:USER_BYTES] for key in keys})
+        self._database.executemany(
+            f"UPDATE events {mark} project = ? AND key >= ? AND key < ?",
+            [(self._project, each, each + b"\xff" * HASH_BYTES) for each in beginnings],
+        )
+        run_for_keys(self._database, f"UPDATE given_events {mark}", self._project, beginnings, column="person")
 
     def delete_before(self, day: int) -> None:
         for table in TABLES:

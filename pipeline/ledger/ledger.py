@@ -72,6 +72,8 @@ __all__ = [
 
 DAY_S = 86_400
 FORGET_AFTER_DAYS = 400  # what no query has shown for so long is dropped; runs and failures, too
+# After a longer one, a run drops nothing: nobody could show anything, or the clock is wrong.
+LONGEST_PAUSE_DAYS = 100
 
 
 class Ledger:
@@ -94,6 +96,7 @@ class Ledger:
         self._now = _clock(now)
         self._today = int(now // DAY_S)
         self._run = 0
+        self._forgets = True
         self._begin()
         found = find_project(database, project)
         self._project = found.number if is_read_only else enter_project(database, project, found)
@@ -234,7 +237,7 @@ class Ledger:
         self.queries.note_all_shown(query, users)
         self.failures.forget_gone(query)
         before = self.queries.unseen_before(self._today - FORGET_AFTER_DAYS)
-        if before is not None:
+        if before is not None and self._forgets:
             self.accepted.delete_before(before)
 
     def refresh(
@@ -258,14 +261,21 @@ class Ledger:
     def begin_run(self, run_id: str, started_at: float, query_file: str) -> None:
         """Note that a run has begun, for good; and drop what is older than FORGET_AFTER_DAYS. Raises LedgerError."""
         oldest = self._now() - FORGET_AFTER_DAYS * DAY_S
+        self._forgets = self.queries.was_in_use(self._today - LONGEST_PAUSE_DAYS)
         try:
-            self.runs.delete_before(oldest)
-            self.failures.forget_before(oldest)
+            if self._forgets:
+                self.runs.delete_before(oldest)
+                self.failures.forget_before(oldest)
             self._run = self.runs.insert(run_id, started_at, query_file)
             self.accepted.run = self._run
             self.commit()
         except sqlite3.Error as error:
             raise LedgerError(f"The ledger can't be written ({error}); nothing was sent.") from error
+
+    @property
+    def remembers_runs_from(self) -> float:
+        """Later runs would still be known, Unix seconds. A day less than that, as a run's id is in local time."""
+        return self._now() - (FORGET_AFTER_DAYS - 1) * DAY_S
 
     def end_run(self, result: RunResult) -> None:
         """Note how it ended, for good."""

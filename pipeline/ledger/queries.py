@@ -65,6 +65,13 @@ class Queries:
         """How many users the last full read of a query file found; None where there was none."""
         return self._value(query, "full_users")
 
+    def was_in_use(self, since: int) -> bool:
+        """Whether any query file was read on that day or later, or none was ever."""
+        (last,) = self._database.execute(
+            "SELECT max(used_day) FROM queries WHERE project = ?", (self._project,)
+        ).fetchone()
+        return not last or last >= since
+
     def unseen_before(self, oldest: int) -> int | None:
         """Before which day nothing can have been shown by a query file that was in use since the day `oldest`.
 

@@ -45,12 +45,17 @@ def rows_of_keys(
 
 
 def run_for_keys(
-    database: sqlite3.Connection, statement: str, project: int, keys: Sequence[bytes], *values: object
+    database: sqlite3.Connection,
+    statement: str,
+    project: int,
+    keys: Sequence[bytes],
+    *values: object,
+    column: str = "key",
 ) -> None:
     """A statement that ends with WHERE or AND, for these keys. values: its own, which stand before them."""
     for chunk in chunks(keys):
         places = _places(len(chunk))
-        database.execute(f"{statement} project = {project:d} AND key IN ({places})", (*values, *chunk))
+        database.execute(f"{statement} project = {project:d} AND {column} IN ({places})", (*values, *chunk))
 
 
 def chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

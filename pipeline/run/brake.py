@@ -156,11 +156,12 @@ def too_few(users: int, before: int) -> Ending | None:
 
 def persons_have_changed(people: PeopleReport, column: str | None) -> Ending | None:
     """Stops where so many people have another address that the column can hardly say who they are."""
-    if people.changed <= max(MOST_CHANGED_PERSONS, people.known * MOST_CHANGED_PART):
+    changed = people.changed - people.held_before
+    if changed <= max(MOST_CHANGED_PERSONS, people.known * MOST_CHANGED_PART):
         return None
     return Ending(
         ExitCode.BRAKE,
-        f"{people.changed:,} of {counted(people.known, 'known person')} have another address than before, by the "
+        f"{changed:,} of {counted(people.known, 'known person')} have another address than before, by the "
         f"column {column}. Nothing was sent.",
         (
             f"If {column} does not say who somebody is: set PERSON_COLUMN to the column that does, or to - for none.",

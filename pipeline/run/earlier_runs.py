@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,14 @@ def unknown_delivery(folder: Path, project: Project, ledger: Ledger, *, before: 
     everything: one that took a part of it, with --yes and --limit, say, leaves the others unknown.
     before: only results that were written by then count, in Unix seconds; others are those of a run beside this one.
     """
-    after = "" if ledger.is_empty else ledger.runs.last_whole_delivery()
+    after = "" if ledger.is_empty else max(ledger.runs.last_whole_delivery(), _id_of(ledger.remembers_runs_from))
     known = set() if ledger.is_empty else ledger.runs.ids_after(after)
     mark = project_mark(project)
     return next((run_id for run_id, path in _results(folder, after, known) if _delivered(path, mark, before)), None)
+
+
+def _id_of(unix_s: float) -> str:
+    return f"{datetime.fromtimestamp(unix_s):%Y%m%d_%H%M%S}"
 
 
 def _results(folder: Path, after: str, known: set[str]) -> Iterator[tuple[str, Path]]:

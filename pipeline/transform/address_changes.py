@@ -86,7 +86,8 @@ class Disagreement(NamedTuple):
 class PeopleReport:
     """What a run says about people; of each list, the first MAX_LISTED.
 
-    known: persons of this read whom the ledger knows. changed: those of them who have another address. found: users of
+    known: persons of this read whom the ledger knows. changed: those of them who have another address. held_before:
+    those of these whom a run has reported as held. found: users of
     this read that the ledger knows from the same query file. gone: those that it knows and this read does not find, if
     it has read all. done: how many changes ended how. trusts_guess: whether the column
     that was taken for the person's is one.
@@ -95,6 +96,7 @@ class PeopleReport:
     done: Counter[str] = field(default_factory=Counter)
     known: int = 0
     changed: int = 0
+    held_before: int = 0
     found: int = 0
     email_changes: list[EmailChange] = field(default_factory=list)
     shared: int = 0
@@ -117,6 +119,11 @@ class _Changed:
     found: Found
     old: KnownUser
     own: KnownUser | None  # who is known under the new address
+
+    @property
+    def keys(self) -> tuple[bytes, bytes]:
+        """Under which the person may be staged."""
+        return self.found.record.key, self.old.key
 
 
 class AddressChanges:
@@ -149,6 +156,7 @@ class AddressChanges:
         self.moves: list[Move] = []
         self.entered: list[tuple[bytes, bytes]] = []  # a user's key, and a hash of the address that is theirs now
         self.absorbed: list[bytes] = []  # keys of users who turned out to be known under other ones
+        self.elsewhere: set[bytes] = set()  # keys of known users whom rows are about that have another address
         self.more_persons: list[tuple[bytes, bytes]] = []  # a person, and the key of a user who is another's already
         self.users = 0
         self.users_of_two_ids = 0
@@ -173,6 +181,7 @@ class AddressChanges:
         )
         for user in unknown:
             others = [each for each in by_person.get(user.person or b"", ()) if each.key != user.record.key]
+            self.elsewhere.update(each.key for each in others)
             row = known.get(user.record.key)
             if not others and row is not None and row.person is not None:  # the address was another person's
                 self.more_persons.append((user.person or b"", row.key))
@@ -187,10 +196,10 @@ class AddressChanges:
 
     def _look_up_sharing(self, user: Found) -> None:
         """An address of several persons: is one of them known under another address?"""
-        for known in self._ledger.accepted.people.users_of_persons(user.sharing).values():
-            if len(known) == 1 and known[0].key != user.record.key:
-                self._sharing.append(user)
-                return
+        found = self._ledger.accepted.people.users_of_persons(user.sharing).values()
+        self.elsewhere.update(each.key for known in found for each in known)
+        if any(len(known) == 1 and known[0].key != user.record.key for known in found):
+            self._sharing.append(user)
 
     def former_users(self) -> list[bytes]:
         """The keys of the users who seem to have another address now: whoever has the old one is to be staged."""
@@ -207,6 +216,7 @@ class AddressChanges:
         several = self._stage.people.persons_of_several([each.found.person or b"" for each in self._changed])
         changed = [each for each in self._changed if each.found.person not in several]
         self._report.changed = len(changed)
+        self._report.held_before = self._count_held(changed)
         self._report.known += len(changed)
         query = self._ledger.accepted.query
         moved = {
@@ -221,6 +231,11 @@ class AddressChanges:
                 self._report.note_change(user.record.row, user.text, "held")
             for each in changed:
                 self._settle(each)
+
+    def _count_held(self, changed: Sequence[_Changed]) -> int:
+        past = self._ledger.failures.past_failures([key for each in changed for key in each.keys])
+        held = {key for key, failure in past.items() if failure.code == EMAIL_CHANGED and failure.reasons}
+        return sum(not held.isdisjoint(each.keys) for each in changed)
 
     def _trusts_guess(self) -> bool:
         """A part of the rows says too little, so there the last whole read counts."""

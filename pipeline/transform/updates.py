@@ -363,6 +363,7 @@ def _whole_known(row: KnownUser | None, names: bytes, full: bytes) -> _Update:
 
 
 def _has_news(row: KnownUser, fingerprint: bytes, update: _Update) -> bool:
-    """Whether Iterable lacks anything of a user: it may have all as a whole, or field by field. Where a first one may
-    have arrived, nothing is known."""
-    return row.fingerprint != fingerprint and (bool(update.sent) or not row.fingerprint)
+    """Whether Iterable lacks anything of a user: it may have all as a whole, or field by field. Where nothing is known
+    of a profile, a first update may have arrived or not."""
+    is_unknown = not row.fingerprint and not row.fields
+    return row.fingerprint != fingerprint and (bool(update.sent) or is_unknown)
