@@ -65,7 +65,8 @@ class States:
 
     def replace(self, old: int, new: int) -> None:
         for kind, states in self._states.items():
-            self._states[kind] = states.replace(bytes([old]), bytes([new]))
+            if old in states:  # it makes a copy
+                self._states[kind] = states.replace(bytes([old]), bytes([new]))
 
     def count_pending(self, kind: Kind) -> int:
         """Staged records without an outcome."""
