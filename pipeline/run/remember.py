@@ -46,7 +46,8 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
     has_braked = delivered.stopped is not None and delivered.stopped.code is ExitCode.BRAKE
     if is_whole and not has_braked and read.rules.person_is_guessed:
         run.ledger.queries.note_trust(run.query_path, trusts_id=read.planner.people.trusts_guess)
-    run.ledger.accepted.mark_users_seen(read.planner.changes.elsewhere)
+    elsewhere = read.planner.changes.elsewhere
+    run.ledger.accepted.mark_users_seen([key for key in elsewhere if not run.stage.people.has_user(key)])
     run.ledger.refresh(
         run.stage.keys(),
         run.query_path,
