@@ -42,11 +42,11 @@ def job(program: Program) -> Program:
     return program
 
 
-def run(job: Program, rows: list[Row], *arguments: str, **settings: str) -> Finished:
+def run(job: Program, rows: list[Row]) -> Finished:
     path = job.folder.parent / "users.db"
     path.unlink(missing_ok=True)
     make_table(path, COLUMNS, rows)
-    return job.run(*arguments, **{"DATABASE_URL": f"sqlite:///{path}", **settings})
+    return job.run(DATABASE_URL=f"sqlite:///{path}")
 
 
 def row(person: int, email: str, plan: str = "pro", page: str | None = "home") -> Row:
