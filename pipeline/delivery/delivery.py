@@ -338,8 +338,9 @@ class Delivery:
         if lost:
             self._progress.say(f"{counted(lost, 'unchanged user')} no longer in Iterable; sending again.")
             self._send()
-        since_update = self._clock() - self._updated_users_at if self._updated_users_at is not None else math.inf
-        wait_s = max(0.0, self._settle_s - since_update)
+        wait_s = 0.0
+        if self._updated_users_at is not None and self._stage.outcomes.may_know_users_of_held():
+            wait_s = max(0.0, self._settle_s - (self._clock() - self._updated_users_at))
         self._progress.say(
             f"{counted(self._held, 'event')} refused because Iterable does not know their user (yet); "
             f"trying once more in {wait_s:.0f} s."

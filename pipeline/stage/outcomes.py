@@ -176,13 +176,7 @@ class Outcomes:
         """Make the unchanged users of held events pending: Iterable has lost them. Returns how many they are."""
         states = self._states[Kind.USER]
         count = 0
-        people = self._database.execute(
-            f"SELECT DISTINCT {USER_OF_RUN} FROM undelivered JOIN events ON {RUN_OF_ROW} WHERE outcome = 'held'"
-        ).fetchall()
-        for (user,) in people:
-            row, key, fields, sent = self._database.execute(
-                "SELECT row, key, fields, sent FROM users WHERE key >= ? ORDER BY key", (user,)
-            ).fetchone()
+        for row, key, fields, sent in self._users_of_held():
             if states[row] == UNCHANGED:
                 states[row] = PENDING
                 names = set(split_names(sent))  # Iterable has nothing but what is sent now
@@ -190,6 +184,20 @@ class Outcomes:
                 self._database.execute("UPDATE users SET fields = ? WHERE key = ?", (kept, key))
                 count += 1
         return count
+
+    def may_know_users_of_held(self) -> bool:
+        """Whether Iterable may have learned of any of these users in this run."""
+        states = self._states[Kind.USER]
+        return any(states[row] in (DELIVERED, CODES[Outcome.UNACKNOWLEDGED]) for row, *_ in self._users_of_held())
+
+    def _users_of_held(self) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+        people = self._database.execute(
+            f"SELECT DISTINCT {USER_OF_RUN} FROM undelivered JOIN events ON {RUN_OF_ROW} WHERE outcome = 'held'"
+        ).fetchall()
+        for (user,) in people:
+            yield self._database.execute(
+                "SELECT row, key, fields, sent FROM users WHERE key >= ? ORDER BY key", (user,)
+            ).fetchone()
 
     def give_up_held(self) -> None:
         """What is still held when the run ends was attempted, and the next run tries again."""

@@ -383,6 +383,19 @@ def test_nobody_waits_where_no_event_was_refused(job: Job, mode: Mode) -> None:
     assert (ran.events, ran.progress.said) == ({"delivered": 15}, [])
 
 
+def test_nobody_waits_for_users_whose_update_was_refused(tmp_path: Path) -> None:
+    clock = Clock(0.0)
+    with StandIn(limits=None, clock=lambda: clock.now) as stand_in:
+        stand_in.inject(Fault(path="/api/users/update", match=ADA.encode(), status=400, body=b'{"code":"BadParams"}'))
+        job, progress = Job(tmp_path, stand_in.url), Silence(on_say=clock.start)
+        rows = [(ADA, "e1"), (BOB, "e2")]
+        ran = job.run(rows, single_mode(4), settle_s=3600, clock=clock, progress=progress)
+    assert (ran.users, ran.events) == ({"delivered": 1, "rejected": 1}, {"delivered": 1, "rejected": 1})
+    assert progress.said == [
+        "1 event refused because Iterable does not know their user (yet); trying once more in 0 s."
+    ]
+
+
 @each_mode
 def test_unchanged_user_whom_iterable_has_lost_is_sent_again_before_the_second_try(tmp_path: Path, mode: Mode) -> None:
     clock = Clock(0.0)
