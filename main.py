@@ -58,6 +58,14 @@ from pipeline.run import (
 __all__ = ["ExitCode", "main", "run"]
 
 MOST_DIGITS = 18  # SQLite's numbers have 63 bits
+OPTIONS_OF_RUNS = ("sandbox", "dry_run", "baseline", "full", "limit", "only", "since", "yes")
+TAKEN_BY_LOOKS = {  # of those
+    "check": ("sandbox", "full", "since", "yes"),
+    "history": (),
+    "explain": ("sandbox",),
+    "verify": ("only",),
+    "report": (),
+}
 
 
 def run(options: argparse.Namespace) -> ExitCode:
@@ -103,28 +111,41 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--baseline sends nothing, so it can't be used with --sandbox, --dry-run or --full")
     if options.files and options.explain is None:
         parser.error("--files looks for the person of --explain, so it needs --explain")
-    if options.report and options.sandbox:
-        parser.error("--report shows what runs have left in the ledger, and --sandbox keeps none")
+    if options.sandbox and (options.report or options.verify is not None or options.history is not None):
+        look = "--report" if options.report else "--verify" if options.verify is not None else "--history"
+        parser.error(f"{look} needs what runs have left in the ledger, and --sandbox keeps none")
     if options.repair and options.verify is None:
         parser.error("--repair marks what --verify finds, so it needs --verify")
     if options.before is not None and not options.baseline:
         parser.error("--before says which events --baseline records, so it needs --baseline")
     if options.forget is not None:
         _check_forget(parser, options)
+    else:
+        _refuse_what_a_look_ignores(parser, options)
     if options.baseline and not options.yes and not _is_at_terminal():
         parser.error("--baseline asks before it records anything; without a terminal, add --yes")
     return options
 
 
 def _check_forget(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    others = ("sandbox", "dry_run", "baseline", "full", "limit", "only", "since")
-    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) not in (None, False)]
-    if given:
+    if given := _options_of_runs(options, but=("yes",)):
         parser.error(f"--forget deletes, and is no run, so it can't be used with {given[0]}")
-    if not options.forget.strip():
-        parser.error("--forget needs an address, or a userId")
     if not options.yes and not _is_at_terminal():
         parser.error("--forget asks before it deletes anything; without a terminal, add --yes")
+
+
+def _refuse_what_a_look_ignores(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    for look, taken in TAKEN_BY_LOOKS.items():
+        if getattr(options, look) in (None, False):
+            continue
+        if given := _options_of_runs(options, but=taken):
+            parser.error(f"--{look} would ignore {given[0]}, so they can't be used together")
+
+
+def _options_of_runs(options: argparse.Namespace, but: tuple[str, ...]) -> list[str]:
+    """Those that were given."""
+    given = (name for name in OPTIONS_OF_RUNS if name not in but and getattr(options, name) not in (None, False))
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -134,6 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Syncs users and events from a SQL query to Iterable.",
         epilog=EPILOG.format(codes=codes),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a typo must not send
     )
     parser.add_argument("--version", action="version", version=f"iterable-integration {VERSION}")
     _add_options_of_runs(parser.add_argument_group("run"))
@@ -151,7 +173,7 @@ def _add_options_of_runs(run: argparse._ArgumentGroup) -> None:
         help="the whole job against a stand-in Iterable on this machine, without a key",
     )
     add("--limit", type=_positive, metavar="N", help="take only the first N rows of the query")
-    add("--only", metavar="WHO", help="take only the rows of one person: an e-mail address, or a userId")
+    add("--only", type=_someone, metavar="WHO", help="take only the rows of one person: an e-mail address, or a userId")
     add(
         "--since",
         type=_when,
@@ -185,7 +207,12 @@ def _add_looks(look: argparse._ArgumentGroup) -> None:
     add = look.add_mutually_exclusive_group().add_argument
     add("--check", action="store_true", help="look at everything that a run needs, and at field types")
     add("--history", type=_positive, nargs="?", const=20, metavar="N", help="the last N runs (20)")
-    add("--explain", metavar="WHO", help="one person: their rows, what would be sent, what was accepted when")
+    add(
+        "--explain",
+        type=_someone,
+        metavar="WHO",
+        help="one person: their rows, what would be sent, what was accepted when",
+    )
     add(
         "--verify",
         type=_count_or_all,
@@ -195,7 +222,12 @@ def _add_looks(look: argparse._ArgumentGroup) -> None:
         help="compare N people (20) or all with Iterable's copy, with their events",
     )
     add("--report", action="store_true", help="write report.html: the last run, 90 days as charts, what is on the disk")
-    add("--forget", metavar="WHO", help="one person: delete what OUTPUT_DIR and the ledger have, and reject them later")
+    add(
+        "--forget",
+        type=_someone,
+        metavar="WHO",
+        help="one person: delete what OUTPUT_DIR and the ledger have, and reject them later",
+    )
     look.add_argument(
         "--files", action="store_true", help="with --explain: also where the files in OUTPUT_DIR have this person"
     )
@@ -206,7 +238,7 @@ def _add_looks(look: argparse._ArgumentGroup) -> None:
 
 def _add_output(output: argparse._ArgumentGroup) -> None:
     add = output.add_argument
-    add("--env-file", type=Path, metavar="PATH", help="read the settings from PATH instead of .env beside main.py")
+    add("--env-file", type=_file, metavar="PATH", help="read the settings from PATH instead of .env beside main.py")
     add("--json", action="store_true", help="print the results as JSON on stdout, and nothing else there")
     add("--quiet", action="store_true", help="print nothing unless something is wrong, for cron")
     add("--verbose", action="store_true", help="show the log on stderr, too")
@@ -221,6 +253,18 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 and at most {MOST_DIGITS} digits")
     return number
+
+
+def _someone(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be an e-mail address, or a userId")
+    return text
+
+
+def _file(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be the path of a file")
+    return Path(text)
 
 
 def _count_or_all(text: str) -> int | str:

@@ -22,9 +22,12 @@ _CREDENTIAL = re.compile(
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # An address is found by its @, and what stands before that is read backwards: quoted, or up to what can't belong to it.
-# That is also the user and the password of a URL. The bounds keep a hostile text from filling the memory.
+# That is also the user and the password of a URL. Between two quotes, nothing but JSON's punctuation is no local part.
+# The bounds keep a hostile text from filling the memory.
 _AT = re.compile(r"(@|%40|\\u0040)")
-_LOCAL_PART_BACKWARDS = re.compile(r""""(?:"\\|[^"]){0,320}"\\?|(?:[^\s"'<>()\[\],;\\/]+|'(?=\w)|/(?!/)){1,320}""")
+_LOCAL_PART_BACKWARDS = re.compile(
+    r""""(?![\s:,\[\]{}\\]*")(?:"\\|[^"]){0,320}"\\?|(?:[^\s"'<>()\[\],;\\/]+|'(?=\w)|/(?!/)){1,320}"""
+)
 # In our own advice, and no secret.
 _EXAMPLE = "user:password@host"
 _EXAMPLE_ALONE = re.compile(re.escape(_EXAMPLE) + r"(?![\w.-])")

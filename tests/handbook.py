@@ -20,9 +20,10 @@ EXAMPLE_HEADER = """\
 # Copy this to .env and make that yours alone: cp .env.example .env && chmod 600 .env
 #
 # Two settings are needed. Each of the others is shown with its default; to change it, remove the # before its name.
-# Variables of the environment win over this file, and an empty value counts as not set. A value is taken to the letter:
-# ${NAME} is not replaced. Relative paths start from the folder of main.py. Each secret can come from a file of its own
-# instead, named by ITERABLE_API_KEY_FILE, DATABASE_URL_FILE and so on.
+# Variables of the environment win over this file, and an empty value counts as not set. ${NAME} is not replaced.
+# Quotes around a value are taken off; it needs them where it has a # after a space, which would begin a comment.
+# Relative paths start from the folder of main.py, and ~ is your home folder. Each secret can come from a file of its
+# own instead, named by ITERABLE_API_KEY_FILE, DATABASE_URL_FILE and so on.
 """
 
 SETTINGS_HEADER = """\
@@ -30,10 +31,12 @@ SETTINGS_HEADER = """\
 
 Every setting, with its default. This page is made of the program's own declarations.
 
-Settings are read from `.env` beside `main.py` and from the environment, which wins. An empty value counts as not set. A
-value is taken to the letter: no quotes, and `${NAME}` is not replaced. Relative paths start from the folder of
-`main.py`. All problems are listed at once, and end with exit code 78. Each secret can come from
-[a file of its own](operations.md#secrets-from-files); `.env` may then be missing.
+Settings are read from `.env` beside `main.py` and from the environment, which wins. An empty value counts as not set,
+and `${NAME}` is not replaced. In `.env`, quotes around a value are taken off, and a `#` after a space begins a comment;
+where it could also belong to the value, as in `EVENT_NAME=Order #5`, the line is refused until the value stands in
+quotes, or the comment on a line of its own. In the environment, a value is taken to the letter. Relative paths start
+from the folder of `main.py`, and `~` is your home folder. All problems are listed at once, and end with exit code 78.
+Each secret can come from [a file of its own](operations.md#secrets-from-files); `.env` may then be missing.
 """
 
 COMMAND_LINE_HEADER = """\
@@ -47,6 +50,8 @@ COMMAND_LINE_NOTES = """
 - Without an option, the program reads, plans and sends: the job that a schedule runs.
 - `--dry-run`, `--check`, `--history`, `--explain`, `--verify` and `--report` send nothing, and work while a run is
   active.
+- What a look at the runs would ignore, such as `--limit` with `--check`, is refused with exit code 2. So are
+  abbreviated options.
 - `--verify` leaves files, `--only` limits it to one person, and `--repair` goes with it alone
   ([proof and repair](verify.md)).
 - `--files` goes with `--explain` alone ([privacy](privacy.md)).

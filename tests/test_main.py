@@ -295,6 +295,64 @@ def test_a_limit_that_is_no_count_is_a_usage_error(program: Program, value: str)
     assert "whole number" in run.err
 
 
+@pytest.mark.parametrize("option", [["--lim", "3"], ["--dry"], ["--sand"], ["--check", "--env", "x"]])
+def test_half_an_option_is_none(program: Program, option: list[str]) -> None:
+    run = program.run(*option)
+    assert (run.code, "unrecognized arguments" in run.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("look", "option"),
+    [
+        *((["--check"], option) for option in (["--limit", "2"], ["--only", "x"], ["--dry-run"], ["--baseline"])),
+        *((["--verify"], option) for option in (["--limit", "3"], ["--full"], ["--since", "all"], ["--yes"])),
+        *((["--explain", "x"], option) for option in (["--full"], ["--limit", "3"], ["--dry-run"])),
+        *((["--history"], option) for option in (["--yes"], ["--only", "x"])),
+        (["--report"], ["--dry-run"]),
+    ],
+)
+def test_an_option_that_a_look_would_ignore_is_refused(program: Program, look: list[str], option: list[str]) -> None:
+    run = program.run(*look, *option)
+    sentence = f"main.py: error: {look[0]} would ignore {option[0]}, so they can't be used together\n"
+    assert (run.code, run.err.endswith(sentence)) == (2, True)
+
+
+@pytest.mark.parametrize("look", ["--verify", "--history", "--report"])
+def test_what_needs_a_ledger_is_refused_with_the_sandbox(program: Program, look: str) -> None:
+    run = program.run("--sandbox", look)
+    sentence = f"{look} needs what runs have left in the ledger, and --sandbox keeps none\n"
+    assert (run.code, run.err.endswith(sentence)) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--only", "--explain", "--forget"])
+def test_nobody_is_no_person(program: Program, option: str) -> None:
+    run = program.run(option, " ")
+    assert (run.code, run.err.endswith(f"argument {option}: must be an e-mail address, or a userId\n")) == (2, True)
+
+
+def test_who_is_not_among_the_rows_is_told_by_a_dry_run_too(program: Program, sample: Path) -> None:
+    for option in ([], ["--dry-run"]):
+        run = program.run("--only", "nobody@example.com", *option)
+        assert (run.code, run.results["reason"]) == (1, "The query finds no rows of the person that --only names.")
+        run = program.run("--only", "nobody@example.com", "--limit", "2", *option)
+        sentence = "The first 2 rows of the query hold no rows of the person that --only names."
+        assert (run.code, run.results["reason"]) == (1, sentence)
+
+
+def test_the_file_to_fix_is_the_one_that_was_named(program: Program) -> None:
+    run = program.run("--env-file", "/nope")
+    assert (run.code, run.err.splitlines()) == (
+        78,
+        [
+            "/nope does not exist; check --env-file.",
+            "Fix this in /nope, which begins as a copy of .env.example; or try the job without a key: main.py "
+            "--sandbox",
+        ],
+    )
+    run = program.run("--env-file", "")
+    assert (run.code, run.err.endswith("argument --env-file: must be the path of a file\n")) == (2, True)
+
+
 def test_quiet_prints_nothing_on_success(program: Program, sample: Path) -> None:
     run = program.run("--quiet")
     assert (run.code, run.out, run.err) == (0, "", "")

@@ -85,6 +85,20 @@ def test_a_folder_of_somebody_else_is_told(shared: Program) -> None:
     )
 
 
+def test_a_settings_file_of_somebody_else_is_told_and_nothing_is_said_of_what_it_sets(shared: Program) -> None:
+    os.chown(shared.env_file, 0, -1)
+    del shared.settings["ITERABLE_API_KEY"]
+    run = run_as_nobody(shared, "--quiet")
+    assert (run.code, run.err.splitlines()) == (
+        78,
+        [
+            f"{shared.env_file} can't be read (Permission denied); let the user of the job read it.",
+            f"Fix this in {shared.env_file}, which begins as a copy of .env.example; or try the job without a key: "
+            "main.py --sandbox",
+        ],
+    )
+
+
 @pytest.mark.parametrize("arguments", [["--check"], ["--history"], ["--explain", "ada@example.com"], ["--verify"]])
 def test_a_look_as_root_leaves_nothing_behind_but_the_files_of_verify(shared: Program, arguments: list[str]) -> None:
     assert run_as_nobody(shared, "--quiet").code == 0

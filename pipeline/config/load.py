@@ -6,13 +6,14 @@ What a setting may say by itself, its parser decides (settings.py); what setting
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from iterable.transport import LOOPBACK_HOSTS
-from pipeline.config.env_file import read_env_file
+from pipeline.config.env_file import EnvFile, read_env_file
 from pipeline.config.fields import EVERY_OTHER
 from pipeline.config.parsers import OFFICIAL_HOSTS, content_of, is_placeholder
 from pipeline.config.settings import SECRET_FILES, SETTINGS, Settings
@@ -23,14 +24,16 @@ QUOTES = "\"'`“”‘’„‚«»"
 
 
 class SettingsError(RunError):
-    """One or more settings are missing or wrong. `problems` holds a sentence for each, LOG_FORMAT how to write them."""
+    """One or more settings are missing or wrong. `problems` holds a sentence for each, LOG_FORMAT how to write them.
+    env_file: where to fix them."""
 
     code = ExitCode.SETTINGS
 
-    def __init__(self, problems: list[str], log_format: str = "text") -> None:
+    def __init__(self, problems: list[str], log_format: str = "text", env_file: Path | None = None) -> None:
         super().__init__(" ".join(problems))
         self.problems = problems
         self.log_format = log_format
+        self.env_file = env_file
 
 
 def load_settings(
@@ -43,7 +46,7 @@ def load_settings(
     """
     file = read_env_file(env_file, must_exist)
     texts, unread = _texts(file.texts, environment, sandbox)
-    problems = [*file.problems, *unread.values()]
+    problems = [*file.problems, *unread.values(), *_cut_values(file, environment, texts)]
     values: dict[str, Any] = {}
     for name in (each for each in SETTINGS if each not in unread):
         try:
@@ -51,14 +54,14 @@ def load_settings(
         except ValueError as problem:
             problems.append(f"{name} {problem}.")
     if not sandbox:
-        problems += _missing(values) + _strange_host(values)
+        problems += (_missing(values) if file.can_be_read else []) + _strange_host(values)
     problems += _contradictions(values)
     given = frozenset(name for name, text in texts.items() if text)
     places = {name: f"Line {line} of {file.path}" for name, line in file.lines.items() if not _is_known(name)}
     if problems:
         elsewhere = {name: f"{name} in the environment" for name in environment if not _is_known(name)}
         problems += _unknown(places, given) + _misspelt(elsewhere, given)
-        raise SettingsError(problems, values.get("LOG_FORMAT", "text"))
+        raise SettingsError(problems, values.get("LOG_FORMAT", "text"), file.path)
     warnings = (*file.warnings, *_misspelt(places, given))
     return Settings(**{name.lower(): value for name, value in values.items()}, given=given, warnings=warnings)
 
@@ -89,6 +92,21 @@ def _texts(
     if sandbox:
         texts = {name: text for name, text in texts.items() if not _is_left_out_of_sandbox(name, text)}
     return texts, unread
+
+
+def _cut_values(file: EnvFile, environment: Mapping[str, str], texts: Mapping[str, str]) -> list[str]:
+    """A sentence for each value of the file that would also be one with what is taken for a comment after it."""
+    problems = []
+    for name, whole in file.with_comments.items():
+        if name not in SETTINGS or name not in texts or environment.get(name, "").strip():
+            continue
+        with suppress(ValueError):
+            _value(name, {name: whole.translate(LINE_BREAKS_TO_SPACES)})
+            problems.append(
+                f"Line {file.lines[name]} of {file.path} has a # after a space, which begins a comment there; put the "
+                f"value of {name} into quotes if all of it is meant, else the comment on a line of its own."
+            )
+    return problems
 
 
 def _is_left_out_of_sandbox(name: str, text: str) -> bool:
@@ -186,6 +204,12 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         )
     if all(EVERY_OTHER in values.get(name, ()) for name in ("USER_FIELDS", "EVENT_FIELDS")):
         problems.append("USER_FIELDS and EVENT_FIELDS both have *; only one of them can take every other column.")
+    identity = values.get("ITERABLE_IDENTIFIER", "")
+    if any(each.path[0].casefold() == identity.casefold() for each in values.get("USER_FIELDS", ())):
+        problems.append(
+            f"USER_FIELDS names {identity}, by which Iterable tells people apart, and writing it could change who "
+            "somebody is; leave it out, or give it another field name (column:fieldName)."
+        )
     database = (values.get("DATABASE_URL") or "").partition(":")[0].partition("+")[0].lower()
     if values.get("DATABASE_OPTIONS") and database in ("sqlite", "duckdb"):
         problems.append(

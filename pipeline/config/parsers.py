@@ -244,6 +244,13 @@ def web_address(value: str) -> str:
     return value
 
 
+def https_address(value: str) -> str:
+    parts = urlsplit(web_address(value))
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
+        raise ValueError("must begin with https://, since its path is a secret")
+    return value
+
+
 def _split_address(value: str) -> SplitResult | None:
     """The parts of a web address, None if it is none. urllib's own errors would quote it, and a password in it."""
     try:
@@ -268,6 +275,13 @@ def existing_path(value: str) -> Path:
     named = path(value)
     if not _is_there(named.exists):
         raise ValueError(f"names {named}, which does not exist")
+    return named
+
+
+def file_to_write(value: str) -> Path:
+    named = path(value)
+    if _is_there(named.is_dir):
+        raise ValueError(f"names {named}, which is a folder; name a file in it")
     return named
 
 

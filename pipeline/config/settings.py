@@ -314,7 +314,7 @@ class Settings:
     # Monitoring
     heartbeat_url: str | None = _setting(
         None,
-        parse.web_address,
+        parse.https_address,
         "A check of healthchecks.io or its like: called with `/start` at the start, bare at success, with `/CODE` "
         "after a failure; the call's body has the run's counts.",
         section="Monitoring",
@@ -334,7 +334,7 @@ class Settings:
     )
     metrics_file: Path | None = _setting(
         None,
-        parse.path,
+        parse.file_to_write,
         "A file for node_exporter's textfile collector, one for each job, such as "
         "`/var/lib/node_exporter/user_events.prom`; replaced after each run.",
         in_sandbox=False,

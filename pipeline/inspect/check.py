@@ -51,12 +51,13 @@ from pipeline.state import Place, find_ledger
 
 @dataclass
 class Report:
-    """All that was found. looked_at: rows; None where the query could not be run."""
+    """All that was found. looked_at: rows; None where the query could not be run. is_all: there are no other rows."""
 
     findings: list[Finding] = field(default_factory=list)
     mapping: Sequence[Mapped] = ()
     since: Since | None = None
     looked_at: int | None = None
+    is_all: bool = True
     bad_rows: int = 0
 
     @property
@@ -97,10 +98,11 @@ def _show(console: Console, finding: Finding) -> None:
 
 
 def _last_line(report: Report) -> str:
+    ready = "Ready to run" if report.is_all else f"Ready to run, as far as the first {report.looked_at:,} rows show"
     if report.code is ExitCode.SUCCESS:
-        return "Ready to run."
+        return f"{ready}."
     if report.code is ExitCode.REJECTED and all(each.mark is not Mark.BAD for each in report.findings):
-        return "Ready to run. Exit code 1, as some records can't be sent or would be refused."
+        return f"{ready}. Exit code 1, as some records can't be sent or would be refused."
     return f"Fix what is marked BAD, and check again. A run would end with exit code {report.code:d}."
 
 
@@ -149,6 +151,7 @@ def _findings(
     rows = FirstRows(settings, options, checked.ledger, interrupt, client)
     yield from rows.findings()
     report.since, report.looked_at, report.bad_rows = rows.since, rows.looked_at, rows.bad_rows
+    report.is_all = rows.is_all
     types: dict[str, str] | None = None
     answers = True
     for found in check_iterable(client, settings):

@@ -45,7 +45,8 @@ SHOWN_REASONS = 3
 
 
 class FirstRows:
-    """What is known once `findings` has been through. rules, looked_at: None where the query can't be run."""
+    """What is known once `findings` has been through. rules, looked_at: None where the query can't be run. is_all:
+    whether all rows were looked at."""
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class FirstRows:
         self.samples: Sequence[Sample] = ()
         self.since: Since | None = None
         self.looked_at: int | None = None
+        self.is_all = True
         self.bad_rows = 0
         self.pending_events: Mapping[str, PendingEvents] = {}  # by name
         self._settings = settings
@@ -66,7 +68,6 @@ class FirstRows:
         self._ledger = ledger
         self._interrupt = interrupt
         self._client = client
-        self._is_all = True  # whether all rows were looked at
         self._people = PeopleReport()
         self.event_columns = EventColumns()
         self._moves = 0  # of addresses
@@ -112,6 +113,7 @@ class FirstRows:
         yield from self._about_known_failures(stage)
         yield from about_people(self._people, rules, self._moves)
         yield from self._about_brake(rules, stage)
+        yield from self._about_the_rest()
         self.pending_events = count_by_name(pending_records(stage, Kind.EVENT))
 
     def _read(self, query: Query, start: datetime | None, stage: Stage | None) -> Rules:
@@ -146,7 +148,7 @@ class FirstRows:
         """SAMPLED_ROWS rows; and note whether those are all."""
         left = SAMPLED_ROWS
         for rows in blocks:
-            self._is_all = len(rows) <= left
+            self.is_all = len(rows) <= left
             if left:
                 yield rows[:left]
             left -= min(left, len(rows))
@@ -154,7 +156,7 @@ class FirstRows:
     @property
     def _rows_phrase(self) -> str:
         read = self.looked_at or 0
-        return counted(read, "row") if self._is_all else f"the first {read:,} rows"
+        return counted(read, "row") if self.is_all else f"the first {read:,} rows"
 
     def _reject_forgotten(self, stage: Stage) -> Iterator[Finding]:
         if not self._settings.skip_forgotten or self._settings.use_jwt_auth:
@@ -226,13 +228,20 @@ class FirstRows:
     def _about_brake(self, rules: Rules, stage: Stage) -> Iterator[Finding]:
         if self._options.yes or self._options.sandbox or self._ledger.damage:  # which has a finding of its own
             return
-        is_whole = self._is_all and (self.since is None or self.since.is_full)
+        is_whole = self.is_all and (self.since is None or self.since.is_full)
         stopped = Brake(
             self._options, self._settings, rules, self._ledger, stage, time.time(), self._people, is_whole=is_whole
         ).ending()
         if stopped is not None:
             text = f"a run would stop after {self._rows_phrase}. {stopped.happened}"
             yield Finding(Mark.BAD, Area.BRAKE, text, stopped.ways_on, stopped.code)
+
+    def _about_the_rest(self) -> Iterator[Finding]:
+        if not self.is_all:
+            text = (
+                f"only {self._rows_phrase} were read, and all that is said here, also of the brake, is by these alone"
+            )
+            yield note(Area.ROWS, text, "--dry-run reads all rows, and ends with 65 where the brake would stop a run")
 
 
 def _folder_for_stage(output_dir: Path) -> Path:

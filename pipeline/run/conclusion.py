@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config import SettingsError
+from pipeline.config import ROOT, SettingsError
 from pipeline.delivery import Delivered
 from pipeline.model.exits import Ending, ExitCode, RunError
 from pipeline.model.records import Kind, Outcome
@@ -29,8 +29,10 @@ def refuse(problem: BaseException, console: Console) -> ExitCode:
         console.configure(console.redactor, log_format=problem.log_format)
         for sentence in problem.problems:
             console.error(sentence)
+        file = ".env" if problem.env_file in (None, ROOT / ".env") else problem.env_file
         console.error(
-            "Fix this in .env, which begins as a copy of .env.example; or try the job without a key: main.py --sandbox"
+            f"Fix this in {file}, which begins as a copy of .env.example; or try the job without a key: main.py "
+            "--sandbox"
         )
     elif code_of(problem) is ExitCode.BUG:
         logger.error("This is a bug.", exc_info=problem)
@@ -60,10 +62,11 @@ def conclude(run: Run, read: Read, delivered: Delivered) -> Ending:
         return _conclude_rejected(run, numbers[Outcome.REJECTED])
     if omitted := run.stage.outcomes.count_omitted():
         return _conclude_omitted(run, *omitted)
+    if not read.rows and run.options.only:
+        where = f"first {counted(run.options.limit, 'row')} of the query hold" if run.options.limit else "query finds"
+        return Ending(ExitCode.REJECTED, f"The {where} no rows of the person that --only names.")
     if run.options.dry_run:
         return Ending(ExitCode.SUCCESS, DRY_RUN_REASON)
-    if not read.rows and run.options.only:
-        return Ending(ExitCode.REJECTED, "The query finds no rows of the person that --only names.")
     if not read.rows:
         return Ending(ExitCode.SUCCESS, "The query found no rows.")
     if run.options.baseline:

@@ -250,6 +250,18 @@ def test_other_profile_fields_are_taken(fields: str) -> None:
     assert load({"USER_FIELDS": fields}).user_fields
 
 
+@pytest.mark.parametrize(
+    ("identifier", "fields"), [("email", "vorname:email"), ("email", "a:Email.b"), ("userId", "name:userId")]
+)
+def test_a_profile_field_that_says_who_somebody_is_is_refused(identifier: str, fields: str) -> None:
+    assert problem_of("USER_FIELDS", fields, ITERABLE_IDENTIFIER=identifier) == (
+        f"USER_FIELDS names {identifier}, by which Iterable tells people apart, and writing it could change who "
+        "somebody is; leave it out, or give it another field name (column:fieldName)."
+    )
+    other = {"email": "userId", "userId": "email"}[identifier]
+    assert load({"USER_FIELDS": fields, "ITERABLE_IDENTIFIER": other}).user_fields
+
+
 def test_an_event_may_have_a_field_of_any_name() -> None:
     assert load({"EVENT_FIELDS": "devices"}).event_fields == (FieldMap("devices", "devices"),)
 
@@ -401,6 +413,8 @@ WEB = "must be an address that begins with https:// or http://."
         ("ITERABLE_CA_BUNDLE", "missing.pem", f"names {ROOT}/missing.pem, which does not exist."),
         ("HEARTBEAT_URL", "hc-ping.com/5a4f", WEB),
         ("HEARTBEAT_URL", "https://hc-ping.com/5a 4f", WEB),
+        ("HEARTBEAT_URL", "http://hc-ping.com/5a4f", "must begin with https://, since its path is a secret."),
+        ("METRICS_FILE", "/tmp", "names /tmp, which is a folder; name a file in it."),
         ("DATABASE_OPTIONS", "[1]", OBJECT),
         ("DATABASE_OPTIONS", "sslmode=require", OBJECT),
         ("DATABASE_OPTIONS", "[" * 20_000, OBJECT),
@@ -542,7 +556,6 @@ def test_environment_wins_over_the_file_unless_it_is_empty(tmp_path: Path) -> No
         ("export EVENT_NAME=exported", "exported"),
         ('EVENT_NAME="double # quoted"', "double # quoted"),
         ("EVENT_NAME='single $quoted'", "single $quoted"),
-        ("EVENT_NAME=plain # comment", "plain"),
         ("EVENT_NAME=with#hash", "with#hash"),
         ("EVENT_NAME=${HOME}-$HOME", "${HOME}-$HOME"),
         ('EVENT_NAME="${HOME}"', "${HOME}"),
@@ -557,6 +570,28 @@ def test_environment_wins_over_the_file_unless_it_is_empty(tmp_path: Path) -> No
 )
 def test_line_of_the_file_is_read_to_the_letter(tmp_path: Path, line: str, value: str) -> None:
     assert load_settings(env_file(tmp_path, f"{line}\nMAX_RETRIES=5\n"), NEEDED).event_name == value
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["EVENT_NAME=Order #5", "EVENT_NAME= #5", "USER_FIELDS=a, b #c", "OUTPUT_DIR=/data #1", "\nEVENT_NAME=a\t# b"],
+)
+def test_a_value_that_a_comment_may_belong_to_is_refused(tmp_path: Path, line: str) -> None:
+    path = env_file(tmp_path, f"MAX_RETRIES=5\n{line}\n")
+    name, number = line.strip().partition("=")[0], 2 + line.startswith("\n")
+    assert problems_of(path, NEEDED) == [
+        f"Line {number} of {path} has a # after a space, which begins a comment there; put the value of {name} into "
+        "quotes if all of it is meant, else the comment on a line of its own."
+    ]
+    assert load_settings(path, NEEDED | {name: "given"}).max_retries == 5
+
+
+def test_a_comment_that_can_not_belong_to_its_value_is_none(tmp_path: Path) -> None:
+    content = f"ITERABLE_API_KEY={KEY} # of the project\nMAX_RETRIES=5  # not 3\nITERABLE_PROXY= # none\n"
+    path = env_file(tmp_path, content + "EVENT_NAME='Order #5' # in quotes\nDATABASE_URL=sqlite:///a.db\n")
+    settings = load_settings(path, {})
+    assert (settings.iterable_api_key, settings.max_retries, settings.event_name) == (KEY, 5, "Order #5")
+    assert settings.iterable_proxy is None
 
 
 def test_blank_issuer_leaves_it_out_also_where_the_file_has_one(tmp_path: Path) -> None:
@@ -601,6 +636,7 @@ def test_file_that_is_no_utf8_is_told(tmp_path: Path, content: bytes) -> None:
 def test_folder_in_the_place_of_the_file_is_told(tmp_path: Path) -> None:
     problem = f"{tmp_path} can't be read (IsADirectoryError); it must be a text file in UTF-8."
     assert problems_of(tmp_path, NEEDED) == [problem]
+    assert problems_of(tmp_path, {}) == [problem]  # what is set there is not known
 
 
 def test_missing_file_is_a_problem_only_if_the_user_named_it(no_file: Path) -> None:

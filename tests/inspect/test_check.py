@@ -540,6 +540,20 @@ def test_says_that_the_brake_would_stop_a_run(program: Program, sample: Any) -> 
     assert program.run("--check", "--yes", EVENT_FIELDS="page").code == 0
 
 
+def test_it_says_where_it_has_not_read_all_rows(program: Program, tmp_path: Path) -> None:
+    make_table(tmp_path / "users.db", "email,plan_type", [(f"p{n}@example.com", "pro") for n in range(10_001)])
+    use_query(program, "SELECT * FROM rows")
+    program.settings["MAX_CHANGES"] = "10000"
+    run = program.run("--check")
+    assert run.code == 0
+    assert (
+        "[note] rows: only the first 10,000 rows were read, and all that is said here, also of the brake, is by these "
+        "alone -> --dry-run reads all rows, and ends with 65 where the brake would stop a run" in run.out
+    )
+    assert run.out.endswith("Ready to run, as far as the first 10,000 rows show.\n")
+    assert program.run("--dry-run").code == 65
+
+
 def test_a_new_key_stops_a_run(program: Program, iterable: StandIn, sample: Any) -> None:
     assert program.run().code == 0
     iterable.project.api_key = "another-key-of-this-project"

@@ -671,7 +671,7 @@ def test_what_is_no_address_means_no_other_cells(people: Program, who: str) -> N
 
 def test_nobody_at_all_is_2(people: Program) -> None:
     run = people.run("--forget", " ", "--yes")
-    assert (run.code, "--forget needs an address, or a userId" in run.err) == (2, True)
+    assert (run.code, "--forget: must be an e-mail address, or a userId" in run.err) == (2, True)
 
 
 def test_rows_whose_address_is_none(people: Program) -> None:

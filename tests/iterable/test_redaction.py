@@ -58,6 +58,9 @@ def test_secrets_and_what_looks_like_one_are_not_shown(text: str, shown: str) ->
         (r"john.doe\u0040example.com", r"j***\u0040example.com"),
         ("no address @ all", "no address @ all"),
         ("@@", "@@"),
+        # what begins with one in JSON, after a name or another text
+        ('{"note": "@SUM(A1)", "more": ["a","@b"]}', '{"note": "@SUM(A1)", "more": ["a","@b"]}'),
+        (r"{\"note\": \"@SUM(A1)\"}", r"{\"note\": \"@SUM(A1)\"}"),
         # of a URL, user and password
         ("postgresql://ada:pw@db.example.com/x", "postgresql://a***@db.example.com/x"),
         ("postgresql://ada:p/w@db.example.com/x", "postgresql://a***@db.example.com/x"),
