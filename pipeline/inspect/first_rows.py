@@ -30,6 +30,7 @@ from pipeline.model.text import counted, generalized
 from pipeline.report.advice import advice_for
 from pipeline.run.brake import KEYS_PER_LOOKUP, Brake, pending_records
 from pipeline.run.forgotten import ForgottenListError, reject_forgotten
+from pipeline.run.id_schemes import pending_by_scheme
 from pipeline.run.interrupt import Interrupt, Interrupted
 from pipeline.run.journeys import PendingEvents, count_by_name
 from pipeline.run.reading import Rows, choose_since, finish_plan, open_rows, planned, resent
@@ -71,6 +72,7 @@ class FirstRows:
         self._people = PeopleReport()
         self.event_columns = EventColumns()
         self._moves = 0  # of addresses
+        self._events_by_scheme: Mapping[str, int] = {}  # those pending
         self._columns: Sequence[str] = ()
 
     def findings(self) -> Iterator[Finding]:
@@ -142,6 +144,7 @@ class FirstRows:
             self.looked_at = read
             finish_plan(planner, stage, rules)
             self._moves = len(planner.changes.moves)
+            self._events_by_scheme = pending_by_scheme(rules, planner, stage)
         return rules
 
     def _at_most(self, blocks: Iterable[Rows]) -> Iterator[Rows]:
@@ -230,7 +233,15 @@ class FirstRows:
             return
         is_whole = self.is_all and (self.since is None or self.since.is_full)
         stopped = Brake(
-            self._options, self._settings, rules, self._ledger, stage, time.time(), self._people, is_whole=is_whole
+            self._options,
+            self._settings,
+            rules,
+            self._ledger,
+            stage,
+            time.time(),
+            self._people,
+            is_whole=is_whole,
+            events_by_scheme=self._events_by_scheme,
         ).ending()
         if stopped is not None:
             text = f"a run would stop after {self._rows_phrase}. {stopped.happened}"

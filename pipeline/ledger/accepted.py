@@ -178,6 +178,11 @@ class Accepted:
         """Whether nothing is known, so that no look-up can find anything."""
         return not any(self._has(table, "true") for table in TABLES)
 
+    @property
+    def knows_made(self) -> bool:
+        """Whether any event is known whose id is made of what it says."""
+        return self._has("events", "true")
+
     def count(self, kind: Kind | None = None) -> int:
         """How many records are known, of this kind or in all."""
         tables = {None: TABLES, Kind.USER: ("users",), Kind.EVENT: ("events", "given_events")}[kind]

@@ -20,7 +20,7 @@ from pipeline.model.records import Kind, Record
 from pipeline.model.text import counted, moment, utc
 from pipeline.run.baseline import happened_at
 from pipeline.run.earlier_runs import unknown_delivery
-from pipeline.run.id_schemes import id_scheme_of, ids_have_changed
+from pipeline.run.id_schemes import ids_have_changed, is_told
 from pipeline.run.opening import project_of
 from pipeline.run.resends import OVERRIDE_HINT, KnownRuns, full_over_accepted, sent_again
 from pipeline.stage.stage import Stage
@@ -55,7 +55,8 @@ class Pending:
 @dataclass(frozen=True)
 class Brake:
     """All that it decides from. now: Unix seconds. people: what the read says of them. is_whole: it has read all.
-    resend: why an earlier run may have sent some of it already."""
+    events_by_scheme: those pending, by how their ids are made. resend: why an earlier run may have sent some of it
+    already."""
 
     options: argparse.Namespace
     settings: Settings
@@ -65,6 +66,7 @@ class Brake:
     now: float
     people: PeopleReport
     is_whole: bool
+    events_by_scheme: Mapping[str, int]
     resend: str = ""
 
     def ending(self) -> Ending | None:
@@ -114,8 +116,12 @@ class Brake:
 
     def _ids_have_changed(self) -> Ending | None:
         used = self.ledger.queries.id_schemes(str(self.settings.query_file))
-        knows_records = self.ledger.count_known() > 0
-        return ids_have_changed(id_scheme_of(self.rules), used, self._numbers[Kind.EVENT], knows_records=knows_records)
+        return ids_have_changed(
+            self.events_by_scheme,
+            used,
+            knows_records=self.ledger.count_known() > 0,
+            is_told=is_told(used, self.rules, self.ledger),
+        )
 
     def _too_few(self) -> Ending | None:
         before = self.ledger.queries.last_full_users(str(self.settings.query_file)) if self.is_whole else None

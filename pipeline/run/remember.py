@@ -14,7 +14,7 @@ from pipeline.model.failure_policy import ITERABLE_CODES
 from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted, shortened
 from pipeline.report.results import Results
-from pipeline.run.id_schemes import id_scheme_of
+from pipeline.run.id_schemes import planned_schemes
 from pipeline.run.opening import Run
 from pipeline.run.reading import Read
 from pipeline.run.since import cursor_fingerprint, why_cursor_stays
@@ -59,8 +59,9 @@ def _remember_read(run: Run, read: Read, delivered: Delivered) -> None:
         _remember_people(run, read)
         events = run.stage.states.count_outcomes()[Kind.EVENT]
         # The ids of these are made so. A part may be known by chance, such as the events without a field that is new.
-        if events[Outcome.DELIVERED] or (events[Outcome.UNCHANGED] and is_whole):
-            run.ledger.queries.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=True)
+        if is_whole and (events[Outcome.DELIVERED] or events[Outcome.UNCHANGED]):
+            for scheme in planned_schemes(read.rules, read.planner):
+                run.ledger.queries.add_id_scheme(run.query_path, scheme, accepted=True)
         _remember_dropped_fields(run, read, delivered)
         if is_whole:
             enter_settled(run.ledger, run.stage)

@@ -22,7 +22,7 @@ from pipeline.run import dry_run
 from pipeline.run.baseline import enter_baseline
 from pipeline.run.brake import Brake, pending_records
 from pipeline.run.forgotten import ForgottenListError, reject_forgotten
-from pipeline.run.id_schemes import id_scheme_of
+from pipeline.run.id_schemes import pending_by_scheme
 from pipeline.run.journeys import FoundJourneys, count_by_name, find_journeys
 from pipeline.run.moves import Mover, move_addresses
 from pipeline.run.opening import Run
@@ -151,6 +151,7 @@ def brake(run: Run, read: Read) -> Delivered | None:
         run.started_at.timestamp(),
         read.planner.people,
         is_whole=read.is_full and not run.takes_part_of_rows,
+        events_by_scheme=pending_by_scheme(read.rules, read.planner, run.stage),
         resend=str(run.keeper.resend or ""),
     ).ending()
     if ending is None:
@@ -176,9 +177,9 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     run.ledger.commit()
     if run.options.baseline:
         return enter_baseline(run, read.planner.changes.entered)
-    if plan.pending[Kind.EVENT]:
-        run.ledger.queries.add_id_scheme(run.query_path, id_scheme_of(read.rules), accepted=False)
-        run.ledger.commit()
+    for scheme in pending_by_scheme(read.rules, read.planner, run.stage):
+        run.ledger.queries.add_id_scheme(run.query_path, scheme, accepted=False)
+    run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")
     if run.keeper.is_remote and (any(plan.pending.values()) or read.planner.changes.moves):
         _put_back_first(run, read, plan)

@@ -94,6 +94,7 @@ class Planner:
             made_ids_only=rules.id_column is None,
         )
         self.rows = 0
+        self.gives_ids = self.makes_ids = False  # whether rows that were planned have events with, and without, an id
         self.people = PeopleReport()
         self._ledger = ledger
         self._stage = stage
@@ -297,6 +298,8 @@ class Planner:
         found = events.events(columns, people, self._rules)
         for place, problem in found.problems:
             self._refuse_event(columns, place, numbers[place], people[place], user_keys[place], problem)
+        self.gives_ids = self.gives_ids or (self._rules.id_column is not None and any(found.given_ids))
+        self.makes_ids = self.makes_ids or "" in found.given_ids
         keys, fingerprints = self._keys_of_events(found, [user_keys[place] for place in found.places])
         states = self._stage.known.first_states(keys, fingerprints)
         contents = _payloads_of_news(found, states, self._rules, self._origins)
