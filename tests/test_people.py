@@ -412,11 +412,67 @@ def test_only_takes_the_rows_of_one_person(job: Program, iterable: StandIn) -> N
 
 def test_a_change_that_was_made_by_hand_is_entered_for_one_person(job: Program, iterable: StandIn) -> None:
     run(job, [row(1, ADA), row(2, BOB)])
+    moved_by_hand(iterable)
     rows = [row(1, NEW), row(1, NEW, page="new"), row(2, "bob@example.org")]
     assert run(job, rows, "--baseline", "--only", NEW, "--yes").code == 0
     again = run(job, rows)
-    only(again, 1, users={"unchanged": 1, "rejected": 1}, events={"unchanged": 3})
+    only(again, 1, users={"unchanged": 1, "rejected": 1}, events={"unchanged": 2, "delivered": 1})
     assert again.results["email_changes"] == [{"row": 3, "person": "2", "done": "held"}]
+
+
+def moved_by_hand(iterable: StandIn) -> None:
+    iterable.project.users[NEW] = {**iterable.project.users.pop(ADA), "email": NEW}
+
+
+@pytest.mark.parametrize("columns", [COLUMNS, GIVEN], ids=["made ids", "given ids"])
+@pytest.mark.parametrize("changes", ["hold", "move", "new"])
+def test_what_a_held_person_has_that_is_new_is_sent_after_the_address_is_entered(
+    job: Program, iterable: StandIn, columns: str, changes: str
+) -> None:
+    use_query(job, f"SELECT {columns} FROM rows")
+    run(job, [with_id(row(1, ADA), columns)], columns=columns)
+    rows = [with_id(row(1, NEW, "free", page=page), columns) for page in ("home", "new")]
+    assert run(job, rows, columns=columns).code == 1
+    moved_by_hand(iterable)
+    iterable.project.requests.clear()
+    entered = run(job, rows, "--baseline", "--only", NEW, "--yes", columns=columns, EMAIL_CHANGES=changes)
+    only(entered, 0, users={"not_attempted": 1}, events={"not_attempted": 1, "unchanged": 1})
+    assert (entered.results["status"], iterable.project.requests) == ("baseline", [])
+    assert entered.results["reason"] == (
+        "The new address was recorded, and nothing else; nothing was sent. 1 user and 1 event left to the next run."
+    )
+    assert entered.results["email_changes"] == [{"row": 1, "person": "1", "done": "moved"}]
+    assert entered.results["failures_total"] == 0
+    only(run(job, rows, columns=columns), 0, users={"delivered": 1}, events={"delivered": 1, "unchanged": 1})
+    assert updates(iterable) == [{"email": NEW, "dataFields": {"plan": "free"}}]
+    assert [each["dataFields"] for each in iterable.project.events.values()] == [{"page": "home"}, {"page": "new"}]
+    only(run(job, rows, columns=columns), 0, users={"unchanged": 1}, events={"unchanged": 2})
+
+
+def test_ids_keep_the_address_of_before_after_it_is_entered(job: Program, iterable: StandIn) -> None:
+    run(job, [row(1, ADA)])
+    run(job, [row(1, NEW)], "--baseline", "--only", NEW, "--yes")
+    run(job, [row(1, NEW), row(1, NEW, page="new")])
+    assert len({event_id.rpartition("-")[0] for event_id in iterable.project.events}) == 1
+    assert len(iterable.project.events) == 2
+
+
+def test_of_two_profiles_that_were_merged_by_hand_only_what_both_had_is_known(job: Program, iterable: StandIn) -> None:
+    run(job, [row(1, ADA), row(None, NEW, city="Rome", page="shop")])
+    rows = [row(1, NEW), row(1, NEW, page="shop")]
+    assert run(job, rows).code == 1
+    moved_by_hand(iterable)
+    assert run(job, rows, "--baseline", "--only", NEW, "--yes").code == 0
+    iterable.project.requests.clear()
+    only(run(job, rows), 0, users={"delivered": 1}, events={"unchanged": 2})
+    assert updates(iterable) == [{"email": NEW, "dataFields": {"city": "Paris"}}]
+
+
+def test_a_baseline_of_one_person_with_the_same_address_enters_everything(job: Program, iterable: StandIn) -> None:
+    run(job, [row(1, ADA)])
+    rows = [row(1, ADA, "free"), row(1, ADA, page="new")]
+    only(run(job, rows, "--baseline", "--only", ADA, "--yes"), 0, users={"unchanged": 1}, events={"unchanged": 2})
+    only(run(job, rows), 0, users={"unchanged": 1}, events={"unchanged": 2})
 
 
 # What a reviewer broke ------------------------------------------------------------------------------------------------
@@ -493,6 +549,24 @@ def test_a_move_whose_end_is_not_known_holds_the_person_until_it_is(
     held = run(moving, [(*row(1, address, plan="free"), ADA)], columns=MOVING)
     assert (held.code, [each["done"] for each in held.results["email_changes"]]) == (1, ["held"])
     assert set(iterable.project.users) == {NEW}
+
+
+@pytest.mark.parametrize("address", [NEW, ADA], ids=["moved", "not moved"])
+def test_how_a_move_ended_is_entered_for_one_person_and_the_rest_is_sent(
+    moving: Program, iterable: StandIn, address: str
+) -> None:
+    run(moving, [(*row(1, ADA), None)], columns=MOVING)
+    iterable.inject(Fault(path="/api/users/updateEmail", disconnect=True, store=address == NEW))
+    iterable.inject(Fault(path="/api/users/getByEmail", status=503))
+    assert run(moving, [(*row(1, NEW), ADA)], columns=MOVING, MAX_RETRIES="1").code == 75
+    iterable.clear_faults()
+    iterable.project.requests.clear()
+    rows = [(*row(1, address, plan="free"), None), (*row(1, address, plan="free", page="new"), None)]
+    entered = run(moving, rows, "--baseline", "--only", address, "--yes", columns=MOVING)
+    only(entered, 0, users={"not_attempted": 1}, events={"not_attempted": 1, "unchanged": 1})
+    only(run(moving, rows, columns=MOVING), 0, users={"delivered": 1}, events={"delivered": 1, "unchanged": 1})
+    assert updates(iterable) == [{"email": address, "dataFields": {"plan": "free"}}]
+    assert set(iterable.project.users) == {address}
 
 
 def test_ids_of_two_queries_are_not_mistaken_for_each_other(job: Program, iterable: StandIn) -> None:

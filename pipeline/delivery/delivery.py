@@ -63,7 +63,8 @@ class Delivered:
 
     stopped: how the run ends, if it had to stop early. has_accepted: whether Iterable accepted anything.
     filtered_out_fields: fields that Iterable dropped. passed_fields: those of the watched fields that a bulk request
-    delivered without their being dropped. entered: records that --baseline entered as accepted.
+    delivered without their being dropped. entered: records that --baseline entered as accepted. entered_addresses: of
+    people of whom it entered nothing else.
     """
 
     stopped: Ending | None = None
@@ -72,6 +73,7 @@ class Delivered:
     created_fields: Mapping[Kind, frozenset[str]] = field(default_factory=_by_kind)
     passed_fields: Mapping[Kind, frozenset[str]] = field(default_factory=_by_kind)
     entered: int = field(default=0, kw_only=True)
+    entered_addresses: int = field(default=0, kw_only=True)
 
 
 class Delivery:

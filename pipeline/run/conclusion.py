@@ -70,13 +70,16 @@ def conclude(run: Run, read: Read, delivered: Delivered) -> Ending:
     if not read.rows:
         return Ending(ExitCode.SUCCESS, "The query found no rows.")
     if run.options.baseline:
-        return _conclude_baseline(run, numbers[Outcome.UNCHANGED])
+        return _conclude_baseline(run, delivered, numbers[Outcome.UNCHANGED])
     done = [f"{numbers[each]:,} {each.value}" for each in (Outcome.DELIVERED, Outcome.UNCHANGED) if numbers[each]]
     return Ending(ExitCode.SUCCESS, f"All records are in Iterable: {', '.join(done)}.")
 
 
-def _conclude_baseline(run: Run, known: int) -> Ending:
+def _conclude_baseline(run: Run, delivered: Delivered, known: int) -> Ending:
     left = [counted(count, kind.value) for kind in Kind if (count := run.stage.states.count_pending(kind))]
+    if delivered.entered_addresses:
+        more = f"{' and '.join(left) or 'Nothing'} left to the next run."
+        return Ending(ExitCode.SUCCESS, f"The new address was recorded, and nothing else; nothing was sent. {more}")
     more = f" {' and '.join(left)} left to the next run, as --before was given." if left else ""
     return Ending(ExitCode.SUCCESS, f"{_records(known)} recorded as accepted; nothing was sent.{more}")
 

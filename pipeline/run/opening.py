@@ -72,7 +72,8 @@ class Run:
     @property
     def leaves_pending(self) -> bool:
         """Whether it is meant that records stay pending."""
-        return self.options.dry_run or self.options.before is not None
+        options = self.options
+        return options.dry_run or options.before is not None or (options.baseline and options.only is not None)
 
     @property
     def takes_part_of_rows(self) -> bool:

@@ -127,6 +127,7 @@ def _read_rows(run: Run, query: Query, since: Since | None, *, any_bytes: bool) 
             full=resent(options),
             leave_known_users=options.limit is not None,
             enters=options.baseline,
+            enters_rest=options.only is None or options.before is not None,
             trusts_guess=None if is_whole else run.ledger.queries.trusts_id(run.query_path),
             lifts_forgotten=bool(options.only and options.full is True and options.yes),
             is_whole=is_whole and not options.baseline,

@@ -19,7 +19,7 @@ from pipeline.model.records import Kind, Outcome
 from pipeline.model.text import counted
 from pipeline.report import DeliveryProgress
 from pipeline.run import dry_run
-from pipeline.run.baseline import enter_baseline
+from pipeline.run.baseline import enter_baseline, refuse_baseline
 from pipeline.run.brake import Brake, pending_records
 from pipeline.run.forgotten import ForgottenListError, reject_forgotten
 from pipeline.run.id_schemes import pending_by_scheme
@@ -170,13 +170,16 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     """Send what is pending. From here on, what is under way is finished or accounted for."""
     if run.options.dry_run:
         return Delivered()
+    addresses = read.planner.changes.entered
+    if run.options.baseline and (refused := refuse_baseline(run, addresses)) is not None:
+        return refused
     _lift_forgotten(run, read)
     for records in run.stage.people.adopted():
         run.ledger.accept(records)
     run.ledger.accepted.people.forget_users(read.planner.changes.absorbed)
     run.ledger.commit()
     if run.options.baseline:
-        return enter_baseline(run, read.planner.changes.entered)
+        return enter_baseline(run, addresses)
     for scheme in pending_by_scheme(read.rules, read.planner, run.stage):
         run.ledger.queries.add_id_scheme(run.query_path, scheme, accepted=False)
     run.ledger.commit()

@@ -32,7 +32,7 @@ MAX_LISTED = 1000
 GUESS_HOLDS_BELOW = 0.1  # of the addresses may stand beside two ids, where `id` is taken for the person's
 _IN_DOUBT = "it is not known whether Iterable carried out an earlier change; look there, and enter the result"
 _SHARED = "several people have this address now, one of whom had another; give each an address of their own"
-_HOW_TO_ENTER = "change it in Iterable, and then run with --baseline --only and the new address"
+_HOW_TO_ENTER = "change it in Iterable, and then run once with --baseline --only and the new address"
 
 
 class Found(NamedTuple):
@@ -63,6 +63,14 @@ class Move:
     text: str
     has_begun: bool
     full: Record
+
+
+class EnteredAddress(NamedTuple):
+    """An address that counts as changed in Iterable. user: the update, under the key in the ledger; it names the fields
+    that are not known there any more. address: a hash of the present one; None: that of which the key is made."""
+
+    user: Record
+    address: bytes | None
 
 
 class EmailChange(NamedTuple):
@@ -137,10 +145,12 @@ class AddressChanges:
         report: PeopleReport,
         *,
         enters: bool = False,
+        enters_rest: bool = True,
         is_full: bool = False,
         trusted: bool | None = None,
     ) -> None:
-        """enters: everything is entered as accepted, other addresses, too (--baseline). is_full: all fields are sent.
+        """enters: everything is entered as accepted, other addresses, too (--baseline). enters_rest: also what else the
+        rows say of people with another address; else only that is entered. is_full: all fields are sent.
         trusted: whether a guessed column says who people are, where this read does not show it."""
         self._is_full = is_full
         self._trusted = trusted
@@ -149,12 +159,13 @@ class AddressChanges:
         self._rules = rules
         self._report = report
         self._enters = enters
+        self._enters_rest = enters_rest
         self._changed: list[_Changed] = []
         self._sharing: list[Found] = []  # who are at the address of another person now
         self._in_doubt: list[Found] = []  # who are where they were before a move whose answer was lost
         self._rejected: set[bytes] = set()
         self.moves: list[Move] = []
-        self.entered: list[tuple[bytes, bytes]] = []  # a user's key, and a hash of the address that is theirs now
+        self.entered: list[EnteredAddress] = []
         self.absorbed: list[bytes] = []  # keys of users who turned out to be known under other ones
         self.elsewhere: set[bytes] = set()  # keys of known users whom rows are about that have another address
         self.more_persons: list[tuple[bytes, bytes]] = []  # a person, and the key of a user who is another's already
@@ -225,6 +236,8 @@ class AddressChanges:
         self._report.found += sum(not self._stage.people.has_user(key) for key in moved)
         if self._enters:
             self._enter(changed)
+            if not self._enters_rest:
+                self._enter_where_they_were()
         else:
             for user, problem in [*zip(self._in_doubt, repeat(_IN_DOUBT)), *zip(self._sharing, repeat(_SHARED))]:
                 self._reject(user.record.key, problem)
@@ -256,9 +269,30 @@ class AddressChanges:
             if self._stage.people.has_user(each.old.key):
                 self._hold(each, "another person has the old address in this read", each.found.record.key)
             else:
-                self._take_over(each, moves=False)
-                self.entered.append((each.old.key, each.found.own_key))
+                known = None if self._enters_rest else self._known_by_hand(each)
+                self._take_over(each, moves=False, known=known)
+                self.entered.append(EnteredAddress(self._doubtful(each, known), each.found.own_key))
                 self._note(each, "moved")
+
+    def _enter_where_they_were(self) -> None:
+        """People whose move is in doubt, and who have their address of before: they have not been moved."""
+        for user in self._in_doubt:
+            nothing = user.record._replace(details=UserDetails())
+            self.entered.append(EnteredAddress(nothing, user.own_key if user.own_key != user.record.key else None))
+
+    def _known_by_hand(self, changed: _Changed) -> bytes:
+        """The fields that Iterable has of somebody whose address was changed there by hand. Where there was a profile
+        at the new one, it was merged, and only what both had is known."""
+        known = split_fields(changed.old.fields)
+        if changed.own is not None:
+            other = split_fields(changed.own.fields)
+            known = {name: entry for name, entry in known.items() if other.get(name) == entry}
+        return b"".join(known.values())
+
+    def _doubtful(self, changed: _Changed, known: bytes | None) -> Record:
+        kept = split_fields(changed.old.fields if known is None else known)
+        names = b"".join(name for name in split_fields(changed.old.fields) if name not in kept)
+        return self._known_as(changed)._replace(details=UserDetails(sent=names))
 
     def _settle(self, changed: _Changed) -> None:
         mode = self._rules.email_changes
@@ -323,27 +357,29 @@ class AddressChanges:
             "EMAIL_CHANGES=move needs the old address, in a column previous_email, or SEND_USER_ID=true from the start"
         )
 
-    def _take_over(self, changed: _Changed, *, moves: bool, is_held: bool = False) -> None:
+    def _take_over(self, changed: _Changed, *, moves: bool, known: bytes | None = None, is_held: bool = False) -> None:
         """The user of this read becomes the one whom the ledger knows, with the events. moves: so does the profile.
-        is_held: in this run only; nothing is learned of who has which address."""
+        known: the profile's fields, where it was moved by hand. is_held: in this run only; nothing is learned of who
+        has which address."""
         record, old = changed.found.record, changed.old
         replaced = self._known_as(changed)
-        if moves and record.payload and not self._is_full:
-            replaced = changes_only(replaced, old.fields, self._ledger.hasher)
+        keeps_profile = moves or known is not None
+        if keeps_profile and record.payload and not self._is_full:
+            replaced = changes_only(replaced, old.fields if known is None else known, self._ledger.hasher)
         own = origin_of(record.identity)
         origin = self._ledger.hasher.sealed_origin(old.key, old.origin) if old.origin else own
         sent = replaced.details.sent if replaced.details is not None else b""
         own_row = changed.own
-        has_all = (moves and not sent) or (
-            not is_held and own_row is not None and (own_row.fingerprint == record.fingerprint or not sent)
-        )
+        has_all = keeps_profile and not sent
+        if not (is_held or keeps_profile) and own_row is not None:
+            has_all = own_row.fingerprint == record.fingerprint or not sent
         state = UNCHANGED if has_all else LATE if moves else PENDING
         self._stage.people.replace_user(
             record.key, replaced, state, id_prefix(own), id_prefix(origin), is_late=moves, adopts=not is_held
         )
         if is_held:
             return
-        if state == UNCHANGED and not moves:
+        if state == UNCHANGED and not keeps_profile:
             self._stage.people.adopt([replaced])
         if own_row is not None and own_row.person in (None, changed.found.person):
             self.absorbed.append(own_row.key)

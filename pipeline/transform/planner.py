@@ -79,12 +79,14 @@ class Planner:
         full: Collection[Kind] = (),
         leave_known_users: bool = False,
         enters: bool = False,
+        enters_rest: bool = True,
         trusts_guess: bool | None = None,
         lifts_forgotten: bool = False,
         is_whole: bool = False,
     ) -> None:
         """full: the kinds of records that are sent although Iterable has them. leave_known_users: users that the ledger
-        knows are not updated. enters: everything will be entered as accepted (--baseline).
+        knows are not updated. enters: everything will be entered as accepted (--baseline); enters_rest: also of people
+        with another address, and not only that.
         trusts_guess: whether a guessed PERSON_COLUMN says who people are; None: this read shows it.
         lifts_forgotten: people whom --forget has forgotten are sent all the same. is_whole: these are all rows of a
         query file, so that the ledger may know users by all that is said of them."""
@@ -102,8 +104,9 @@ class Planner:
         self._columns = columns
         self._waiting = _Waiting()
         self.changes = AddressChanges(
-            ledger, stage, rules, self.people, enters=enters, is_full=Kind.USER in full, trusted=trusts_guess
-        )
+            ledger, stage, rules, self.people,
+            enters=enters, enters_rest=enters_rest, is_full=Kind.USER in full, trusted=trusts_guess,
+        )  # fmt: skip
         self.forgotten = ForgottenUsers(ledger.forgotten, stage, lifts=lifts_forgotten)
         self._updates = Updates(
             ledger, stage, rules, self.changes, self.people, self.forgotten,

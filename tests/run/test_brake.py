@@ -247,7 +247,7 @@ def test_baseline_asks_on_a_terminal(
     os.close(theirs)
     os.close(ours)
     assert run.code == code
-    assert "Enter 12 users and 36 events as accepted" in run.err
+    assert "Enter 12 users and 36 events as accepted, without sending anything? Type yes: " in run.err
     unchanged = sum(run.counts(kind).get("unchanged", 0) for kind in ("users", "events"))
     assert (unchanged, iterable.project.requests) == (entered, [])
 
