@@ -39,6 +39,7 @@ class EventState(str, Enum):
     DIFFERENT = "different"
     MISSING = "missing"
     DOUBLED = "doubled"  # Iterable has it once more, under another id
+    OLD_ADDRESS = "old_address"  # not there, as the profile of the address before may have it
     UNKNOWN = "unknown"  # older than what Iterable shows
 
 

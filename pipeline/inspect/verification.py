@@ -1,6 +1,7 @@
 """What --verify found out: counted, and as text and as JSON. Pure.
 
-Every record that was to be compared ends in exactly one of: same, different, missing, doubled, forgotten, not compared.
+Every record that was to be compared ends in exactly one of: same, different, missing, doubled, old address, forgotten,
+not compared.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MAX_SHOWN = 1000  # people who differ; the report has all
 MAX_EVENTS_SHOWN = 20  # of one person
 COMPARED = ("same", "different", "missing", "doubled")
 DIFFER = ("different", "missing", "doubled")
-COUNTS = ("compared", *COMPARED, "forgotten", "not_compared")
+COUNTS = ("compared", *COMPARED, "old_address", "forgotten", "not_compared")
 
 
 class PersonState(str, Enum):
@@ -159,6 +160,7 @@ NOTHING = "Nothing was compared: nothing that the query finds is known as accept
 NOBODY = "Nothing was compared: the ledger knows nobody of this project yet. Run the job first."
 NO_ROWS = "Nothing was compared: the query finds no rows of the person that --only names."
 UNREAD = "Nothing was compared: Iterable refused to show the people who were chosen."
+OLD_ADDRESS = "Nothing was compared: what was accepted may be in the profiles of addresses before (EMAIL_CHANGES=new)."
 FORGOTTEN = "Nothing was compared: everybody who was to be was forgotten, by Iterable or by --forget."
 
 
@@ -167,6 +169,8 @@ def why_nothing(found: Verification) -> str:
         return NO_ROWS
     counts = found.counts(Kind.USER)
     if found.people:
+        if found.counts(Kind.EVENT)["old_address"]:
+            return OLD_ADDRESS
         return FORGOTTEN if counts["forgotten"] else UNREAD
     if any(found.left().too_recent.values()):
         what = f"less than {found.settle_s:g} seconds ago. Try again in a minute."
@@ -195,7 +199,8 @@ def _verdict(each: Compared) -> str:
     if each.state is PersonState.NOT_READ:
         return f"not read: {each.problem}"
     if each.state is PersonState.MISSING:
-        events = f", nor {counted(len(each.events), 'event')}" if each.events else ""
+        missing = len(each.differing_events)
+        events = f", nor {counted(missing, 'event')}" if missing else ""
         return f"not found in Iterable{events}{accepted}"
     user = verdict_on(each.fields) if each.person.user is not None else "the user was not compared"
     events = f", {counted(len(each.differing_events), 'event')} not as accepted" if each.differing_events else ""
@@ -259,6 +264,11 @@ def _left_as_text(found: Verification) -> Iterator[str]:
         )
     if any(left.changed.values()):
         yield from wrapped(f"Left out: {_numbers(left.changed)} changed since, or not known as accepted.")
+    if kept := found.counts(Kind.EVENT)["old_address"]:
+        yield from wrapped(
+            f"Left out: {counted(kept, 'event')} of people with another address than before, whose old profile may "
+            "have them (EMAIL_CHANGES=new)."
+        )
     forgotten = {kind: found.counts(kind)["forgotten"] for kind in Kind}
     if any(forgotten.values()):
         yield from wrapped(f"Left out: {_numbers(forgotten)} of people who were forgotten, by Iterable or by --forget.")

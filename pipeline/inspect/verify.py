@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -218,7 +219,7 @@ class _Reader:
             own = [
                 ComparedEvent(place, EventState.MISSING) for place, each in enumerate(person.events) if each.accepted_at
             ]
-            return Compared(person, PersonState.MISSING, events=own)
+            return Compared(person, PersonState.MISSING, events=_told(person, own))
         fields = compare(json.loads(person.user.payload), user[1]) if person.user is not None and user else []
         state = PersonState.DIFFERENT if differing(fields) else PersonState.SAME
         return Compared(person, state, fields, _compare_events(person, events), missing_fields=missing(fields))
@@ -245,4 +246,14 @@ def _compare_events(person: Person, answer: _Answer | None) -> Sequence[Compared
     if answer is None:
         return ()
     ours = [json.loads(each.record.payload) for each in person.events]
-    return compare_events(ours, [each.accepted_at is not None for each in person.events], answer[1].get("events") or [])
+    accepted = [each.accepted_at is not None for each in person.events]
+    return _told(person, compare_events(ours, accepted, answer[1].get("events") or []))
+
+
+def _told(person: Person, events: Sequence[ComparedEvent]) -> Sequence[ComparedEvent]:
+    """What the profile of the address before may have is not missing."""
+    if not person.has_new_profile:
+        return events
+    return [
+        replace(each, state=EventState.OLD_ADDRESS) if each.state is EventState.MISSING else each for each in events
+    ]

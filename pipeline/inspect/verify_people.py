@@ -34,13 +34,15 @@ class OurEvent:
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody to compare. user: None where the update is not compared. accepted_at: of the user, Unix seconds."""
+    """Somebody to compare. user: None where the update is not compared. accepted_at: of the user, Unix seconds.
+    has_new_profile: another one may have what was accepted under the address before."""
 
     identity: str
     row: int
     user: Record | None
     accepted_at: float | None
     events: Sequence[OurEvent]
+    has_new_profile: bool = False
 
     @property
     def accepted_events(self) -> list[OurEvent]:
@@ -132,6 +134,7 @@ class Candidates:
         given = ledger.accepted.known_given([key for key in event_keys if is_given(key)])
         others = {key for key, each in given.items() if each.person != key[:USER_BYTES]}
         accepted_at = ledger.accepted_at([*user_keys, *event_keys])
+        new_profiles = self._new_profiles([(user or events[0]).identity for user, events in page])
         for user, events in page:
             user_at = None
             if user is not None and user.key in users:
@@ -146,7 +149,16 @@ class Candidates:
                 found.append(OurEvent(each, at))
             if user_at is not None or any(each.accepted_at is not None for each in found):
                 first = user or events[0]
-                yield Person(first.identity, first.row, user if user_at is not None else None, user_at, found)
+                update = user if user_at is not None else None
+                yield Person(first.identity, first.row, update, user_at, found, first.identity in new_profiles)
+
+    def _new_profiles(self, people: Sequence[str]) -> set[str]:
+        """Those of these people whose address has changed, where that makes a second profile."""
+        if self.session.settings.email_changes != "new":
+            return set()
+        addresses = {who: self.session.ledger.user_key(who) for who in people}
+        moved = self.session.ledger.accepted.people.users_at(list(addresses.values()))
+        return {who for who, address in addresses.items() if address in moved}
 
     def _settled(self, kind: Kind, is_accepted: bool, accepted_at: float | None) -> float | None:
         """When a known record was accepted, if it is to be compared."""

@@ -1,7 +1,8 @@
 """`--repair`: what --verify found to differ is marked as not accepted, and nothing else, so that a run sends just that.
 
 Of a user, these are the fields that differ; of a person who is missing, everything. Doubled events stay as they are:
-to send them again takes no copy away.
+to send them again takes no copy away. So do those of people who have a second profile (EMAIL_CHANGES=new): the first
+one may have them, and they would start journeys again.
 """
 
 from __future__ import annotations
@@ -66,5 +67,7 @@ class Repair:
 
 
 def _events(each: Compared) -> list[Record]:
+    if each.person.has_new_profile:
+        return []
     marked = (EventState.DIFFERENT, EventState.MISSING)
     return [each.person.events[event.place].record for event in each.events if event.state in marked]

@@ -20,7 +20,9 @@ from pipeline.sandbox import SANDBOX_JWT_SECRET, Fault, StandIn
 from tests.program import Finished, Program, make_table, use_query, wait_until
 
 NAMES = ["ada", "bob", "eve"]
-NONE = dict.fromkeys(("compared", "same", "different", "missing", "doubled", "forgotten", "not_compared"), 0)
+NONE = dict.fromkeys(
+    ("compared", "same", "different", "missing", "doubled", "old_address", "forgotten", "not_compared"), 0
+)
 
 
 @pytest.fixture

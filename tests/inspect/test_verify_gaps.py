@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sandbox import Fault, StandIn
-from tests.inspect.test_verify import age
+from tests.inspect.test_verify import NONE, age, as_json, verified_results
 from tests.program import Program, make_table, use_query
 
 
@@ -131,3 +131,56 @@ def test_two_differences_among_all_are_found_and_a_run_sends_exactly_these(
     ]
     age(program, 100)
     assert program.run("--verify", "all").code == 0
+
+
+@pytest.fixture
+def second_profile(program: Program, iterable: StandIn, tmp_path: Path) -> Program:
+    """Bob has another address and a second profile, and an event in each of the two."""
+    program.settings |= {"USER_FIELDS": "plan", "EVENT_FIELDS": "page", "EMAIL_CHANGES": "new"}
+    columns = "user_id,email,plan,page,event_id,event_time"
+    use_query(program, f"SELECT {columns} FROM rows")
+    ada = (1, "ada@example.com", "pro", "home", "a-1", "2026-01-13 08:00:00")
+    bob = (2, "bob@example.com", "pro", "home", "b-1", "2026-01-13 08:00:00")
+    new = (2, "bob@example.org", "pro", "docs", "b-2", "2026-01-13 09:00:00")
+    for rows in ([ada, bob], [ada, (2, new[1], *bob[2:]), new]):
+        (tmp_path / "users.db").unlink(missing_ok=True)
+        make_table(tmp_path / "users.db", columns, rows)
+        assert program.run().code == 0
+        age(program, 100)
+    return program
+
+
+def test_what_the_old_profile_keeps_is_neither_missing_nor_sent_again(
+    second_profile: Program, iterable: StandIn
+) -> None:
+    run = second_profile.run("--verify", "all", "--repair")
+    assert (run.code, run.err) == (0, "")
+    assert "2 events compared with Iterable: 2 the same." in run.out
+    assert "1 event of people with another address than before" in " ".join(run.out.split())
+    assert "Marked as not accepted: 0 users, 0 events." in run.out
+    assert verified_results(second_profile) == {
+        "users": {**NONE, "compared": 2, "same": 2}, "events": {**NONE, "compared": 2, "same": 2, "old_address": 1},
+    }  # fmt: skip
+    assert second_profile.run().counts("events") == {"unchanged": 3}
+
+
+def test_of_a_second_profile_that_is_gone_the_user_alone_is_marked(second_profile: Program, iterable: StandIn) -> None:
+    iterable.project.delete_user(email="bob@example.org")
+    found = as_json(second_profile, "all", "--repair", code=1)
+    assert (found["counts"]["users"]["missing"], found["counts"]["events"]["missing"]) == (1, 0)
+    assert (found["counts"]["events"]["old_address"], found["marked"]) == (2, {"users": 1, "events": 0})
+    run = second_profile.run()
+    assert (run.counts("users"), run.counts("events")) == ({"delivered": 1, "unchanged": 1}, {"unchanged": 3})
+
+
+def test_events_that_differ_in_a_second_profile_are_not_marked(second_profile: Program, iterable: StandIn) -> None:
+    iterable.project.edit_event("b-2", {"dataFields": {"page": "other"}})
+    iterable.project.edit_event("a-1", {"dataFields": {"page": "other"}})
+    found = as_json(second_profile, "all", "--repair", code=1)
+    assert (found["counts"]["events"]["different"], found["marked"]) == (2, {"users": 0, "events": 1})
+
+
+def test_where_addresses_are_moved_an_event_that_is_gone_is_missing(second_profile: Program, iterable: StandIn) -> None:
+    second_profile.settings["EMAIL_CHANGES"] = "hold"
+    found = as_json(second_profile, "all", code=1)
+    assert (found["counts"]["events"]["missing"], found["counts"]["events"]["old_address"]) == (1, 0)
