@@ -128,7 +128,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_forget(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if given := _options_of_runs(options, but=("yes",)):
+    given = _options_of_runs(options, but=("yes",))
+    if given:
         parser.error(f"--forget deletes, and is no run, so it can't be used with {given[0]}")
     if not options.yes and not _is_at_terminal():
         parser.error("--forget asks before it deletes anything; without a terminal, add --yes")
@@ -138,7 +139,8 @@ def _refuse_what_a_look_ignores(parser: argparse.ArgumentParser, options: argpar
     for look, taken in TAKEN_BY_LOOKS.items():
         if getattr(options, look) in (None, False):
             continue
-        if given := _options_of_runs(options, but=taken):
+        given = _options_of_runs(options, but=taken)
+        if given:
             parser.error(f"--{look} would ignore {given[0]}, so they can't be used together")
 
 
