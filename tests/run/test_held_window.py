@@ -171,3 +171,25 @@ def test_events_that_share_an_id_are_reported_once_and_all_read_again_when_one_o
     assert program.run().code == 0
     assert sorted(iterable.project.events) == ["e1", "e2", "e3"]
     assert program.run().results["counts"]["rows"] <= 2  # nothing is held any more
+
+
+def test_what_waited_for_an_address_that_was_entered_is_read_and_sent_by_the_next_run(
+    tmp_path: Path, iterable: StandIn
+) -> None:
+    program = Program(tmp_path / "out", iterable.url)
+    columns = "user_id, email, page, event_time"
+    make_table(tmp_path / "users.db", f"{columns},updated_at", [(1, "old@example.com", "p", THEN, moment(hours=-48))])
+    use_query(program, f"SELECT {columns} FROM rows WHERE updated_at >= :since")
+    settings = {"DATABASE_URL": f"sqlite:///{tmp_path}/users.db", "SINCE_OVERLAP_HOURS": "0", "FULL_READ_DAYS": "0"}
+    program.settings |= settings
+    assert program.run().code == 0
+    an_hour_passes(program)
+    with closing(sqlite3.connect(tmp_path / "users.db")) as database, database:
+        database.execute("INSERT INTO rows VALUES (1, 'new@example.com', 'q', ?, ?)", (THEN, moment(minutes=-30)))
+        database.execute("UPDATE rows SET email = 'new@example.com'")
+    assert [program.run().code for _ in range(2)] == [1, 1]
+    iterable.project.users["new@example.com"] = iterable.project.users.pop("old@example.com")
+    assert program.run("--baseline", "--only", "new@example.com", "--yes").code == 0
+    run = program.run()
+    assert (run.code, run.counts("events")) == (0, {"delivered": 1})
+    assert rows_read(program.run()) == 0
