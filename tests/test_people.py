@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 from pathlib import Path
 from typing import Any
 
@@ -447,6 +449,24 @@ def test_what_a_held_person_has_that_is_new_is_sent_after_the_address_is_entered
     assert updates(iterable) == [{"email": NEW, "dataFields": {"plan": "free"}}]
     assert [each["dataFields"] for each in iterable.project.events.values()] == [{"page": "home"}, {"page": "new"}]
     only(run(job, rows, columns=columns), 0, users={"unchanged": 1}, events={"unchanged": 2})
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [(b"yes\n", 0, 0), (b"no\n", 65, 1)])
+def test_before_an_address_is_entered_it_says_what_is_left_to_the_next_run(
+    job: Program, iterable: StandIn, answer: bytes, code: int, left: int
+) -> None:
+    run(job, [row(1, ADA)])
+    rows = [row(1, NEW, "free", page=page) for page in ("home", "new")]
+    assert run(job, rows).code == 1
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    asked = job.wait_for(job.start("--baseline", "--only", NEW, stdin=theirs))
+    os.close(theirs)
+    os.close(ours)
+    question = "Enter the new address, and leave 1 user and 1 event to the next run, without sending anything? "
+    assert (asked.code, question in asked.err) == (code, True)
+    moved_by_hand(iterable)
+    assert run(job, rows).results["counts"]["users"]["rejected"] == left
 
 
 def test_ids_keep_the_address_of_before_after_it_is_entered(job: Program, iterable: StandIn) -> None:
