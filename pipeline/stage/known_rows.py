@@ -179,6 +179,8 @@ class KnownRows:
 
     def settled(self) -> Iterator[list[SettledRow]]:
         """Of users of whom nothing has changed, and nothing else is to be said, the only rows; some at a time."""
+        if UNCHANGED not in self._states[Kind.USER]:
+            return
         found = self._database.execute(
             "SELECT users.key, fingerprint, digest, events, settled, row, first_row, rows FROM planned_rows"
             " JOIN users ON users.key = planned_rows.key WHERE settled"
