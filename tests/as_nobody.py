@@ -11,6 +11,7 @@ sys.path[0] = sys.path[0].rpartition("/")[0]  # the folder of main.py; tests/ ha
 
 import os
 import pwd
+from importlib import import_module
 from tempfile import TemporaryDirectory
 
 import main
@@ -29,6 +30,8 @@ if __name__ == "__main__":
         os.environ["OUTPUT_DIR"] = folder
         for look in ([], ["--check"]):
             main.main(["--sandbox", "--quiet", *look])
+    for name in ("explain", "history", "verify"):
+        import_module(f"pipeline.inspect.{name}")
     os.environ["OUTPUT_DIR"] = output_dir
     become_nobody()
     sys.exit(main.main(sys.argv[1:]))

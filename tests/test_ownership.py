@@ -85,6 +85,53 @@ def test_a_folder_of_somebody_else_is_told(shared: Program) -> None:
     )
 
 
+LOOKS = [["--check"], ["--history"], ["--explain", "ada@example.com"], ["--verify"], ["--dry-run"]]
+
+
+@pytest.mark.parametrize("arguments", LOOKS)
+def test_a_ledger_of_somebody_else_is_told_by_all_who_look(shared: Program, arguments: list[str]) -> None:
+    assert run_as_nobody(shared, "--quiet").code == 0
+    os.chown(shared.folder / "iterable_ledger.sqlite3", 0, -1)
+    run = run_as_nobody(shared, *arguments)
+    sentence = (
+        f"The ledger {shared.folder}/iterable_ledger.sqlite3 can't be opened (Permission denied): it belongs to root, "
+        f"and this run is nobody; run: sudo chown nobody {shared.folder}/iterable_*\n"
+    )
+    assert run.code == 73
+    assert sentence in (f"{run.out}" if arguments == ["--check"] else run.err)
+    assert "away" not in run.out + run.err
+    assert "[BAD ] brake" not in run.out
+
+
+def test_a_ledger_that_is_closed_to_its_own_user_is_to_be_opened_again(shared: Program) -> None:
+    assert run_as_nobody(shared, "--quiet").code == 0
+    (shared.folder / "iterable_ledger.sqlite3").chmod(0)
+    run = run_as_nobody(shared, "--check")
+    sentence = "can't be opened (Permission denied). -> let the user of the job read and write it\n"
+    assert (run.code, sentence in run.out) == (73, True)
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], ["--sandbox"], ["--verify"], ["--check"]])
+def test_a_folder_of_somebody_else_is_told_by_those_who_hold_no_lock(shared: Program, arguments: list[str]) -> None:
+    os.chown(shared.folder, 0, -1)
+    run = run_as_nobody(shared, *arguments)
+    cause = "can't be written (Permission denied)"
+    if arguments != ["--check"]:
+        cause = "can't hold the records of this run (not a writable directory)"
+    hint = f": {shared.folder} belongs to root, and this run is nobody; run: sudo chown nobody {shared.folder}"
+    assert run.code == 73
+    assert f"{shared.folder} {cause}{hint}" in run.out + run.err
+
+
+def test_a_folder_that_is_closed_to_its_own_user_is_to_be_opened_again(shared: Program) -> None:
+    shared.folder.chmod(0o500)
+    run = run_as_nobody(shared, "--dry-run", "--quiet")
+    sentence = (
+        "(not a writable directory); let the user of the job write there, or name another folder with OUTPUT_DIR.\n"
+    )
+    assert (run.code, run.err.endswith(sentence)) == (73, True)
+
+
 def test_a_settings_file_of_somebody_else_is_told_and_nothing_is_said_of_what_it_sets(shared: Program) -> None:
     os.chown(shared.env_file, 0, -1)
     del shared.settings["ITERABLE_API_KEY"]

@@ -38,6 +38,7 @@ from pipeline.ledger.ledger import (
 )
 from pipeline.model.exits import ExitCode, RunError
 from pipeline.model.failure_policy import CHECK_ADDRESS, CHECK_KEY, POLICIES
+from pipeline.model.ownership import owner_hint
 from pipeline.report import Console
 from pipeline.report.retention import disk_space_warning
 from pipeline.run.conclusion import refuse
@@ -179,9 +180,10 @@ def check_output(settings: Settings) -> Iterator[Finding]:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".check-"):
             free_bytes = shutil.disk_usage(folder).free
     except OSError as error:
+        hint = owner_hint(folder / "a new file") if isinstance(error, PermissionError) else "."
         yield bad(
             Area.OUTPUT,
-            f"{folder} can't be written ({error.strerror})",
+            f"{folder} can't be written ({error.strerror}){hint.removesuffix('.')}",
             "create it or fix its permissions, or name another one with OUTPUT_DIR",
             ExitCode.NO_OUTPUT,
         )
@@ -201,7 +203,7 @@ def check_output(settings: Settings) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class CheckedLedger:
-    """ledger: an empty one where there is none that can be read."""
+    """ledger: an empty one where there is none that can be read; its `damage` says why."""
 
     ledger: Ledger
     findings: Sequence[Finding]
@@ -218,18 +220,24 @@ def check_ledger(settings: Settings, options: argparse.Namespace, stack: ExitSta
             damage = problem.damage
             finding = _about_damage(damage, is_overridden=options.yes)
         except LedgerError as problem:
-            finding = bad(Area.LEDGER, str(problem), "fix its permissions, or move it away", problem.code)
+            finding = bad(Area.LEDGER, str(problem), _remedy(problem), problem.code)
         except LedgerBusyError as problem:
             finding = bad(Area.LEDGER, str(problem), "wait until that program has ended", problem.code)
         except RunError as problem:  # of the store
             finding = bad(Area.LEDGER, str(problem), "see docs/state.md", problem.code)
         except sqlite3.Error as problem:
             text = f"the ledger {folder / LEDGER_NAME} can't be read ({problem})"
-            finding = bad(Area.LEDGER, text, "bring it back from a backup, or move it away", ExitCode.NO_OUTPUT)
+            finding = bad(Area.LEDGER, text, "bring it back from a backup", ExitCode.NO_OUTPUT)
+        damage = damage or finding.text
     else:
         finding = good(Area.LEDGER, "a sandbox run keeps none")
     ledger = stack.enter_context(open_ledger(folder, project, now=now, lasting=False, damage=damage))
     return CheckedLedger(ledger, [finding])
+
+
+def _remedy(problem: LedgerError) -> str:
+    """What its own sentence does not say."""
+    return "let the user of the job read and write it" if str(problem).endswith(").") else ""
 
 
 def _about_damage(damage: str, *, is_overridden: bool) -> Finding:

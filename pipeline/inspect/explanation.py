@@ -325,7 +325,8 @@ def _files(each: Explanation) -> Iterator[str]:
         if file.problem:
             yield from wrapped(f"{file.name}: can't be read ({file.problem})", IN, IN * 2)
         else:
-            what = "failures" if file.name.endswith(".json") else "lines"
+            what = "failure" if file.name.endswith(".json") else "line"
+            what += "s" if file.count != 1 else ""
             more = f", and {file.count - len(file.lines):,} more" if file.count > len(file.lines) else ""
             found = f"{what} {', '.join(map(str, file.lines))}{more}" if file.lines else "changed addresses"
             yield from wrapped(f"{file.name}: {found}", IN, IN * 2)

@@ -133,7 +133,7 @@ def history_lines(
 ) -> list[str]:
     """A table, the oldest run first. columns: of a terminal, where a longer line is cut."""
     if not runs:
-        return [f"There are no runs yet in the ledger of {where} yet."]
+        return [f"There are no runs yet in the ledger of {where}."]
     files = dict.fromkeys(run.query_file for run in runs)
     cells: list[tuple[str, ...]] = [HEAD]
     for run in runs:

@@ -190,13 +190,18 @@ def _open_or_replace(path: Path, now: float, replace_damaged: bool) -> LedgerFil
             warning = f"The ledger was damaged ({error}). It is now {damaged.name}, and a new one has begun."
             return LedgerFile(_connect(path), warning)
     except (OSError, sqlite3.Error) as error:
-        raise LedgerError(f"The ledger {path} can't be opened ({error}).") from error
+        raise _not_opened(path, error) from error
 
 
 def _explained(path: Path, error: sqlite3.OperationalError) -> RunError:
     if "locked" in str(error):
         return LedgerBusyError(f"Another program holds {path} ({error}). Nothing was read, written or sent.")
-    return LedgerError(f"The ledger {path} can't be opened ({error}){owner_hint(path)}")
+    return _not_opened(path, error)
+
+
+def _not_opened(path: Path, error: OSError | sqlite3.Error) -> LedgerError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return LedgerError(f"The ledger {path} can't be opened ({reason}){owner_hint(path)}")
 
 
 def _damaged(path: Path, error: sqlite3.DatabaseError) -> LedgerDamagedError:
@@ -253,7 +258,8 @@ def check_content(database: sqlite3.Connection) -> None:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if version not in (0, FORMAT):
         raise LedgerError(
-            f"The ledger was written by another version of this program (format {version}); move it away."
+            f"The ledger was written by another version of this program (format {version}); go on with that version, "
+            "or move the ledger away and run with --baseline, which records everything as accepted."
         )
     if missing := _columns_of_schema() - _columns(database):
         raise sqlite3.DatabaseError(f"it has no {min(missing)}")
@@ -327,7 +333,7 @@ def read_file(folder: Path) -> Iterator[sqlite3.Connection]:
         except sqlite3.DatabaseError as error:
             raise _damaged(path, error) from error
         except OSError as error:
-            raise LedgerError(f"The ledger {path} can't be opened ({error}).") from error
+            raise _not_opened(path, error) from error
         yield database
 
 

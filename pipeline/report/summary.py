@@ -60,7 +60,7 @@ def _notes(counts: Mapping[str, Any], left_users: int) -> Iterator[str]:
     """What one should know of the counts."""
     if repeats := counts["duplicate_events"]:
         rows = "1 row repeats" if repeats == 1 else f"{repeats:,} rows repeat"
-        yield f"  {rows} an event of another row; each event was sent once"
+        yield f"  {rows} an event of another row; each event counts once"
     if corrected := counts["corrected_events"]:
         rows = "1 row changes" if corrected == 1 else f"{corrected:,} rows change"
         yield f"  {rows} the fields of an event of another row; the last one was used"

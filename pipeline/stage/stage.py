@@ -8,6 +8,7 @@ opened it uses it. `people` holds the users, `event_runs` packs events, `duplica
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from pipeline.model.exits import OutputError
 from pipeline.model.keys import USER_BYTES, is_given
+from pipeline.model.ownership import owner_hint
 from pipeline.model.records import Kind, Outcome, Record
 from pipeline.model.sql import insert_many
 from pipeline.stage import known_rows
@@ -269,6 +271,13 @@ CREATE TABLE omitted (  -- values
 )
 
 
+def _hint(folder: Path) -> str:
+    if os.access(folder, os.W_OK | os.X_OK):
+        return "."
+    hint = owner_hint(folder / "a new file")
+    return hint if hint != "." else "; let the user of the job write there, or name another folder with OUTPUT_DIR."
+
+
 @contextmanager
 def open_stage(folder: Path) -> Iterator[Stage]:
     """An empty stage, whose file lies in `folder` and is gone when the block ends. Raises OutputError.
@@ -283,7 +292,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
             database.execute(f"PRAGMA temp_store_directory = '{directory}'")
             database.executescript(_SCHEMA)
         except sqlite3.Error as error:
-            raise OutputError(f"{folder} can't hold the records of this run ({error}).") from error
+            raise OutputError(f"{folder} can't hold the records of this run ({error}){_hint(folder)}") from error
         stage = Stage(database, folder)
         stack.callback(stage.known_rows.close)
         yield stage

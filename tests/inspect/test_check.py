@@ -554,6 +554,14 @@ def test_it_says_where_it_has_not_read_all_rows(program: Program, tmp_path: Path
     assert program.run("--dry-run").code == 65
 
 
+def test_where_the_ledger_can_not_be_found_nothing_else_is_said_of_it(program: Program, sample: Any) -> None:
+    assert program.run().code == 0
+    run = program.run("--check", STATE_URL="file:///nope")
+    assert run.code == 78
+    bad = [line for line in lines(run.out) if line.startswith("[BAD ]")]
+    assert [line.split(",")[0] for line in bad] == ["[BAD ] ledger: STATE_URL names /nope"]
+
+
 def test_a_new_key_stops_a_run(program: Program, iterable: StandIn, sample: Any) -> None:
     assert program.run().code == 0
     iterable.project.api_key = "another-key-of-this-project"

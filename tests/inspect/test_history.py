@@ -162,7 +162,7 @@ def test_lock_that_a_later_run_will_take_says_nothing_about_the_last_one(tmp_pat
 
 
 def test_no_run_yet_is_said_in_a_sentence(tmp_path: Path) -> None:
-    assert history_lines([], tmp_path, is_active=False) == [f"There are no runs yet in the ledger of {tmp_path} yet."]
+    assert history_lines([], tmp_path, is_active=False) == [f"There are no runs yet in the ledger of {tmp_path}."]
 
 
 def test_json_has_all_that_is_known(tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ def test_every_kind_of_file_that_names_the_person(program: Program, iterable: St
     assert named.keys() <= stamps
     assert {name.split("_2")[0]: lines for name, lines in named.items()} == {
         "query_results": "lines 3, 4",
-        "rejected_rows": "lines 2",
-        "integration_results": "failures 1",
-        "verify_report": "lines 2",
+        "rejected_rows": "line 2",
+        "integration_results": "failure 1",
+        "verify_report": "line 2",
     }
     assert program.run("--dry-run").code == 1
     run = program.run("--explain", "bob@example.com", "--files", "--json")

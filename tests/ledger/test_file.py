@@ -202,7 +202,8 @@ def test_ledger_of_version_1_is_refused_and_kept_by_runs_and_readers(tmp_path: P
         with pytest.raises(LedgerError) as caught, opening(tmp_path, PROJECT, now=0):
             pass
         assert str(caught.value) == (
-            "The ledger was written by another version of this program (format 1); move it away."
+            "The ledger was written by another version of this program (format 1); go on with that version, or move "
+            "the ledger away and run with --baseline, which records everything as accepted."
         )
         assert content(tmp_path).items() <= {LEDGER_NAME: before, LOCK_NAME: b""}.items()
 

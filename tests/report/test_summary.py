@@ -17,7 +17,7 @@ def test_rows_that_repeat_an_event_are_counted_as_rows(program: Program, tmp_pat
     make_table(tmp_path / "users.db", "email,page,event_time", [row] * (1 + more))
     use_query(program, "SELECT email, page, event_time FROM rows")
     run = program.run()
-    assert f"  {words} of another row; each event was sent once\n" in run.out
+    assert f"  {words} of another row; each event counts once\n" in run.out
 
 
 def test_a_person_in_several_rejected_rows_is_one_user_and_a_row_of_nobody_is_one_each(
