@@ -353,6 +353,20 @@ def test_the_file_to_fix_is_the_one_that_was_named(program: Program) -> None:
     assert (run.code, run.err.endswith("argument --env-file: must be the path of a file\n")) == (2, True)
 
 
+@pytest.mark.parametrize("name", ["OUTPUT_DIR", "QUERY_FILE", "DATABASE_URL", "STATE_URL"])
+@pytest.mark.parametrize("look", [[], ["--check"]])
+def test_a_file_name_that_the_process_can_not_have_is_told(program: Program, look: list[str], name: str) -> None:
+    beginnings = {"DATABASE_URL": "sqlite:////tmp", "STATE_URL": "file:///tmp"}
+    program.env_file.write_text(f"{name}={beginnings.get(name, '/tmp')}/ü\n", encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = program.wait_for(program.start(*look, **(ascii_only | {name: None})))
+    sentence = (
+        f"{name} has a character that file names can't have here, as this process has ascii for them; start it with "
+        "LC_ALL=C.UTF-8."
+    )
+    assert (run.code, sentence in run.out + run.err) == (78, True)
+
+
 def test_quiet_prints_nothing_on_success(program: Program, sample: Path) -> None:
     run = program.run("--quiet")
     assert (run.code, run.out, run.err) == (0, "", "")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone, tzinfo
@@ -126,6 +128,8 @@ def database_url(value: str) -> str:
             "must have the special characters of its user name and password percent-encoded: "
             "@ as %40, / as %2F, # as %23, ? as %3F, [ as %5B"
         )
+    if not split_database_url(value).netloc:  # a file
+        _refuse_what_no_file_name_holds(rest)
     return value
 
 
@@ -228,6 +232,8 @@ def state_url(value: str) -> str:
     if any(each in rest for each in "@?#"):
         raise ValueError("must not hold credentials or options; they come from the environment or the machine's role")
     parts = rest.rstrip("/").split("/")
+    if scheme == "file":
+        _refuse_what_no_file_name_holds(rest)
     if scheme == "file" and (parts[0] or len(parts) < 2):
         raise ValueError("must be the whole path of a folder after file://, such as file:///mnt/shared/ledger")
     if scheme != "file" and not re.fullmatch(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._=-]+)*", "/".join(parts)):
@@ -304,6 +310,17 @@ def content_of(value: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
+def _refuse_what_no_file_name_holds(value: str) -> None:
+    """As where LC_ALL=C makes Python take file names for ASCII."""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"has a character that file names can't have here, as this process has {sys.getfilesystemencoding()} for "
+            "them; start it with LC_ALL=C.UTF-8"
+        ) from None
+
+
 def _is_there(check: Callable[[], bool]) -> bool:
     try:
         return check()
@@ -313,6 +330,7 @@ def _is_there(check: Callable[[], bool]) -> bool:
 
 def path(value: str) -> Path:
     """Relative paths are taken from the folder of main.py, as cron starts elsewhere."""
+    _refuse_what_no_file_name_holds(value)
     try:
         return ROOT / Path(value).expanduser()
     except RuntimeError:
