@@ -358,8 +358,9 @@ def test_the_file_to_fix_is_the_one_that_was_named(program: Program) -> None:
 def test_a_file_name_that_the_process_can_not_have_is_told(program: Program, look: list[str], name: str) -> None:
     beginnings = {"DATABASE_URL": "sqlite:////tmp", "STATE_URL": "file:///tmp"}
     program.env_file.write_text(f"{name}={beginnings.get(name, '/tmp')}/ü\n", encoding="utf-8")
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    run = program.wait_for(program.start(*look, **(ascii_only | {name: None})))
+    program.settings |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    program.settings.pop(name, None)
+    run = program.wait_for(program.start(*look))
     sentence = (
         f"{name} has a character that file names can't have here, as this process has ascii for them; start it with "
         "LC_ALL=C.UTF-8."
