@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> ExitCode:
             introduce(opened)
             account.read = read_rows(opened)
             account.plan = make_plan(opened, account.read)
-            stopped = brake(opened, account.read)
+            stopped = brake(opened, account.read, account.plan)
             account.delivered = stopped or deliver(opened, account.read, account.plan)
             remember(opened, account.read, account.delivered)
             ending = conclude(opened, account.read, account.delivered)

@@ -38,13 +38,14 @@ logger = logging.getLogger("main")
 
 @dataclass(frozen=True)
 class Plan:
-    """How many records are to be sent, and how.
+    """How many records are to be sent, and how. events_by_scheme: events, by how their ids are made.
 
     Of a dry run: the name of the file that it leaves, and the journeys that the events would start.
     """
 
     mode: Mode
     pending: dict[Kind, int]
+    events_by_scheme: dict[str, int]
     preview: str | None = None
     journeys: FoundJourneys | None = None
 
@@ -84,7 +85,8 @@ def make_plan(run: Run, read: Read) -> Plan:
         f"{unchanged:,} unchanged"
     )
     _say_what_may_be_sent_again(run, sum(pending.values()))
-    return _show_plan(run, read, Plan(mode, pending)) if run.options.dry_run else Plan(mode, pending)
+    plan = Plan(mode, pending, pending_by_scheme(read.rules, read.planner, run.stage))
+    return _show_plan(run, read, plan) if run.options.dry_run else plan
 
 
 def _say_what_may_be_sent_again(run: Run, pending: int) -> None:
@@ -138,7 +140,7 @@ def _show_plan(run: Run, read: Read, plan: Plan) -> Plan:
     return replace(plan, preview=name, journeys=journeys)
 
 
-def brake(run: Run, read: Read) -> Delivered | None:
+def brake(run: Run, read: Read, plan: Plan) -> Delivered | None:
     """Stop a run that would send something large and probably unwanted; None lets it go on."""
     if run.options.yes or run.options.sandbox or (run.options.baseline and not run.ledger.damage):
         return None
@@ -151,7 +153,7 @@ def brake(run: Run, read: Read) -> Delivered | None:
         run.started_at.timestamp(),
         read.planner.people,
         is_whole=read.is_full and not run.takes_part_of_rows,
-        events_by_scheme=pending_by_scheme(read.rules, read.planner, run.stage),
+        events_by_scheme=plan.events_by_scheme,
         resend=str(run.keeper.resend or ""),
     ).ending()
     if ending is None:
@@ -180,7 +182,7 @@ def deliver(run: Run, read: Read, plan: Plan) -> Delivered:
     run.ledger.commit()
     if run.options.baseline:
         return enter_baseline(run, addresses)
-    for scheme in pending_by_scheme(read.rules, read.planner, run.stage):
+    for scheme in plan.events_by_scheme:
         run.ledger.queries.add_id_scheme(run.query_path, scheme, accepted=False)
     run.ledger.commit()
     run.interrupt.stop_raising(f"Stopping: waiting up to {GRACE_S:g} s for open requests; Ctrl-C again skips the wait.")

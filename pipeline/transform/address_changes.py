@@ -95,10 +95,9 @@ class PeopleReport:
     """What a run says about people; of each list, the first MAX_LISTED.
 
     known: persons of this read whom the ledger knows. changed: those of them who have another address. held_before:
-    those of these whom a run has reported as held. found: users of
-    this read that the ledger knows from the same query file. gone: those that it knows and this read does not find, if
-    it has read all. done: how many changes ended how. trusts_guess: whether the column
-    that was taken for the person's is one.
+    those of these whom a run has reported as held. found: users of this read that the ledger knows from the same query
+    file. gone: those that it knows and this read does not find, if it has read all. done: how many changes ended how.
+    trusts_guess: whether the column that was taken for the person's is one.
     """
 
     done: Counter[str] = field(default_factory=Counter)
