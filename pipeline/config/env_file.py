@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dotenv.parser import Binding, parse_stream
+
+_COMMENT_ALONE = re.compile(r"[^=]*=[^\S\r\n]+#")
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ def read_env_file(path: Path, must_exist: bool) -> EnvFile:
     broken = [each for each in bindings if each.error or (each.key is not None and each.value is None)]
     return EnvFile(
         path,
-        texts={name: each.value or "" for name, each in values.items()},
+        texts={name: _text(each) for name, each in values.items()},
         lines={name: _line(each) for name, each in values.items()},
-        with_comments={name: whole for name, each in values.items() if (whole := _whole(each)) != each.value},
+        with_comments={name: whole for name, each in values.items() if (whole := _whole(each)) != _text(each)},
         problems=tuple(
             f"Line {_line(each)} of {path} can't be read; each line must be NAME=value, or begin with #."
             for each in broken
@@ -61,6 +64,11 @@ def _line(binding: Binding) -> int:
     """The parser counts the blank lines above a binding as part of it."""
     text = binding.original.string
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _text(binding: Binding) -> str:
+    """The value. Before python-dotenv 1.2.4, the parser took a comment for it that stands alone after a space."""
+    return "" if _COMMENT_ALONE.match(binding.original.string) else binding.value or ""
 
 
 def _whole(binding: Binding) -> str:
